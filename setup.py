@@ -1,0 +1,38 @@
+"""The extension modules; everything else about the package is in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+CFLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra", "-Werror"]
+# What Cython itself generates is not ours to keep free of these.
+CYTHON_CFLAGS = ["-Wno-unused-function", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+LDFLAGS = []
+
+if os.environ.get("FASTRPC_SANITIZE") == "1":
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
+    CFLAGS += SANITIZE
+    LDFLAGS += SANITIZE
+
+
+def extension(name, *c_sources):
+    return Extension(
+        f"fastrpc.{name}",
+        [f"fastrpc/{name}.pyx", *(f"src_c/{source}" for source in c_sources)],
+        include_dirs=["src_c"],
+        extra_compile_args=CFLAGS + CYTHON_CFLAGS,
+        extra_link_args=LDFLAGS,
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            extension("_amqp", "frame.c", "publish.c"),
+            extension("_pending", "pending.c"),
+            extension("_json"),
+        ],
+        compiler_directives={"language_level": "3", "embedsignature": True},
+    )
+)
