@@ -1,0 +1,802 @@
+/* See pending.h.
+ *
+ * The hash table is extendible: the top bits of the hash choose a segment through a directory, the low bits
+ * a home group within it. A segment that fills up splits in two, neighbours that have emptied merge, so no
+ * single call ever pays for the whole table, and old and new table never stand side by side.
+ *
+ * A group is one cache line: five slots, their whole hashes, and how many entries wanted a slot here (or
+ * came past) and had to go on to the next group. An absent id therefore costs one cache miss, a present
+ * one two, and splitting reads no entries at all. Removal leaves no tombstones.
+ */
+#include "pending.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define GROUP_SLOTS 5
+#define GROUPS 256 /* a power of two */
+#define SLOTS (GROUPS * GROUP_SLOTS)
+#define SPLIT_AT (SLOTS * 3 / 4)
+/* Half of SPLIT_AT, so that a table that stays about the same size does not split and merge in turns. */
+#define MERGE_AT (SLOTS * 3 / 8)
+/* A hash has 32 bits; the low 8 are the home group. 2^24 segments are 16 thousand million entries. */
+#define MAX_DEPTH 24
+#define LINE 64
+
+typedef struct {
+    uint32_t hash[GROUP_SLOTS];
+    uint32_t passed; /* entries that are further on and would have come here first */
+    pending_entry *entry[GROUP_SLOTS];
+} group;
+
+_Static_assert(sizeof(void *) != 8 || sizeof(group) == LINE, "a group is a cache line");
+_Static_assert(sizeof(void *) != 8 || sizeof(pending_entry) == 32, "the header of an entry");
+
+typedef struct {
+    group *groups;
+    void *block; /* what was allocated; groups is the first cache line in it */
+    uint32_t used;
+    uint32_t depth; /* how many top bits all its hashes share */
+} segment;
+
+typedef struct {
+    pending_entry *oldest, *newest;
+    uint64_t count;
+} order;
+
+struct pending {
+    segment **directory; /* 1 << depth pointers; a segment of depth d is there 1 << (depth - d) times */
+    uint32_t depth;
+    uint32_t clock;   /* the latest arrival */
+    uint64_t deepest; /* segments as deep as the directory: at zero it can be halved */
+    uint64_t segments;
+    uint64_t key[2];
+    order orders[PENDING_STATES]; /* of WAITING only the count */
+    uint64_t bytes;
+    uint64_t waiting_bytes;
+    uint64_t evicted;
+    size_t entry_memory;
+    pending_limits limits;
+    pending_allocator allocator;
+};
+
+static void *libc_malloc(void *context, size_t size) {
+    (void)context;
+    return malloc(size);
+}
+
+static void *libc_realloc(void *context, void *block, size_t size) {
+    (void)context;
+    return realloc(block, size);
+}
+
+static void libc_free(void *context, void *block) {
+    (void)context;
+    free(block);
+}
+
+static void *take_memory(pending *p, size_t size) {
+    return p->allocator.malloc(p->allocator.context, size);
+}
+
+static void give_memory(pending *p, void *block) {
+    p->allocator.free(p->allocator.context, block);
+}
+
+static size_t chunk(size_t size) { return size + 8 < 32 ? 32 : (size + 8 + 15) & ~(size_t)15; }
+
+/* SipHash-1-3 (Aumasson and Bernstein): keyed, so that nobody on the wire can choose colliding ids. */
+
+#define ROTATE(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
+#define SIP_ROUND                                                                                  \
+    do {                                                                                           \
+        v0 += v1;                                                                                  \
+        v1 = ROTATE(v1, 13) ^ v0;                                                                  \
+        v0 = ROTATE(v0, 32);                                                                       \
+        v2 += v3;                                                                                  \
+        v3 = ROTATE(v3, 16) ^ v2;                                                                  \
+        v0 += v3;                                                                                  \
+        v3 = ROTATE(v3, 21) ^ v0;                                                                  \
+        v2 += v1;                                                                                  \
+        v1 = ROTATE(v1, 17) ^ v2;                                                                  \
+        v2 = ROTATE(v2, 32);                                                                       \
+    } while (0)
+
+static uint32_t hash_of(const pending *p, const unsigned char *id, size_t len) {
+    uint64_t v0 = p->key[0] ^ UINT64_C(0x736f6d6570736575), v1 = p->key[1] ^ UINT64_C(0x646f72616e646f6d);
+    uint64_t v2 = p->key[0] ^ UINT64_C(0x6c7967656e657261), v3 = p->key[1] ^ UINT64_C(0x7465646279746573);
+    uint64_t last = (uint64_t)len << 56, word;
+    for (; len >= 8; id += 8, len -= 8) {
+        memcpy(&word, id, 8); /* the machine's byte order: the hash never leaves the process */
+        v3 ^= word;
+        SIP_ROUND;
+        v0 ^= word;
+    }
+    word = 0;
+    memcpy(&word, id, len);
+    last ^= word;
+    v3 ^= last;
+    SIP_ROUND;
+    v0 ^= last;
+    v2 ^= 0xff;
+    SIP_ROUND;
+    SIP_ROUND;
+    SIP_ROUND;
+    word = v0 ^ v1 ^ v2 ^ v3;
+    return (uint32_t)(word ^ (word >> 32));
+}
+
+/* ---- segments */
+
+static segment *segment_new(pending *p, uint32_t depth) {
+    segment *s = take_memory(p, sizeof *s);
+    if (s == NULL)
+        return NULL;
+    s->block = take_memory(p, GROUPS * sizeof(group) + LINE - 1);
+    if (s->block == NULL) {
+        give_memory(p, s);
+        return NULL;
+    }
+    uintptr_t odd = (uintptr_t)s->block % LINE;
+    s->groups = (group *)((char *)s->block + (odd ? LINE - odd : 0));
+    memset(s->groups, 0, GROUPS * sizeof(group));
+    s->used = 0;
+    s->depth = depth;
+    p->segments++;
+    return s;
+}
+
+static void segment_free(pending *p, segment *s) {
+    give_memory(p, s->block);
+    give_memory(p, s);
+    p->segments--;
+}
+
+/* The caller has seen that there is room. */
+static void segment_put(segment *s, uint32_t hash, pending_entry *e) {
+    for (uint32_t i = hash % GROUPS;; i = (i + 1) % GROUPS) {
+        group *g = &s->groups[i];
+        for (int k = 0; k < GROUP_SLOTS; k++) {
+            if (g->entry[k] == NULL) {
+                g->entry[k] = e;
+                g->hash[k] = hash;
+                s->used++;
+                return;
+            }
+        }
+        g->passed++;
+    }
+}
+
+static void segment_take(segment *s, uint32_t at, int k) {
+    group *g = &s->groups[at];
+    for (uint32_t i = g->hash[k] % GROUPS; i != at; i = (i + 1) % GROUPS)
+        s->groups[i].passed--;
+    g->entry[k] = NULL;
+    g->hash[k] = 0;
+    s->used--;
+}
+
+static size_t directory_index(const pending *p, uint32_t hash) {
+    return (size_t)((uint64_t)hash >> (32 - p->depth));
+}
+
+static segment *segment_of(const pending *p, uint32_t hash) {
+    return p->directory[directory_index(p, hash)];
+}
+
+/* The first of the directory's pointers to the segment that holds `hash`, and how many there are. */
+static size_t directory_range(const pending *p, uint32_t hash, uint32_t depth, size_t *many) {
+    *many = (size_t)1 << (p->depth - depth);
+    return directory_index(p, hash) & ~(*many - 1);
+}
+
+static int directory_double(pending *p) {
+    size_t size = (size_t)1 << p->depth;
+    segment **bigger = take_memory(p, 2 * size * sizeof *bigger);
+    if (bigger == NULL)
+        return PENDING_NOMEM;
+    for (size_t i = 0; i < 2 * size; i++)
+        bigger[i] = p->directory[i / 2];
+    give_memory(p, p->directory);
+    p->directory = bigger;
+    p->depth++;
+    p->deepest = 0;
+    return 0;
+}
+
+static void directory_halve(pending *p) {
+    while (p->depth > 0 && p->deepest == 0) {
+        size_t size = (size_t)1 << --p->depth;
+        for (size_t i = 0; i < size; i++) {
+            p->directory[i] = p->directory[2 * i];
+            /* A segment that is there several times counts once: at its first pointer. */
+            if (p->directory[i]->depth == p->depth)
+                p->deepest++;
+        }
+        segment **smaller = p->allocator.realloc(p->allocator.context, p->directory, size * sizeof *smaller);
+        if (smaller != NULL)
+            p->directory = smaller;
+    }
+}
+
+static int split(pending *p, uint32_t hash) {
+    segment *s = segment_of(p, hash);
+    if (s->depth == MAX_DEPTH || (s->depth == p->depth && directory_double(p) != 0))
+        return PENDING_NOMEM;
+    segment *upper = segment_new(p, s->depth + 1);
+    if (upper == NULL) {
+        directory_halve(p); /* nobody is as deep as a doubled directory */
+        return PENDING_NOMEM;
+    }
+    size_t many, first = directory_range(p, hash, s->depth, &many);
+    s->depth++;
+    for (size_t i = first + many / 2; i < first + many; i++)
+        p->directory[i] = upper;
+    if (s->depth == p->depth)
+        p->deepest += 2;
+    uint32_t bit = UINT32_C(1) << (32 - s->depth);
+    for (uint32_t i = 0; i < GROUPS; i++) {
+        for (int k = 0; k < GROUP_SLOTS; k++) {
+            pending_entry *e = s->groups[i].entry[k];
+            uint32_t h = s->groups[i].hash[k];
+            if (e == NULL)
+                continue;
+            if (h & bit) {
+                segment_take(s, i, k);
+                segment_put(upper, h, e);
+            } else if (h % GROUPS != i) { /* its home group may have room now */
+                segment_take(s, i, k);
+                segment_put(s, h, e);
+            }
+        }
+    }
+    return 0;
+}
+
+/* The segment of `hash` has lost many entries: put it and its neighbour together while both fit in one. */
+static void merge(pending *p, uint32_t hash) {
+    for (;;) {
+        segment *s = segment_of(p, hash);
+        if (s->depth == 0)
+            return;
+        uint32_t bit = UINT32_C(1) << (32 - s->depth);
+        segment *other = segment_of(p, hash ^ bit);
+        if (other->depth != s->depth || s->used + other->used > MERGE_AT)
+            return;
+        for (uint32_t i = 0; i < GROUPS; i++)
+            for (int k = 0; k < GROUP_SLOTS; k++)
+                if (other->groups[i].entry[k] != NULL)
+                    segment_put(s, other->groups[i].hash[k], other->groups[i].entry[k]);
+        size_t many, first = directory_range(p, hash ^ bit, other->depth, &many);
+        for (size_t i = first; i < first + many; i++)
+            p->directory[i] = s;
+        if (s->depth == p->depth)
+            p->deepest -= 2;
+        s->depth--;
+        segment_free(p, other);
+        directory_halve(p);
+    }
+}
+
+/* ---- entries in the hash table */
+
+static pending_entry *find(const pending *p, uint32_t hash, const unsigned char *id, size_t len) {
+    const segment *s = segment_of(p, hash);
+    uint32_t i = hash % GROUPS;
+    for (uint32_t n = 0; n < GROUPS; n++, i = (i + 1) % GROUPS) {
+        const group *g = &s->groups[i];
+        for (int k = 0; k < GROUP_SLOTS; k++) {
+            pending_entry *e = g->entry[k];
+            if (g->hash[k] == hash && e != NULL && e->id_len == len && memcmp(e->bytes, id, len) == 0)
+                return e;
+        }
+        if (g->passed == 0)
+            return NULL;
+    }
+    return NULL;
+}
+
+/* Where the table points to e, which is in it. */
+static void locate(const segment *s, const pending_entry *e, uint32_t *at, int *slot) {
+    for (uint32_t i = e->hash % GROUPS;; i = (i + 1) % GROUPS) {
+        for (int k = 0; k < GROUP_SLOTS; k++) {
+            if (s->groups[i].entry[k] == e) {
+                *at = i;
+                *slot = k;
+                return;
+            }
+        }
+    }
+}
+
+static void replace(pending *p, const pending_entry *old, pending_entry *e) {
+    segment *s = segment_of(p, old->hash);
+    uint32_t at;
+    int k;
+    locate(s, old, &at, &k);
+    s->groups[at].entry[k] = e;
+}
+
+static int insert(pending *p, pending_entry *e) {
+    segment *s = segment_of(p, e->hash);
+    while (s->used >= SPLIT_AT) {
+        if (split(p, e->hash) != 0) {
+            if (s->used == SLOTS)
+                return PENDING_NOMEM;
+            break; /* crowded, but there is room */
+        }
+        s = segment_of(p, e->hash);
+    }
+    segment_put(s, e->hash, e);
+    return 0;
+}
+
+static void take_out(pending *p, const pending_entry *e) {
+    uint32_t hash = e->hash;
+    segment *s = segment_of(p, hash);
+    uint32_t at;
+    int k;
+    locate(s, e, &at, &k);
+    segment_take(s, at, k);
+    /* Looking at the neighbour is a cache miss: not at every removal. */
+    if (s->used <= MERGE_AT / 2 && s->used % 32 == 0)
+        merge(p, hash);
+}
+
+/* ---- entries: memory and order */
+
+static size_t stored_len(const pending_entry *e) { return (size_t)e->format_len + e->body_len; }
+
+static size_t entry_size(const pending_entry *e) {
+    return sizeof *e + e->id_len + stored_len(e);
+}
+
+static pending_entry *entry_new(pending *p, uint32_t hash, const unsigned char *id, size_t len,
+                                size_t format_len, size_t body_len) {
+    size_t size = sizeof(pending_entry) + len + format_len + body_len;
+    pending_entry *e = take_memory(p, size);
+    if (e == NULL)
+        return NULL;
+    memset(e, 0, sizeof *e);
+    e->hash = hash;
+    e->id_len = (uint8_t)len;
+    e->format_len = (uint8_t)format_len;
+    e->body_len = (uint32_t)body_len;
+    memcpy(e->bytes, id, len);
+    p->entry_memory += chunk(size);
+    return e;
+}
+
+static void entry_free(pending *p, pending_entry *e) {
+    p->entry_memory -= chunk(entry_size(e));
+    give_memory(p, e);
+}
+
+/* Into a state: counted, and the newest of its order. The state of an entry changes only by these two. */
+static void enter(pending *p, pending_entry *e, int state) {
+    order *o = &p->orders[state];
+    e->state = (uint8_t)state;
+    o->count++;
+    if (e->stored) {
+        p->bytes += stored_len(e);
+        if (state == PENDING_WAITING)
+            p->waiting_bytes += stored_len(e);
+    }
+    if (state == PENDING_WAITING)
+        return;
+    e->u.order.newer = NULL;
+    e->u.order.older = o->newest;
+    if (o->newest != NULL)
+        o->newest->u.order.newer = e;
+    else
+        o->oldest = e;
+    o->newest = e;
+}
+
+static void leave(pending *p, pending_entry *e) {
+    order *o = &p->orders[e->state];
+    o->count--;
+    if (e->stored) {
+        p->bytes -= stored_len(e);
+        if (e->state == PENDING_WAITING)
+            p->waiting_bytes -= stored_len(e);
+    }
+    if (e->state == PENDING_WAITING)
+        return;
+    pending_entry *older = e->u.order.older, *newer = e->u.order.newer;
+    if (older != NULL)
+        older->u.order.newer = newer;
+    else
+        o->oldest = newer;
+    if (newer != NULL)
+        newer->u.order.older = older;
+    else
+        o->newest = older;
+}
+
+/* e is in no order. Gives back the memory of the body; where realloc cannot, the block stays long. */
+static pending_entry *without_body(pending *p, pending_entry *e) {
+    if (!e->stored)
+        return e;
+    e->stored = 0;
+    if (stored_len(e) == 0)
+        return e;
+    segment *s = segment_of(p, e->hash);
+    uint32_t at;
+    int k;
+    locate(s, e, &at, &k);
+    p->entry_memory -= chunk(entry_size(e));
+    e->format_len = 0;
+    e->body_len = 0;
+    p->entry_memory += chunk(entry_size(e));
+    pending_entry *smaller = p->allocator.realloc(p->allocator.context, e, entry_size(e));
+    if (smaller == NULL)
+        return e;
+    s->groups[at].entry[k] = smaller;
+    return smaller;
+}
+
+static void discard(pending *p, pending_entry *e) {
+    leave(p, e);
+    take_out(p, e);
+    entry_free(p, e);
+}
+
+static void bound(pending *p, int state, uint64_t most) {
+    while (p->orders[state].count > most)
+        discard(p, p->orders[state].oldest);
+}
+
+static void lose(pending *p, pending_entry *e) {
+    leave(p, e);
+    enter(p, without_body(p, e), PENDING_LOST);
+    bound(p, PENDING_LOST, p->limits.max_lost);
+    p->evicted++;
+}
+
+static uint64_t apply_caps(pending *p, pending_entry *newest) {
+    order *o = &p->orders[PENDING_UNCLAIMED];
+    uint64_t evicted = 0;
+    /* Even alone it would not fit: that is no reason to lose the others. */
+    if (newest != NULL && newest->state == PENDING_UNCLAIMED &&
+        (p->waiting_bytes > p->limits.max_unclaimed_bytes ||
+         stored_len(newest) > p->limits.max_unclaimed_bytes - p->waiting_bytes)) {
+        lose(p, newest);
+        evicted++;
+    }
+    while (o->count > 0 &&
+           (o->count > p->limits.max_unclaimed || p->bytes > p->limits.max_unclaimed_bytes)) {
+        lose(p, o->oldest);
+        evicted++;
+    }
+    return evicted;
+}
+
+static int valid_id(size_t len) { return len >= 1 && len <= PENDING_MAX_ID; }
+
+/* ---- the table */
+
+pending *pending_new(const pending_allocator *allocator, const uint8_t seed[16],
+                     const pending_limits *limits) {
+    static const pending_allocator libc = {libc_malloc, libc_realloc, libc_free, NULL};
+    if (allocator == NULL)
+        allocator = &libc;
+    pending *p = allocator->malloc(allocator->context, sizeof *p);
+    if (p == NULL)
+        return NULL;
+    memset(p, 0, sizeof *p);
+    p->allocator = *allocator;
+    p->limits = *limits;
+    memcpy(p->key, seed, sizeof p->key);
+    p->directory = take_memory(p, sizeof *p->directory);
+    segment *s = p->directory == NULL ? NULL : segment_new(p, 0);
+    if (s == NULL) {
+        if (p->directory != NULL)
+            give_memory(p, p->directory);
+        give_memory(p, p);
+        return NULL;
+    }
+    p->directory[0] = s;
+    p->deepest = 1;
+    return p;
+}
+
+void pending_clear(pending *p) {
+    segment *first = p->directory[0];
+    for (size_t i = 0, size = (size_t)1 << p->depth; i < size;) {
+        segment *s = p->directory[i];
+        i += (size_t)1 << (p->depth - s->depth);
+        for (uint32_t n = 0; n < GROUPS; n++)
+            for (int k = 0; k < GROUP_SLOTS; k++)
+                if (s->groups[n].entry[k] != NULL)
+                    give_memory(p, s->groups[n].entry[k]);
+        if (s != first)
+            segment_free(p, s);
+    }
+    memset(first->groups, 0, GROUPS * sizeof(group));
+    first->used = 0;
+    first->depth = 0;
+    segment **smaller = p->allocator.realloc(p->allocator.context, p->directory, sizeof *smaller);
+    if (smaller != NULL)
+        p->directory = smaller;
+    p->directory[0] = first;
+    p->depth = 0;
+    p->deepest = 1;
+    memset(p->orders, 0, sizeof p->orders);
+    p->bytes = 0;
+    p->waiting_bytes = 0;
+    p->entry_memory = 0;
+    p->clock = 0;
+}
+
+void pending_free(pending *p) {
+    if (p == NULL)
+        return;
+    pending_clear(p);
+    segment_free(p, p->directory[0]);
+    give_memory(p, p->directory);
+    give_memory(p, p);
+}
+
+pending_entry *pending_find(const pending *p, const unsigned char *id, size_t len) {
+    return valid_id(len) ? find(p, hash_of(p, id, len), id, len) : NULL;
+}
+
+/* A new entry in a state, in the table and in its order. NULL: out of memory. */
+static pending_entry *create(pending *p, uint32_t hash, const unsigned char *id, size_t len, int state) {
+    pending_entry *e = entry_new(p, hash, id, len, 0, 0);
+    if (e == NULL)
+        return NULL;
+    if (insert(p, e) != 0) {
+        entry_free(p, e);
+        return NULL;
+    }
+    enter(p, e, state);
+    return e;
+}
+
+int pending_wait(pending *p, const unsigned char *id, size_t len, void *waiter,
+                 pending_entry **found) {
+    *found = NULL;
+    if (!valid_id(len))
+        return PENDING_INVALID;
+    uint32_t hash = hash_of(p, id, len);
+    pending_entry *e = find(p, hash, id, len);
+    if (e != NULL) {
+        if (e->state == PENDING_WAITING)
+            *found = e;
+        return e->state;
+    }
+    e = create(p, hash, id, len, PENDING_WAITING);
+    if (e == NULL)
+        return PENDING_NOMEM;
+    e->u.waiter = waiter;
+    return PENDING_UNKNOWN;
+}
+
+uint64_t pending_unwait(pending *p, pending_entry *e) {
+    if (!e->stored) {
+        discard(p, e);
+        return 0;
+    }
+    leave(p, e);
+    e->arrived = p->clock; /* the order of arrival and the times agree: expire() stops at the first young one */
+    enter(p, e, PENDING_UNCLAIMED);
+    return apply_caps(p, e);
+}
+
+int pending_finish(pending *p, const unsigned char *id, size_t len, void **waiter) {
+    *waiter = NULL;
+    if (!valid_id(len))
+        return PENDING_INVALID;
+    uint32_t hash = hash_of(p, id, len);
+    pending_entry *e = find(p, hash, id, len);
+    int before = PENDING_UNKNOWN;
+    if (e == NULL) {
+        /* With nothing to remember it in, an unknown id stays unknown. */
+        if (p->limits.max_done > 0 && create(p, hash, id, len, PENDING_DONE) == NULL)
+            return PENDING_NOMEM;
+    } else {
+        before = e->state;
+        if (before == PENDING_DONE)
+            return before;
+        if (before == PENDING_WAITING)
+            *waiter = e->u.waiter;
+        leave(p, e);
+        enter(p, without_body(p, e), PENDING_DONE);
+    }
+    bound(p, PENDING_DONE, p->limits.max_done);
+    return before;
+}
+
+int64_t pending_store(pending *p, const unsigned char *id, size_t len, const unsigned char *format,
+                      size_t format_len, const unsigned char *body, size_t body_len, uint32_t now) {
+    if (!valid_id(len) || format_len > PENDING_MAX_FORMAT || body_len >= UINT32_MAX)
+        return PENDING_INVALID;
+    uint32_t hash = hash_of(p, id, len);
+    pending_entry *old = find(p, hash, id, len);
+    if (old != NULL && old->state == PENDING_DONE)
+        return PENDING_DUPLICATE;
+    pending_entry *e = entry_new(p, hash, id, len, format_len, body_len);
+    if (e == NULL)
+        return PENDING_NOMEM;
+    if (format_len > 0)
+        memcpy(e->bytes + len, format, format_len);
+    if (body_len > 0)
+        memcpy(e->bytes + len + format_len, body, body_len);
+    e->stored = 1;
+    int state = PENDING_UNCLAIMED;
+    if (old == NULL) {
+        if (insert(p, e) != 0) {
+            entry_free(p, e);
+            return PENDING_NOMEM;
+        }
+    } else {
+        replace(p, old, e);
+        leave(p, old);
+        if (old->state == PENDING_WAITING) {
+            state = PENDING_WAITING;
+            e->u.waiter = old->u.waiter;
+        }
+        entry_free(p, old);
+    }
+    if (now > p->clock)
+        p->clock = now;
+    e->arrived = p->clock;
+    enter(p, e, state);
+    return (int64_t)apply_caps(p, e);
+}
+
+void pending_drop_body(pending *p, pending_entry *e) {
+    if (e->state == PENDING_UNCLAIMED) {
+        discard(p, e);
+    } else if (e->state == PENDING_WAITING) {
+        leave(p, e);
+        enter(p, without_body(p, e), PENDING_WAITING);
+    }
+}
+
+uint64_t pending_expire(pending *p, uint32_t before) {
+    uint64_t expired = 0;
+    pending_entry *e;
+    while ((e = p->orders[PENDING_UNCLAIMED].oldest) != NULL && e->arrived < before) {
+        lose(p, e);
+        expired++;
+    }
+    return expired;
+}
+
+void pending_forget(pending *p, const unsigned char *id, size_t len) {
+    pending_entry *e = pending_find(p, id, len);
+    if (e == NULL)
+        return;
+    if (e->state == PENDING_WAITING)
+        pending_drop_body(p, e);
+    else
+        discard(p, e);
+}
+
+void pending_reset(pending *p, const unsigned char *id, size_t len) {
+    pending_entry *e = pending_find(p, id, len);
+    if (e != NULL && (e->state == PENDING_DONE || e->state == PENDING_LOST))
+        discard(p, e);
+}
+
+pending_entry *pending_next(const pending *p, pending_cursor *cursor) {
+    size_t size = (size_t)1 << p->depth;
+    while (cursor->segment < size) {
+        const segment *s = p->directory[cursor->segment];
+        while (cursor->slot < SLOTS) {
+            size_t at = cursor->slot++;
+            pending_entry *e = s->groups[at / GROUP_SLOTS].entry[at % GROUP_SLOTS];
+            if (e != NULL)
+                return e;
+        }
+        cursor->segment += (size_t)1 << (p->depth - s->depth);
+        cursor->slot = 0;
+    }
+    return NULL;
+}
+
+uint64_t pending_count(const pending *p, int state) { return p->orders[state].count; }
+uint64_t pending_bytes(const pending *p) { return p->bytes; }
+uint64_t pending_evicted(const pending *p) { return p->evicted; }
+
+size_t pending_table_memory(const pending *p) {
+    size_t directory = sizeof(segment *) << p->depth;
+    return chunk(sizeof *p) + chunk(directory) +
+           (size_t)p->segments * (chunk(sizeof(segment)) + chunk(GROUPS * sizeof(group) + LINE - 1));
+}
+
+size_t pending_memory(const pending *p) { return pending_table_memory(p) + p->entry_memory; }
+
+/* ---- for tests */
+
+#define HOLDS(rule)                                                                                \
+    do {                                                                                           \
+        if (!(rule))                                                                               \
+            return __LINE__;                                                                       \
+    } while (0)
+
+static int check_segment(const pending *p, const segment *s, size_t first) {
+    uint32_t used = 0, passed[GROUPS] = {0};
+    for (uint32_t i = 0; i < GROUPS; i++) {
+        for (int k = 0; k < GROUP_SLOTS; k++) {
+            const pending_entry *e = s->groups[i].entry[k];
+            if (e == NULL)
+                continue;
+            used++;
+            HOLDS(e->hash == s->groups[i].hash[k]);
+            HOLDS(e->hash == hash_of(p, e->bytes, e->id_len));
+            HOLDS(p->directory[directory_index(p, e->hash)] == s);
+            HOLDS(directory_index(p, e->hash) >= first);
+            HOLDS(find(p, e->hash, e->bytes, e->id_len) == e);
+            for (uint32_t n = e->hash % GROUPS; n != i; n = (n + 1) % GROUPS)
+                passed[n]++;
+        }
+    }
+    HOLDS(used == s->used);
+    for (uint32_t i = 0; i < GROUPS; i++)
+        HOLDS(passed[i] == s->groups[i].passed);
+    return 0;
+}
+
+static int check_order(const pending *p, int state) {
+    uint64_t count = 0;
+    uint32_t arrived = 0;
+    const pending_entry *before = NULL;
+    for (const pending_entry *e = p->orders[state].oldest; e != NULL; e = e->u.order.newer) {
+        HOLDS(e->state == state);
+        HOLDS(e->u.order.older == before);
+        HOLDS(e->stored == (state == PENDING_UNCLAIMED));
+        HOLDS(state != PENDING_UNCLAIMED || e->arrived >= arrived);
+        arrived = e->arrived;
+        before = e;
+        count++;
+    }
+    HOLDS(p->orders[state].newest == before);
+    HOLDS(p->orders[state].count == count);
+    return 0;
+}
+
+int pending_check(const pending *p) {
+    uint64_t segments = 0, deepest = 0, counts[PENDING_STATES] = {0}, bytes = 0, waiting_bytes = 0;
+    size_t memory = 0, size = (size_t)1 << p->depth;
+    int wrong;
+    for (size_t i = 0; i < size;) {
+        const segment *s = p->directory[i];
+        size_t many = (size_t)1 << (p->depth - s->depth);
+        HOLDS(s->depth <= p->depth && i % many == 0);
+        for (size_t n = i; n < i + many; n++)
+            HOLDS(p->directory[n] == s);
+        if ((wrong = check_segment(p, s, i)) != 0)
+            return wrong;
+        segments++;
+        deepest += s->depth == p->depth;
+        i += many;
+    }
+    HOLDS(segments == p->segments);
+    HOLDS(deepest == p->deepest);
+    pending_cursor cursor = {0, 0};
+    for (const pending_entry *e; (e = pending_next(p, &cursor)) != NULL;) {
+        HOLDS(e->state > PENDING_UNKNOWN && e->state < PENDING_STATES);
+        HOLDS(e->stored || stored_len(e) == 0);
+        counts[e->state]++;
+        bytes += stored_len(e);
+        if (e->state == PENDING_WAITING)
+            waiting_bytes += stored_len(e);
+        memory += chunk(entry_size(e));
+    }
+    HOLDS(bytes == p->bytes && waiting_bytes == p->waiting_bytes);
+    HOLDS(memory == p->entry_memory);
+    HOLDS(counts[PENDING_WAITING] == p->orders[PENDING_WAITING].count);
+    for (int state = PENDING_UNCLAIMED; state < PENDING_STATES; state++)
+        if ((wrong = check_order(p, state)) != 0)
+            return wrong;
+    HOLDS(p->orders[PENDING_UNCLAIMED].count <= p->limits.max_unclaimed);
+    HOLDS(p->orders[PENDING_UNCLAIMED].count == 0 || p->bytes <= p->limits.max_unclaimed_bytes);
+    HOLDS(p->orders[PENDING_DONE].count <= p->limits.max_done);
+    HOLDS(p->orders[PENDING_LOST].count <= p->limits.max_lost);
+    return 0;
+}
