@@ -1,0 +1,91 @@
+"""Results to bytes and back: kombu's registry, with orjson for the JSON that both understand alike.
+
+What `encode` and `decode` mean is kombu's to say: the same value comes out, or the same type of
+exception. The bytes of JSON may differ (no spaces, no ``\\u`` escapes for what UTF-8 can say), and
+any JSON reader reads them. Which values and texts orjson may have is decided in `fastrpc._json`;
+all others, all other serializers, and a ``json`` that the application registered itself, take
+kombu's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any
+
+from kombu.serialization import dumps as _registry_dumps
+from kombu.serialization import loads as _registry_loads
+from kombu.serialization import registry as _registry
+from kombu.utils import json as _kombu_json
+
+from . import _json
+
+__all__ = ["decode", "encode"]
+
+_JSON = "application/json"
+
+# kombu's own functions, to tell whether `json` still means kombu's JSON. Should something have put
+# its own in their place before we were imported, that is not what orjson stands in for.
+_kombu_dumps: Any = _kombu_json.dumps
+_kombu_loads: Any = _kombu_json.loads
+if getattr(_kombu_dumps, "__globals__", None) is not vars(_kombu_json):
+    _kombu_dumps = object()
+if getattr(_kombu_loads, "__globals__", None) is not vars(_kombu_json):
+    _kombu_loads = object()
+
+# The registry's own dicts: it changes them in place, and `dumps` and `loads` are bound to it.
+_encoders = _registry._encoders
+_decoders = _registry._decoders
+_disabled = _registry._disabled_content_types
+
+_MISS = _json.MISS
+
+
+def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
+    """Encode `value` as ``kombu.serialization.dumps(value, serializer=serializer)`` does.
+
+    Returns the content type, the content encoding and the payload. The payload of kombu's own JSON
+    is bytes, where kombu's is str; any other payload is what the registered encoder returns.
+
+    Raises `kombu.exceptions.EncodeError` if `value` cannot be encoded, and
+    `kombu.exceptions.SerializerNotInstalled` if there is no such serializer.
+    """
+    if serializer == "json":
+        codec = _encoders.get("json")
+        if codec is not None and codec[2] is _kombu_dumps:
+            payload = _json.dumps(value)
+            if payload is not None:
+                return codec[0], codec[1], payload
+            content_type, content_encoding, text = _registry_dumps(value, serializer)
+            return content_type, content_encoding, _to_bytes(text)
+    result: tuple[str, str, Any] = _registry_dumps(value, serializer)
+    return result
+
+
+def decode(
+    body: Any, content_type: Any, content_encoding: Any, accept: Container[str] | None
+) -> Any:
+    """Decode `body` as ``kombu.serialization.loads`` does with the same arguments.
+
+    `accept` holds the content types that may be decoded and is enforced first; None accepts those
+    that are enabled in kombu's registry. An empty body is returned as it is.
+
+    Raises `kombu.exceptions.ContentDisallowed` if the content type is not accepted, and
+    `kombu.exceptions.DecodeError` if the body cannot be decoded.
+    """
+    if (
+        content_type == _JSON
+        and (type(content_encoding) is str or not content_encoding)
+        and _decoders.get(_JSON) is _kombu_loads
+        and (_JSON in accept if accept is not None else _JSON not in _disabled)
+    ):
+        value = _json.loads(body)
+        if value is not _MISS:
+            return value
+        if accept is not None:
+            accept = (_JSON,)  # asked already; some containers can be asked only once
+    return _registry_loads(body, content_type, content_encoding, accept=accept)
+
+
+def _to_bytes(payload: Any) -> Any:
+    # kombu's JSON is ASCII; a registered `json` may have come in between by another thread.
+    return payload.encode("utf-8") if isinstance(payload, str) else payload
