@@ -18,8 +18,7 @@ from cpython.object cimport Py_LE, PyObject
 from libc.math cimport isfinite
 from libc.string cimport memchr, memcmp
 
-from orjson import dumps as _orjson_dumps
-from orjson import loads as _orjson_loads
+import orjson
 
 cdef extern from "Python.h":
     # Declared over PyObject* so that Cython counts no references; none of these runs Python code
@@ -61,6 +60,8 @@ MAX_DEPTH = DEPTH
 MISS = type("MISS", (), {"__slots__": (), "__repr__": lambda self: "MISS"})()
 
 cdef object _miss = MISS
+cdef object _orjson_dumps = orjson.dumps
+cdef object _orjson_loads = orjson.loads
 cdef object _uint64_max = 2**64 - 1
 
 
@@ -100,6 +101,21 @@ cdef bint _plain(PyObject* obj, int room) noexcept:
     return False
 
 
+# What a byte outside of strings can begin; most begin nothing of interest.
+cdef enum:
+    NOTHING, STRING, OPEN, CLOSE, NUMBER, STRAY
+
+cdef int _byte
+cdef unsigned char[256] _kind
+for _byte in range(256):
+    _kind[_byte] = NUMBER if c"0" <= _byte <= c"9" else NOTHING
+_kind[c"-"] = NUMBER
+_kind[c'"'] = STRING
+_kind[c"{"] = _kind[c"["] = OPEN
+_kind[c"}"] = _kind[c"]"] = CLOSE
+_kind[c"\\"] = STRAY
+
+
 cdef inline bint _digit(unsigned char c) noexcept:
     return c - c"0" <= 9 and c >= c"0"
 
@@ -111,7 +127,7 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
     `"` and the next backslash, and are searched for again only once they lie behind.
     """
     cdef Py_ssize_t depth = 0
-    cdef unsigned char c
+    cdef unsigned char c, kind
     cdef const unsigned char* start
     cdef const unsigned char* quote
     cdef const unsigned char* escape
@@ -123,7 +139,10 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
     while p < end:
         c = p[0]
         p += 1
-        if c == c'"':
+        kind = _kind[c]
+        if kind == NOTHING:
+            continue
+        if kind == STRING:
             # Only a key matters, but telling keys from values costs more than it saves.
             if end - p >= 9 and memcmp(p, b'__type__"', 9) == 0:
                 return True
@@ -149,13 +168,13 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
                     if escape == NULL:
                         escape = end
             p = quote + 1
-        elif c == c"{" or c == c"[":
+        elif kind == OPEN:
             depth += 1
             if depth > DEPTH:
                 return True
-        elif c == c"}" or c == c"]":
+        elif kind == CLOSE:
             depth -= 1
-        elif c == c"-" or _digit(c):
+        elif kind == NUMBER:
             start = p if c == c"-" else p - 1
             while p < end and _digit(p[0]):
                 p += 1
@@ -171,37 +190,36 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
                     return True
             elif p - start > 19:  # 2**64 - 1 has 20 digits, all of 19 are less
                 return True
-        elif c == c"\\":
-            return True  # no JSON; and the pass counts on `escape` not lying behind
+        else:
+            return True  # a backslash here is no JSON; and the pass counts on `escape` not lying behind
     return False
 
 
-cdef bint _text(object body, const unsigned char** p, const unsigned char** end) except -1:
-    """Point at the bytes of an exact bytes or str; False for anything else or lone surrogates.
+cdef inline bint _text(object body, const unsigned char** p, Py_ssize_t* size) except -1:
+    """Point at the text of an exact bytes or str; False for anything else and lone surrogates.
 
-    The pointers belong to `body` and are good while the caller holds it.
+    The text belongs to `body` and stays where it is while the caller holds that.
     """
-    cdef Py_ssize_t size = 0
     if PyBytes_CheckExact(body):
         p[0] = <const unsigned char*>PyBytes_AS_STRING(body)
-        size = PyBytes_GET_SIZE(body)
-    elif type(body) is str:
+        size[0] = PyBytes_GET_SIZE(body)
+        return True
+    if type(body) is str:
         try:
-            p[0] = <const unsigned char*>PyUnicode_AsUTF8AndSize(body, &size)
+            p[0] = <const unsigned char*>PyUnicode_AsUTF8AndSize(body, size)
         except Exception:
             return False
-    else:
-        return False
-    end[0] = p[0] + size
-    return True
+        return True
+    return False
 
 
 cdef object _owned(object body):
-    """`body`, or the bytes in it if it is a buffer, which could change while it is looked at."""
-    if PyBytes_CheckExact(body) or type(body) is str:
-        return body
+    """`body`, or the bytes in it if it is a buffer, which could change while it is looked at.
+
+    Raises what ``if body:`` raises, which is the first thing that kombu says to a body.
+    """
     if PyByteArray_CheckExact(body) or PyMemoryView_Check(body):
-        return bytes(body) if len(body) else b""
+        return bytes(body) if body else b""
     return body
 
 
@@ -211,9 +229,10 @@ def is_plain(obj):
 
 def needs_kombu(body):
     cdef const unsigned char* p = NULL
-    cdef const unsigned char* end = NULL
-    body = _owned(body)
-    return not _text(body, &p, &end) or p == end or _differs(p, end)
+    cdef Py_ssize_t size = 0
+    if not PyBytes_CheckExact(body):
+        body = _owned(body)
+    return not _text(body, &p, &size) or size == 0 or _differs(p, p + size)
 
 
 def dumps(obj):
@@ -227,9 +246,10 @@ def dumps(obj):
 
 def loads(body):
     cdef const unsigned char* p = NULL
-    cdef const unsigned char* end = NULL
-    body = _owned(body)
-    if not _text(body, &p, &end) or p == end or _differs(p, end):
+    cdef Py_ssize_t size = 0
+    if not PyBytes_CheckExact(body):
+        body = _owned(body)
+    if not _text(body, &p, &size) or size == 0 or _differs(p, p + size):
         return _miss
     try:
         return _orjson_loads(body)

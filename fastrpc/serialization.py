@@ -17,7 +17,9 @@ from kombu.serialization import loads as _registry_loads
 from kombu.serialization import registry as _registry
 from kombu.utils import json as _kombu_json
 
-from . import _json
+from ._json import MISS as _MISS
+from ._json import dumps as _plain_dumps
+from ._json import loads as _plain_loads
 
 __all__ = ["decode", "encode"]
 
@@ -37,8 +39,6 @@ _encoders = _registry._encoders
 _decoders = _registry._decoders
 _disabled = _registry._disabled_content_types
 
-_MISS = _json.MISS
-
 
 def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
     """Encode `value` as ``kombu.serialization.dumps(value, serializer=serializer)`` does.
@@ -52,7 +52,7 @@ def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
     if serializer == "json":
         codec = _encoders.get("json")
         if codec is not None and codec[2] is _kombu_dumps:
-            payload = _json.dumps(value)
+            payload = _plain_dumps(value)
             if payload is not None:
                 return codec[0], codec[1], payload
             content_type, content_encoding, text = _registry_dumps(value, serializer)
@@ -74,11 +74,11 @@ def decode(
     """
     if (
         content_type == _JSON
-        and (type(content_encoding) is str or not content_encoding)
+        and (content_encoding == "utf-8" or not content_encoding or type(content_encoding) is str)
         and _decoders.get(_JSON) is _kombu_loads
         and (_JSON in accept if accept is not None else _JSON not in _disabled)
     ):
-        value = _json.loads(body)
+        value = _plain_loads(body)
         if value is not _MISS:
             return value
         if accept is not None:
