@@ -69,10 +69,10 @@ def test_plain(value):
 @pytest.mark.parametrize(
     "value",
     [
-        2**64, -(2**63) - 1, 10**100, math.nan, math.inf, -math.inf, b"", bytearray(), {1}, object(),
-        Colour.RED, Level.LOW, Text("a"), Number(1), Real(1), Mapping(), Sequence(), Pair(1, 2),
-        OrderedDict(), uuid.UUID(int=1), 1j, range(3), {1: 1}, {None: 1}, {True: 1}, {1.5: 1},
-        {Text("a"): 1}, {"a": 1, 2: 2}, orjson.Fragment(b"1"),
+        2**64, -(2**63) - 1, 10**100, math.nan, math.inf, -math.inf, b"", bytearray(), {1},
+        object(), Colour.RED, Level.LOW, Text("a"), Number(1), Real(1), Mapping(), Sequence(),
+        Pair(1, 2), OrderedDict(), uuid.UUID(int=1), 1j, range(3), {1: 1}, {None: 1}, {True: 1},
+        {1.5: 1}, {Text("a"): 1}, {"a": 1, 2: 2}, orjson.Fragment(b"1"),
     ],
 )  # fmt: skip
 def test_not_plain(value):
@@ -165,7 +165,7 @@ def test_backslashes_before_a_quote(before):
 
 
 def test_every_cut_of_a_text_is_survived():
-    text = b'{"a\\u00e9\\n": [1, -2.5e+10, "\\u0041\\"", {"__type__": "bytes"}], "\\\\": -123456789012}'
+    text = b'{"a\\u00e9\\n": [1, -2.5e+10, "\\u0041\\"", {"__type__": 1}], "\\\\": -12345678901}'
     for start in range(len(text)):
         for end in range(start, len(text) + 1):
             assert _json.needs_kombu(text[start:end]) in (True, False)
@@ -188,7 +188,7 @@ def test_views_of_other_shapes():
 
 
 @pytest.mark.parametrize(
-    "unit", [b'"a",', b'"\\"",', b"\\\"", b"\\u4e2d", b"\\", b'"', b"1,", b"[],", b'"\\\\",']
+    "unit", [b'"a",', b'"\\"",', b'\\"', b"\\u4e2d", b"\\", b'"', b"1,", b"[],", b'"\\\\",']
 )
 def test_time_is_linear(unit):
     # Quadratic would be hours: each search for the next quote or backslash must be used up.
