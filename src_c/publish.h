@@ -1,0 +1,78 @@
+/* basic.publish + content header + body frames -> one run of bytes. No I/O, no globals.
+ *
+ * What stays the same from message to message is encoded once, into a publish_template; a message adds
+ * its routing key, correlation id and body:
+ *
+ *     publish_template_init(&t, &options);
+ *     publish_size(&t, &message, &size);       make room for `size` bytes
+ *     publish_write(&t, &message, out, size);
+ *
+ * Ownership: the template copies all it is given into one block of its own (publish_template_free).
+ * publish_size and publish_write allocate nothing and keep no pointer.
+ *
+ * The bytes are those of py-amqp's frame_writer, to the octet: one body frame where the body fits
+ * frame_max - 8, full frames and a rest where it does not, none for an empty body.
+ */
+#ifndef FASTRPC_PUBLISH_H
+#define FASTRPC_PUBLISH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "wire.h"
+
+enum { PUBLISH_ACK_SIZE = 21, PUBLISH_NO_OCTET = -1 };
+
+enum {
+    PUBLISH_ENOMEM = -1,
+    PUBLISH_EEXCHANGE = -2,         /* a short string holds 255 bytes */
+    PUBLISH_ECONTENT_TYPE = -3,
+    PUBLISH_ECONTENT_ENCODING = -4,
+    PUBLISH_EROUTING_KEY = -5,
+    PUBLISH_ECORRELATION_ID = -6,
+    PUBLISH_EHEADERS = -7,   /* not a table: its length is not that of the bytes */
+    PUBLISH_EFRAME_MAX = -8, /* the content header does not fit one frame */
+    PUBLISH_ESIZE = -9       /* does not fit a size_t, or the caller's buffer */
+};
+
+typedef struct publish_options {
+    uint16_t channel;
+    bool mandatory;
+    uint32_t frame_max; /* 0: 128 KiB; at least 4096 */
+    wire_view exchange;
+    wire_view content_type; /* a NULL ptr leaves a property out */
+    wire_view content_encoding;
+    wire_view headers; /* encoded table with the 4 bytes of its length */
+    int delivery_mode; /* 0 to 255, or PUBLISH_NO_OCTET */
+    int priority;
+} publish_options;
+
+typedef struct publish_message {
+    wire_view routing_key;
+    wire_view correlation_id; /* a NULL ptr leaves it out */
+    wire_view body;
+} publish_message;
+
+typedef struct publish_template {
+    uint8_t *block; /* method frame up to the routing key, then header frame up to the correlation id */
+    size_t method_len;
+    size_t header_len;
+    size_t body_chunk; /* frame_max - 8 */
+    uint16_t channel;
+    bool mandatory;
+} publish_template;
+
+/* 0 or error; after an error there is nothing to free. */
+int publish_template_init(publish_template *t, const publish_options *options);
+void publish_template_free(publish_template *t); /* twice is fine */
+
+/* The exact size of a message. 0 or error. */
+int publish_size(const publish_template *t, const publish_message *m, size_t *size);
+
+/* Writes exactly what publish_size said, into `room` bytes at `out`. 0 or error. */
+int publish_write(const publish_template *t, const publish_message *m, uint8_t *out, size_t room);
+
+/* basic.ack into PUBLISH_ACK_SIZE bytes. */
+void publish_ack(uint8_t *out, uint16_t channel, uint64_t delivery_tag, bool multiple);
+
+#endif
