@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadMessage", "FastRPCError", "ResultDropped"]
+__all__ = ["BadMessage", "FastRPCError", "ProtocolError", "ResultDropped"]
 
 
 class FastRPCError(Exception):
@@ -24,3 +24,10 @@ class BadMessage(FastRPCError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class ProtocolError(FastRPCError):
+    """The peer sent bytes that are not AMQP 0-9-1, or more than was agreed on.
+
+    Final for the connection: whoever keeps reading gets the same error again.
+    """
