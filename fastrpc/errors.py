@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["BadMessage", "FastRPCError", "ProtocolError", "ResultDropped"]
+__all__ = [
+    "BacklogLimitExceeded",
+    "BadMessage",
+    "BadOption",
+    "FastRPCError",
+    "ProtocolError",
+    "ReplyQueueMismatch",
+    "ResultDropped",
+]
 
 
 class FastRPCError(Exception):
@@ -19,11 +27,30 @@ class ResultDropped(FastRPCError):
 
 
 class BadMessage(FastRPCError):
-    """A message on a reply queue is not a result; it is counted, logged and acknowledged."""
+    """A message on a reply queue is not a result; it is counted, logged and acknowledged.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    ``reason`` is one of a few fixed texts (they are counted by it), ``detail`` says more;
+    neither holds anything of the body.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
+
+
+class BadOption(FastRPCError, ValueError):
+    """An option in the URL or in ``result_backend_transport_options`` is wrong.
+
+    Celery users see it as ``ImproperlyConfigured``.
+    """
+
+
+class ReplyQueueMismatch(FastRPCError):
+    """The reply queue exists on the broker with other arguments than ours."""
+
+
+class BacklogLimitExceeded(FastRPCError):
+    """More messages waited in the reply queue than polling may read."""
 
 
 class ProtocolError(FastRPCError):

@@ -1,0 +1,143 @@
+"""The settings of the backend: names, defaults, and what is allowed.
+
+They come from ``result_backend_transport_options`` and from the query of the URL
+(``fastrpc://?prefetch=1000``; the URL wins).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from .errors import BadOption
+from .retry import RetryPolicy
+
+__all__ = ["Options"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked settings; sizes in bytes, times in seconds."""
+
+    #: When a lost connection is tried again; keys and meaning are Celery's.
+    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    #: Deliveries the broker may send ahead of our acknowledgements.
+    prefetch: int = 4000
+    #: Results nobody has asked for yet, kept undecoded: how many, and how many bytes.
+    max_unclaimed: int = 1_000_000
+    max_unclaimed_bytes: int = 256 * MIB
+    #: The largest message body that is accepted.
+    max_body: int = 512 * MIB
+    #: ``classic`` or ``quorum``.
+    queue_type: str = "classic"
+    #: Heartbeat of the result connections; None takes ``broker_heartbeat``.
+    heartbeat: float | None = None
+    #: Keep results until the broker has confirmed them.
+    publisher_confirms: bool = True
+    #: Unconfirmed results that may be outstanding: how many, and how many bytes.
+    confirm_window: int = 1000
+    confirm_window_bytes: int = 64 * MIB
+    #: How long a shutting-down worker waits for outstanding confirms.
+    shutdown_timeout: float = 10.0
+
+    @classmethod
+    def parse(cls, transport_options: Mapping[str, Any], url: str | None = None) -> Options:
+        """Check and combine both sources.
+
+        Raises:
+            BadOption: names the option that is unknown or has a wrong value.
+        """
+        given = {**transport_options, **_from_url(url)}
+        unknown = sorted(given.keys() - _CHECKS.keys())
+        if unknown:
+            raise BadOption(
+                f"unknown option {unknown[0]!r} for fastrpc://; allowed are: "
+                + ", ".join(sorted(_CHECKS))
+            )
+        return cls(**{name: _CHECKS[name](name, value) for name, value in given.items()})
+
+
+def _from_url(url: str | None) -> dict[str, str]:
+    if not url:
+        return {}
+    parts = urlsplit(url)
+    if parts.netloc or parts.path.strip("/"):
+        raise BadOption(
+            "fastrpc:// takes no host, user or path: results travel over the broker of the app "
+            "(broker_url); only options are allowed, as in fastrpc://?prefetch=1000"
+        )
+    return dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+def _number(kind: type, least: float) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            number = kind(value)
+            if number != float(value) or not least <= number < float("inf"):
+                raise ValueError
+        except (TypeError, ValueError):
+            what = "a whole number" if kind is int else "a number"
+            raise BadOption(
+                f"option {name!r} must be {what} of at least {least:g}, not {value!r}"
+            ) from None
+        return number
+
+    return check
+
+
+def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    spelled = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in spelled:
+        return spelled[value.lower()]
+    raise BadOption(f"option {name!r} must be true or false, not {value!r}")
+
+
+def _queue_type(name: str, value: Any) -> str:
+    if value in ("classic", "quorum"):
+        return str(value)
+    raise BadOption(f"option {name!r} must be 'classic' or 'quorum', not {value!r}")
+
+
+def _retry_policy(name: str, value: Any) -> RetryPolicy:
+    if isinstance(value, RetryPolicy):
+        return value
+    if not isinstance(value, Mapping):
+        raise BadOption(f"option {name!r} must be a dict, not {value!r}")
+    return RetryPolicy.parse(value)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "retry_policy": _retry_policy,
+    "prefetch": lambda name, value: _prefetch(name, value),
+    "max_unclaimed": _number(int, 1),
+    "max_unclaimed_bytes": _number(int, 1),
+    "max_body": _number(int, 1),
+    "queue_type": _queue_type,
+    "heartbeat": _optional(_number(float, 0)),
+    "publisher_confirms": _flag,
+    "confirm_window": _number(int, 1),
+    "confirm_window_bytes": _number(int, 1),
+    "shutdown_timeout": _number(float, 0),
+}
+
+
+def _prefetch(name: str, value: Any) -> int:
+    prefetch: int = _number(int, 1)(name, value)
+    if prefetch > 65535:  # basic.qos carries it as a short
+        raise BadOption(f"option {name!r} must be at most 65535, not {value!r}")
+    return prefetch
+
+
+assert _CHECKS.keys() == {f.name for f in fields(Options)}

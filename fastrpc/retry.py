@@ -1,0 +1,71 @@
+"""Celery's retry policy as pure functions: a policy in, delays out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from .errors import BadOption
+
+__all__ = ["RetryPolicy", "backoff"]
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """When to try again, with Celery's names and meaning (``retry_policy``), in seconds.
+
+    ``max_retries=None`` never gives up.
+    """
+
+    max_retries: int | None = 20
+    interval_start: float = 0
+    interval_step: float = 1
+    interval_max: float = 1
+
+    @classmethod
+    def parse(cls, policy: Mapping[str, Any]) -> RetryPolicy:
+        """Take over the keys given, defaults for the others.
+
+        Raises:
+            BadOption: names the key that is unknown or is not a number.
+        """
+        known = [f.name for f in fields(cls)]
+        for key, value in policy.items():
+            if key not in known:
+                raise BadOption(
+                    f"unknown key {key!r} in option 'retry_policy'; allowed are: "
+                    + ", ".join(known)
+                )
+            if value is None and key == "max_retries":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise BadOption(
+                    f"key {key!r} in option 'retry_policy' must be a number >= 0, not {value!r}"
+                )
+        return cls(**policy)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def delays(self) -> Iterator[float]:
+        """The pause before each retry; ends when the retries are used up."""
+        retries = 0
+        delay = self.interval_start
+        while self.max_retries is None or retries < self.max_retries:
+            yield min(delay, self.interval_max)
+            delay += self.interval_step
+            retries += 1
+
+
+def backoff(
+    first: float = 0.05, factor: float = 2.0, most: float = 5.0, rng: random.Random | None = None
+) -> Iterator[float]:
+    """Endless pauses for reconnecting: none, then growing with full jitter up to ``most``."""
+    uniform = (rng or random).uniform
+    yield 0.0
+    ceiling = first
+    while True:
+        yield uniform(ceiling / 2, ceiling)
+        ceiling = min(ceiling * factor, most)
