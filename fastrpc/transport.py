@@ -1,0 +1,158 @@
+"""A kombu transport, and py-amqp connection, whose inbound frames come through our reader.
+
+Handshake, SASL, TLS, heartbeats, channels and all methods stay py-amqp's; only how bytes
+become frames and deliveries is ours. Once the reader owns the bytes nothing else may read
+the socket, so it does from the first one on.
+"""
+
+from __future__ import annotations
+
+import errno
+from socket import timeout as socket_timeout
+from ssl import SSLCertVerificationError
+from types import MethodType
+from typing import Any
+
+from amqp import spec
+from amqp.basic_message import Message
+from amqp.exceptions import AccessRefused, NotAllowed, UnexpectedFrame
+from kombu.transport import pyamqp
+
+from ._amqp import DELIVERY, FrameReader, readable
+from .errors import ProtocolError
+
+__all__ = [
+    "DELIVERY",
+    "Connection",
+    "SSLTransport",
+    "Transport",
+    "is_amqp",
+    "is_refusal",
+    "use_our_transport",
+]
+
+#: Errors of a read that only mean «not now».
+NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
+
+
+class Connection(pyamqp.Connection):
+    """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
+
+    def __init__(self, *args: Any, max_body: int = 512 * 1024 * 1024, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reader = FrameReader(self.frame_max, max_body)
+
+    def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
+        super()._on_tune(channel_max, frame_max, *args, **kwargs)
+        self.reader.frame_max = self.frame_max
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Serve one frame or delivery, from the buffer before the socket.
+
+        Raises:
+            socket.timeout: nothing whole arrived in ``timeout`` seconds.
+            amqp.exceptions.UnexpectedFrame: the peer does not speak AMQP 0-9-1.
+        """
+        kind = self.next()
+        while not kind:
+            self.fill(timeout)
+            kind = self.next()
+        return self.dispatch(kind)
+
+    def next(self) -> int:
+        """Let the reader show the next frame or delivery; 0 if it needs more bytes."""
+        try:
+            return self.reader.next()
+        except ProtocolError as exc:
+            self.transport.connected = False
+            raise UnexpectedFrame(str(exc)) from exc
+
+    def fill(self, timeout: float | None = None) -> int:
+        """Read once from the socket, as much as is there."""
+        transport = self.transport
+        try:
+            with transport.having_timeout(timeout) as sock:
+                return self.reader.recv(sock.recv_into)
+        except socket_timeout:
+            raise
+        except OSError as exc:
+            if exc.errno not in NOT_NOW:
+                transport.connected = False
+            raise
+
+    def readable(self) -> bool:
+        """Whether ``fill`` would find bytes at once (TLS may hold some decrypted)."""
+        sock = self.transport.sock
+        pending = getattr(sock, "pending", None)
+        return bool(pending and pending()) or readable(sock.fileno())
+
+    def abandon(self) -> None:
+        """Close our copy of the socket and nothing else: it is another process's connection."""
+        transport, self._transport = self._transport, None
+        if transport is not None and transport.sock is not None:
+            sock, transport.sock = transport.sock, None
+            sock.close()
+
+    def dispatch(self, kind: int) -> Any:
+        """Give what the reader shows to py-amqp's own handlers."""
+        reader = self.reader
+        if kind != DELIVERY:
+            return self.on_inbound_frame((reader.frame_type, reader.channel, reader.payload))
+        self.bytes_recv += 1
+        message = Message(frame_method=spec.Basic.Deliver, frame_args=reader.method_args)
+        message.inbound_header(reader.header)
+        message.body = reader.body
+        message.ready = True
+        self.on_inbound_method(reader.channel, spec.Basic.Deliver, reader.method_args, message)
+        return True
+
+
+class Transport(pyamqp.Transport):
+    """kombu's AMQP transport over our connection."""
+
+    Connection = Connection
+
+
+class SSLTransport(pyamqp.SSLTransport):
+    """The same over TLS."""
+
+    Connection = Connection
+
+
+OURS: dict[Any, type[pyamqp.Transport]] = {
+    "amqp": Transport,
+    "pyamqp": Transport,
+    "librabbitmq": Transport,
+    "amqps": SSLTransport,
+    pyamqp.Transport: Transport,
+    pyamqp.SSLTransport: SSLTransport,
+    Transport: Transport,
+    SSLTransport: SSLTransport,
+}
+
+
+def is_amqp(connection: Any) -> bool:
+    """Whether a kombu connection's broker speaks AMQP."""
+    return connection.transport_cls in OURS
+
+
+def use_our_transport(connection: Any, max_body: int) -> Any:
+    """Make a kombu connection, not yet opened, use our transport for any AMQP broker URL.
+
+    An inbound message of more than ``max_body`` bytes is a connection error.
+    """
+    connection.transport_options = {**connection.transport_options, "max_body": max_body}
+
+    def get_transport_cls(self: Any) -> type:
+        cls = OURS.get(self.transport_cls)
+        return cls if cls is not None else type(self).get_transport_cls(self)
+
+    connection.get_transport_cls = MethodType(get_transport_cls, connection)
+    return connection
+
+
+def is_refusal(exc: BaseException | None) -> bool:
+    """Whether the broker, or TLS, refuses us as we are: trying again is no use."""
+    if isinstance(exc, NotAllowed):
+        return "is down" not in str(exc)  # a vhost that is only starting
+    return isinstance(exc, (AccessRefused, SSLCertVerificationError))
