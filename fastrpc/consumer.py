@@ -1,0 +1,382 @@
+"""Who reads the socket, and who sleeps until their result is there.
+
+One connection serves the process. A waiting thread that finds no reader becomes the reader:
+it reads, hands every result to whoever waits for it, and goes on until its own is there; then
+it hands the role to one of the sleepers. A thread that finds a reader sleeps on its own event
+and is woken when its own result is there, or to become the reader. There is no background
+thread. The locks are ``threading``'s, so gevent and eventlet work once they have patched it.
+
+A lost connection is the reader's business: it reconnects, within its caller's deadline, and
+consumes the same queues again; what was not acknowledged comes a second time and is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
+
+from .intake import Intake, make_intake
+from .matching import ResultMatcher
+from .options import Options
+from .queues import ReplyQueues
+from .retry import backoff
+from .stats import Stats
+from .transport import is_refusal
+
+__all__ = ["ResultConsumer", "Wait"]
+
+logger = logging.getLogger("fastrpc")
+
+#: Longest time, in seconds, that a waiting thread goes without looking after its connection's
+#: heartbeat and calling its ``on_interval``.
+INTERVAL = 1.0
+
+#: Least time allowed for connecting, even where the caller's own timeout is shorter.
+LEAST_CONNECT_TIMEOUT = 0.2
+
+#: Without a timeout of the caller each attempt to connect may take this many seconds.
+CONNECT_TIMEOUT = 10.0
+
+#: How long, in seconds, a first look waits for what the queues hold already.
+BACKLOG_TIMEOUT = 2.0
+
+
+class Wait:
+    """One thread's wait for one result or for a set of them."""
+
+    __slots__ = ("_event", "arrived", "deadline", "errors", "metas", "on_message", "queue")
+
+    def __init__(
+        self,
+        timeout: float | None,
+        on_message: Callable[[dict[str, Any]], None] | None,
+        queue: str,
+    ) -> None:
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.on_message = on_message
+        #: The reply queue whose messages ``on_message`` is to see.
+        self.queue = queue
+        #: Results that became ready and were not looked at yet.
+        self.arrived: deque[Any] = deque()
+        #: What callbacks of those results raised, in the thread that read them.
+        self.errors: deque[Exception] = deque()
+        self.metas: deque[dict[str, Any]] = deque()
+        self._event: threading.Event | None = None
+
+    @property
+    def news(self) -> bool:
+        return bool(self.arrived or self.metas)
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline, or None without one."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def prepare_to_sleep(self) -> None:
+        """From here on, what wakes this wait is not forgotten."""
+        if self._event is None:
+            self._event = threading.Event()
+        self._event.clear()
+
+    def sleep(self, timeout: float) -> None:
+        """Sleep until woken, for ``timeout`` seconds at most."""
+        if not self.news:
+            assert self._event is not None
+            self._event.wait(timeout)
+
+    def wake(self) -> None:
+        if self._event is not None:
+            self._event.set()
+
+    def raise_errors(self) -> None:
+        """Raise, in the thread that waits, what a callback of its result raised."""
+        if self.errors:
+            raise self.errors.popleft()
+
+    def run_on_message(self) -> None:
+        """Call ``on_message``, in the thread that gave it, for what came meanwhile."""
+        while self.metas:
+            assert self.on_message is not None
+            self.on_message(self.metas.popleft())
+
+
+class ResultConsumer:
+    """Reads results for all threads of the process.
+
+    Args:
+        app: The Celery app; its broker settings are used.
+        queues: The reply queues to consume.
+        options: The settings of the backend.
+        stats: Counters to keep.
+    """
+
+    #: Set by the backend, which needs a consumer to make one.
+    matcher: ResultMatcher
+
+    def __init__(self, app: Any, queues: ReplyQueues, options: Options, stats: Stats) -> None:
+        self.app = app
+        self.queues = queues
+        self.options = options
+        self.stats = stats
+        self._begin()
+
+    def after_fork(self) -> None:
+        """Begin anew in the child, leaving the parent's connection alone."""
+        if self._intake is not None:
+            self._intake.abandon()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._intake: Intake | None = None
+        self._reading = threading.Lock()
+        self._sleepers: dict[Wait, None] = {}
+        self._watched: dict[int, list[Wait]] = {}
+        self._listening: dict[Wait, None] = {}
+        self._woken: list[Wait] = []
+        self._pauses = backoff()
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    @contextmanager
+    def watching(
+        self,
+        results: list[Any],
+        timeout: float | None = None,
+        on_message: Callable[[dict[str, Any]], None] | None = None,
+        queue: str = "",
+    ) -> Iterator[Wait]:
+        """A Wait that hears of each of ``results`` becoming ready, and of metas on ``queue``."""
+        wait = Wait(timeout, on_message, queue)
+        watched = self._watched
+        for result in results:
+            watched.setdefault(id(result), []).append(wait)
+        if on_message is not None:
+            self._listening[wait] = None
+        try:
+            yield wait
+        finally:
+            self._listening.pop(wait, None)
+            for result in results:
+                waits = watched.get(id(result))
+                if waits is not None and wait in waits:
+                    waits.remove(wait)
+                    if not waits:
+                        watched.pop(id(result), None)
+
+    def until_news(self, wait: Wait, on_interval: Callable[[], Any] | None = None) -> None:
+        """Return once there is news for ``wait``.
+
+        Raises:
+            celery.exceptions.TimeoutError: its deadline passed.
+            kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
+        """
+        self.queues.use_at_least(wait.queue)
+        self._consume(wait.queue)
+        looked = False
+        while not wait.news:
+            remaining = wait.remaining()
+            if remaining is not None and remaining <= 0:
+                if looked:
+                    raise TimeoutError("The operation timed out.")
+                remaining = 0.0
+            self._read_or_sleep(wait, INTERVAL if remaining is None else min(remaining, INTERVAL))
+            looked = True
+            if on_interval is not None:
+                on_interval()
+
+    def _read_or_sleep(self, wait: Wait, timeout: float) -> None:
+        if not self._try_reading(wait, timeout):
+            wait.prepare_to_sleep()
+            self._sleepers[wait] = None
+            try:
+                # Tried again: a reader that left just now saw no sleeper to wake.
+                if not self._try_reading(wait, timeout):
+                    wait.sleep(timeout)
+            finally:
+                self._sleepers.pop(wait, None)
+        self._hand_over()
+
+    def _try_reading(self, wait: Wait, timeout: float) -> bool:
+        if not self._reading.acquire(blocking=False):
+            return False
+        try:
+            self._read(wait, timeout)
+        finally:
+            self._reading.release()
+        return True
+
+    def _hand_over(self) -> None:
+        """Wake one sleeper to become the reader, unless there is one."""
+        if self._sleepers and not self._reading.locked():
+            for sleeper in list(self._sleepers)[:1]:
+                sleeper.wake()
+
+    def look(self, queue: str) -> int:
+        """Take in what has arrived, without waiting for more.
+
+        The first look connects, and does wait for what is in the queues already.
+
+        Returns:
+            How many messages waited in the queues at that first look, else 0.
+
+        Raises:
+            kombu.exceptions.OperationalError: the first look could not connect.
+        """
+        if not self._reading.acquire(blocking=False):
+            return 0  # whoever reads takes in whatever arrives
+        try:
+            intake = self._intake
+            if intake is None:
+                return self._first_look(queue)
+            try:
+                if intake.readable():
+                    self._take_in(intake, 0)
+            except intake.errors as exc:
+                self._lost(intake, exc)
+        finally:
+            self._reading.release()
+            self._hand_over()
+        return 0
+
+    # -- reading: only with the reading role --------------------------------------------------
+
+    def _read(self, wait: Wait, timeout: float) -> None:
+        """Read until there is news for ``wait``, or for ``timeout`` seconds."""
+        end = time.monotonic() + timeout
+        while not wait.news:
+            intake = self._intake or self._connect(wait)
+            if intake is None:
+                return
+            left = max(end - time.monotonic(), 0)
+            try:
+                arrived = self._take_in(intake, left)
+                intake.heartbeat()
+            except intake.errors as exc:
+                self._lost(intake, exc)
+                continue
+            if not arrived or not left:
+                return
+
+    def _take_in(self, intake: Intake, timeout: float) -> bool:
+        """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""
+        try:
+            # What a reader before us left behind comes before the socket.
+            intake.pump(self._deliver)
+            if self._woken or not intake.read(timeout):
+                return bool(self._woken)
+            intake.pump(self._deliver)
+            self._pauses = backoff()
+            return True
+        finally:
+            while self._woken:
+                self._woken.pop().wake()
+
+    def _first_look(self, queue: str) -> int:
+        self.queues.use_at_least(queue)
+        intake = self._open(CONNECT_TIMEOUT)
+        end = time.monotonic() + BACKLOG_TIMEOUT
+        try:
+            while intake.taken < intake.backlog and (left := end - time.monotonic()) > 0:
+                self._take_in(intake, left)
+        except intake.errors as exc:
+            self._lost(intake, exc)
+        return intake.backlog
+
+    def _deliver(
+        self, correlation_id: bytes | None, body: bytes, format: bytes, queue: str
+    ) -> None:
+        wanted = None
+        if self._listening:
+            listeners = [wait for wait in self._listening if wait.queue == queue]
+            if listeners:
+
+                def wanted(meta: dict[str, Any]) -> None:
+                    for wait in listeners:
+                        wait.metas.append(meta)
+                        self._woken.append(wait)
+
+        self.matcher.deliver(correlation_id, body, format, wanted)
+
+    def on_fulfilled(self, result: Any, error: Exception | None) -> None:
+        """Tell those who watch ``result``; the matcher calls it."""
+        waits = self._watched.pop(id(result), None)
+        if waits is None:
+            if error is not None:
+                logger.error(
+                    "a callback of the result of task %s failed", result.id, exc_info=error
+                )
+            return
+        for wait in waits:
+            if error is not None:
+                wait.errors.append(error)
+            wait.arrived.append(result)
+            self._woken.append(wait)
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def _consume(self, queue: str) -> None:
+        """Have the intake, now or once it is connected, consume the queue of this thread."""
+        intake = self._intake
+        if intake is not None and queue in self.queues and queue not in intake.consumed:
+            try:
+                intake.consume(queue)
+            except intake.errors as exc:
+                logger.debug("cannot consume from %s, the reader will reconnect: %s", queue, exc)
+
+    def _connect(self, wait: Wait) -> Intake | None:
+        """Connect, trying until the deadline of ``wait``; None if that passed."""
+        while True:
+            remaining = wait.remaining()
+            pause = next(self._pauses)
+            if remaining is not None and pause >= remaining > 0:
+                time.sleep(remaining)
+                return None
+            time.sleep(pause)
+            timeout = CONNECT_TIMEOUT
+            if remaining is not None:
+                timeout = max(remaining - pause, LEAST_CONNECT_TIMEOUT)
+            try:
+                return self._open(timeout)
+            except OperationalError as exc:
+                if is_refusal(exc.__cause__):
+                    raise
+                logger.warning("no connection to the broker for results, trying again: %s", exc)
+            if remaining is not None and remaining <= pause:
+                return None
+
+    def _open(self, timeout: float) -> Intake:
+        """Connect once, or raise OperationalError."""
+        intake = make_intake(self.app, self.queues, self.options)
+        try:
+            intake.open(timeout)
+        except intake.errors as exc:
+            intake.close()
+            raise OperationalError(str(exc) or repr(exc)) from exc
+        self._intake = intake
+        return intake
+
+    def _lost(self, intake: Intake, exc: Exception) -> None:
+        logger.warning("lost the connection for results, reconnecting: %s", exc or repr(exc))
+        self.stats.reconnects += 1
+        self._intake = None
+        intake.close()
+
+    def close(self, delete_queues: bool) -> None:
+        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them."""
+        with self._reading:
+            intake, self._intake = self._intake, None
+            if intake is None:
+                return
+            try:
+                if delete_queues:
+                    self.queues.delete(intake.connection.default_channel)
+                intake.connection.close()
+            except intake.errors as exc:
+                logger.debug("closing the connection for results: %s", exc)

@@ -1,0 +1,274 @@
+"""From the broker to the matcher: one connection, one consumer for each reply queue.
+
+Two ways in, the same five verbs: ``open``, ``consume``, ``read``, ``pump``, ``close``.
+``AMQPIntake`` takes deliveries from our own frame reader; ``KombuIntake`` is for every other
+kombu transport and gets its messages one at a time. Only the thread that holds the reading
+role may call them, but for ``consume``.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from amqp.serialization import loads
+
+from .matching import body_format
+from .options import Options
+from .queues import ReplyQueues
+from .transport import DELIVERY, is_amqp, use_our_transport
+
+__all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
+
+#: Called with correlation id, body, format and reply queue of each message.
+Deliver = Callable[[bytes | None, bytes, bytes, str], None]
+
+#: Different (content type, encoding, headers) whose format is remembered.
+MAX_FORMATS = 64
+
+
+def make_intake(app: Any, queues: ReplyQueues, options: Options) -> Intake:
+    """The way in that fits the broker of ``app``; not yet connected."""
+    heartbeat = options.heartbeat if options.heartbeat is not None else app.conf.broker_heartbeat
+    connection = app.connection_for_read(heartbeat=heartbeat)
+    if is_amqp(connection):
+        return AMQPIntake(use_our_transport(connection, options.max_body), queues, options)
+    return KombuIntake(connection, queues, options)
+
+
+class Intake:
+    """What both ways in share: the connection and the set of queues consumed."""
+
+    def __init__(self, connection: Any, queues: ReplyQueues, options: Options) -> None:
+        self.connection = connection
+        self.queues = queues
+        self.options = options
+        self.consumed: set[str] = set()
+        #: Messages that waited in the queues when they were opened, and that came since.
+        self.backlog = 0
+        self.taken = 0
+        self._consuming = threading.Lock()
+        #: What a lost or refused connection raises.
+        self.errors = connection.connection_errors + connection.channel_errors
+
+    def open(self, timeout: float) -> None:
+        """Connect, within about ``timeout`` seconds, and consume from every reply queue."""
+        connection = self.connection
+        connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
+        connection.connect()
+        self._open_channels()
+        for name in self.queues.names:
+            self.backlog += self.queues.declare(name, connection.default_channel)
+            self.consume(name)
+
+    def consume(self, name: str) -> None:
+        """Let the results of queue ``name``, which exists, come this way too."""
+        with self._consuming:
+            if name not in self.consumed:
+                self._consume(name)
+                self.consumed.add(name)
+
+    def close(self) -> None:
+        """Hang up; what was not acknowledged stays in the queues."""
+        try:
+            self.connection.collect(0.1)
+        except self.errors:
+            pass  # it is lost already: that is why it is closed
+
+    def abandon(self) -> None:
+        """Let go of the connection without a word on it: it is the parent process's."""
+
+    def _open_channels(self) -> None:
+        raise NotImplementedError
+
+    def _consume(self, name: str) -> None:
+        raise NotImplementedError
+
+    def read(self, timeout: float) -> bool:
+        """Wait for something to arrive; False if nothing did within ``timeout`` seconds."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        """Whether ``read`` would find something at once."""
+        raise NotImplementedError
+
+    def pump(self, deliver: Deliver) -> None:
+        """Hand over and acknowledge everything that was read."""
+        raise NotImplementedError
+
+    def heartbeat(self) -> None:
+        """Send a heartbeat if one is due; raises if the peer has been silent for too long."""
+
+
+class AMQPIntake(Intake):
+    """Results through our own frame reader, acknowledged a batch at a time."""
+
+    def _open_channels(self) -> None:
+        # Its own channel: an error on the channel of the declarations must not end it.
+        self.channel = self.connection.channel()
+        self.channel.basic_qos(0, self.options.prefetch, False)
+        self._amqp = self.connection.connection
+        self._reader = self._amqp.reader
+        self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
+        self._ack_every = max(1, self.options.prefetch // 4)
+        self._shown = False  # the reader shows a delivery that was not handed over yet
+        self._last_tag = self._acked_tag = 0
+        self._strays: deque[Any] = deque()
+
+    def _consume(self, name: str) -> None:
+        self.channel.basic_consume(
+            name,
+            consumer_tag=name,
+            nowait=True,
+            callback=self._strays.append,
+            on_cancel=self._on_cancel,
+        )
+
+    def _on_cancel(self, consumer_tag: str) -> None:
+        # The queue was deleted, or moved to another node: make it, and consume it, again.
+        self.consumed.discard(consumer_tag)
+        self.queues.declare(consumer_tag, self.connection.default_channel)
+        self.consume(consumer_tag)
+
+    def read(self, timeout: float) -> bool:
+        try:
+            self._amqp.fill(timeout)
+        except socket.timeout:
+            return False
+        return True
+
+    def readable(self) -> bool:
+        return bool(self._amqp.readable())
+
+    def pump(self, deliver: Deliver) -> None:
+        amqp, reader, channel_id = self._amqp, self._reader, self.channel.channel_id
+        while self._strays:
+            self._deliver_stray(deliver, self._strays[0])
+            self._strays.popleft()
+        while self._shown or (kind := reader.next()):
+            if not self._shown:
+                if kind != DELIVERY or reader.channel != channel_id:
+                    amqp.dispatch(kind)
+                    continue
+                self._shown = True
+            # Shown until delivered: an exception thrown into this thread loses nothing.
+            tag = reader.delivery_tag
+            deliver(
+                reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
+            )
+            self._shown = False
+            self.taken += 1
+            self._last_tag = tag
+            if tag - self._acked_tag >= self._ack_every:
+                self._acknowledge()
+        amqp.bytes_recv += 1
+        if self._last_tag != self._acked_tag:
+            self._acknowledge()
+
+    def _acknowledge(self) -> None:
+        self.channel.basic_ack(self._last_tag, multiple=True)
+        self._acked_tag = self._last_tag
+
+    def _format(self) -> bytes:
+        reader = self._reader
+        key = (reader.content_type, reader.content_encoding, reader.headers)
+        try:
+            return self._formats[key]
+        except KeyError:
+            if len(self._formats) >= MAX_FORMATS:
+                self._formats.clear()
+            format = self._formats[key] = body_format(
+                _text(key[0]), _text(key[1]) or "utf-8", _compression(key[2])
+            )
+            return format
+
+    def _deliver_stray(self, deliver: Deliver, message: Any) -> None:
+        """One that arrived while an answer to a declaration was waited for."""
+        properties = message.properties
+        headers = properties.get("application_headers") or {}
+        format = body_format(
+            properties.get("content_type") or "",
+            properties.get("content_encoding") or "utf-8",
+            str(headers.get("compression") or ""),
+        )
+        body = message.body
+        if isinstance(body, str):
+            body = body.encode()
+        correlation_id = properties.get("correlation_id")
+        deliver(
+            correlation_id.encode() if correlation_id else None,
+            body,
+            format,
+            message.delivery_info["consumer_tag"],
+        )
+        self._last_tag = message.delivery_info["delivery_tag"]
+        self.taken += 1
+
+    def heartbeat(self) -> None:
+        self._amqp.heartbeat_tick()
+
+    def abandon(self) -> None:
+        self._amqp.abandon()
+
+
+def _compression(table: bytes | None) -> str:
+    """The ``compression`` header in an encoded table."""
+    if not table:
+        return ""
+    try:
+        headers = loads("F", table, 0)[0][0]
+    except Exception:  # py-amqp raises of many kinds for tables that are none
+        return "unreadable headers"
+    return str(headers.get("compression") or "")
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode("utf-8", "replace") if value else ""
+
+
+class KombuIntake(Intake):
+    """Results through a plain kombu consumer, each acknowledged by itself."""
+
+    def _open_channels(self) -> None:
+        self.channel = self.connection.default_channel
+        self._messages: deque[tuple[str, Any]] = deque()
+        self._consumers: list[Any] = []
+
+    def _consume(self, name: str) -> None:
+        consumer = self.connection.Consumer(
+            [self.queues.make(name)],
+            channel=self.channel,
+            auto_declare=False,
+            on_message=lambda message: self._messages.append((name, message)),
+        )
+        consumer.consume()
+        self._consumers.append(consumer)
+
+    def read(self, timeout: float) -> bool:
+        if not self._messages:
+            try:
+                self.connection.drain_events(timeout=timeout)
+            except socket.timeout:
+                return False
+        return True
+
+    def readable(self) -> bool:
+        return self.read(timeout=0.001)
+
+    def pump(self, deliver: Deliver) -> None:
+        while self._messages:
+            name, message = self._messages[0]
+            body = message.body
+            correlation_id = message.properties.get("correlation_id")
+            deliver(
+                correlation_id.encode() if correlation_id else None,
+                body.encode() if isinstance(body, str) else bytes(body),
+                body_format(message.content_type or "", message.content_encoding or "utf-8"),
+                name,
+            )
+            message.ack()
+            self._messages.popleft()
+            self.taken += 1

@@ -1,0 +1,288 @@
+"""Which result belongs to whom: bodies in, fulfilled AsyncResults out. No I/O.
+
+A body that somebody waits for is decoded and handed to every waiter; one that nobody waits
+for is kept as it came and decoded when it is asked for. Non-final states (STARTED, RETRY,
+PROGRESS, custom) travel on the same queue: the newest is kept, and only a final one ends
+the waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from celery import states
+from kombu.compression import decompress
+from kombu.exceptions import ContentDisallowed
+
+from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
+from .errors import BadMessage, ResultDropped
+from .serialization import decode
+from .stats import Stats
+
+__all__ = ["JSON", "ResultMatcher", "body_format"]
+
+logger = logging.getLogger("fastrpc")
+
+READY_STATES = states.READY_STATES
+
+#: The format of nearly every body: JSON in UTF-8, not compressed.
+JSON = b""
+
+#: At most this often, in seconds, the log says that unclaimed results had to go …
+EVICTION_WARNING_INTERVAL = 60.0
+#: … and that a message was bad for the same reason as the last one.
+BAD_MESSAGE_WARNING_INTERVAL = 1.0
+
+
+def body_format(content_type: str, content_encoding: str, compression: str = "") -> bytes:
+    """How a body is to be decoded, small enough to be kept beside each unclaimed one."""
+    if content_type == "application/json" and content_encoding == "utf-8" and not compression:
+        return JSON
+    return "\0".join((content_type, content_encoding, compression)).encode()
+
+
+class ResultMatcher:
+    """Matches the bodies that arrive with the results that wait.
+
+    Args:
+        table: Correlation id -> waiters, or the undecoded body.
+        accept: Content types that may be decoded (``result_accept_content``).
+        to_python: Celery's ``Backend.meta_from_decoded``.
+        stats: Counters to keep.
+        max_age: Seconds after which an unclaimed body is dropped; None keeps it.
+        on_fulfilled: Called with each AsyncResult that became ready.
+    """
+
+    def __init__(
+        self,
+        table: PendingTable,
+        accept: frozenset[str] | None,
+        to_python: Callable[[dict[str, Any]], dict[str, Any]],
+        stats: Stats,
+        max_age: float | None,
+        on_fulfilled: Callable[[Any, Exception | None], None],
+    ) -> None:
+        self.table = table
+        self.accept = accept
+        self.to_python = to_python
+        self.stats = stats
+        self.max_age = max_age
+        self.on_fulfilled = on_fulfilled
+        self._next_expiry = 0.0
+        self._next_warning = 0.0
+        self._evicted_before = 0
+        self._next_report: dict[str, float] = {}
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def add(self, result: Any, weak: bool = False) -> None:
+        """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here."""
+        table = self.table
+        waiter = weakref.ref(result) if weak else result
+        if table.add(result.id, waiter) != UNCLAIMED:
+            return
+        kept = table.take(result.id)
+        meta = self._decode_kept(result.id, kept)
+        if meta is not None and meta["status"] in READY_STATES:
+            table.finish(result.id)
+            self._fulfil(result, meta)
+            return
+        table.add(result.id, waiter)
+        if meta is not None:
+            table.store(result.id, kept[1], kept[0])
+
+    def discard(self, result: Any) -> None:
+        """``result`` waits no longer."""
+        table, task_id = self.table, result.id
+        if not table.discard(task_id, result) and table.state(task_id) == WAITING:
+            table.discard(task_id, weakref.ref(result))
+
+    def check_obtainable(self, task_id: str) -> None:
+        """Raise ResultDropped if waiting for ``task_id`` would never end."""
+        state = self.table.state(task_id)
+        if state == LOST:
+            raise ResultDropped(
+                f"the result of task {task_id} arrived but was dropped: more than max_unclaimed "
+                "or max_unclaimed_bytes of results were not asked for, or it was not asked for "
+                "within result_expires"
+            )
+        if state == DONE:
+            raise ResultDropped(
+                f"the result of task {task_id} was handed out already, to another AsyncResult "
+                "of this process; a result is delivered once"
+            )
+
+    # -- what arrives ------------------------------------------------------------------------
+
+    def deliver(
+        self,
+        correlation_id: bytes | None,
+        body: bytes,
+        format: bytes = JSON,
+        wanted: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Take in one message from a reply queue; never raises for what is in it.
+
+        ``wanted``, where given, sees every meta, also of tasks nobody waits for.
+        """
+        self.stats.received += 1
+        if correlation_id and wanted is None and not self.table.waiters(correlation_id):
+            self._keep(correlation_id, body, format)
+            return
+        try:
+            meta = self._decode(correlation_id, body, format)
+        except BadMessage as exc:
+            self._report(correlation_id, exc)
+            return
+        if wanted is not None:
+            wanted(meta)
+        task_id = meta["task_id"]
+        if meta["status"] not in READY_STATES or not self.table.waiters(task_id):
+            # The body decides where it names another task than the correlation id.
+            self._keep(task_id.encode("utf-8", "surrogatepass"), body, format)
+            return
+        for waiter in self.table.waiters(task_id):
+            result = waiter() if type(waiter) is weakref.ref else waiter
+            if result is not None:
+                self._fulfil(result, meta)
+        # Forgotten only now: an exception thrown into this thread (a soft time limit, say)
+        # must not lose the result between the two steps.
+        self.table.finish(task_id)
+
+    def deliver_message(self, task_id: str, message: Any) -> None:
+        """The same for a kombu message."""
+        body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+        format = body_format(message.content_type or "", message.content_encoding or "utf-8")
+        self.deliver(task_id.encode("utf-8", "surrogatepass"), body, format)
+
+    def _fulfil(self, result: Any, meta: dict[str, Any]) -> None:
+        error = None
+        self.stats.fulfilled += 1
+        try:
+            result._maybe_set_cache(self._as_python(dict(meta)))
+        except Exception as exc:  # from a callback of the application
+            error = exc
+        self.on_fulfilled(result, error)
+
+    def _as_python(self, meta: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.to_python(meta)
+        except Exception as exc:
+            # The message is not to be trusted with building that exception: whoever waits
+            # for the task learns why, and nobody else notices.
+            meta["status"], meta["result"] = states.FAILURE, exc
+            return meta
+
+    def _keep(self, task_id: bytes, body: bytes, format: bytes) -> None:
+        now = time.monotonic()
+        if self.table.state(task_id) == UNCLAIMED and self._goes_back(task_id, body, format):
+            self.stats.duplicates += 1
+            return
+        evicted = self.table.store(task_id, body, format, now)
+        if evicted < 0:
+            self.stats.duplicates += 1
+        elif evicted:
+            self._warn_evicted(now)
+        if self.max_age is not None and now >= self._next_expiry:
+            self._next_expiry = now + max(self.max_age / 10, 0.1)
+            self.table.expire(now - self.max_age)
+
+    def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
+        """Whether a final state is kept and ``body``, sent again, is an earlier one."""
+        kept_format, kept_body = self.table.peek(task_id)
+        try:
+            return (
+                self._decode(task_id, kept_body, kept_format)["status"] in READY_STATES
+                and self._decode(task_id, body, format)["status"] not in READY_STATES
+            )
+        except BadMessage:
+            return False  # found out and reported when it is asked for
+
+    def _warn_evicted(self, now: float) -> None:
+        if now < self._next_warning:
+            return
+        self._next_warning = now + EVICTION_WARNING_INTERVAL
+        evicted, self._evicted_before = (
+            self.table.evicted - self._evicted_before,
+            self.table.evicted,
+        )
+        logger.warning(
+            "%d results nobody had asked for were dropped, the oldest first: %d are kept "
+            "(max_unclaimed=%d, max_unclaimed_bytes=%d)",
+            evicted,
+            self.table.unclaimed,
+            self.table.max_unclaimed,
+            self.table.max_unclaimed_bytes,
+        )
+
+    # -- decoding ----------------------------------------------------------------------------
+
+    def newest(self, task_id: str) -> dict[str, Any] | None:
+        """The newest state that arrived for ``task_id``, or None; it stays kept."""
+        kept = self.table.peek(task_id)
+        if kept is None:
+            return None
+        meta = self._decode_kept(task_id, kept)
+        return None if meta is None else self._as_python(meta)
+
+    def _decode_kept(self, task_id: str, kept: tuple[bytes, bytes]) -> dict[str, Any] | None:
+        format, body = kept
+        correlation_id = task_id.encode("utf-8", "surrogatepass")
+        try:
+            meta = self._decode(correlation_id, body, format)
+        except BadMessage as exc:
+            self.table.forget(task_id)
+            self._report(correlation_id, exc)
+            return None
+        if meta["task_id"] == task_id:
+            return meta
+        # It arrived under the correlation id of this task, but says it is another's.
+        self.table.forget(task_id)
+        self.deliver(None, body, format)
+        return None
+
+    def _decode(self, correlation_id: bytes | None, body: bytes, format: bytes) -> dict[str, Any]:
+        content_type, content_encoding, compression = "application/json", "utf-8", ""
+        if format:
+            content_type, content_encoding, compression = format.decode().split("\0")
+        try:
+            if compression:
+                self._check_accepted(content_type)
+                body = decompress(body, compression)
+            meta = decode(body, content_type, content_encoding, self.accept)
+        except ContentDisallowed:
+            raise BadMessage("content type not accepted", repr(content_type[:80])) from None
+        except Exception as exc:
+            raise BadMessage("undecodable", type(exc).__name__) from exc
+        return _checked(meta, correlation_id)
+
+    def _check_accepted(self, content_type: str) -> None:
+        if self.accept is not None and content_type not in self.accept:
+            raise ContentDisallowed(content_type)
+
+    def _report(self, correlation_id: bytes | None, exc: BadMessage) -> None:
+        self.stats.bad_messages[exc.reason] += 1
+        now = time.monotonic()
+        level = logging.DEBUG
+        if now >= self._next_report.get(exc.reason, 0.0):
+            self._next_report[exc.reason] = now + BAD_MESSAGE_WARNING_INTERVAL
+            level = logging.WARNING
+        shown = (correlation_id or b"none").decode("utf-8", "backslashreplace")
+        logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
+
+
+def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:
+    """``meta`` if it is the meta of a result, else BadMessage."""
+    if not isinstance(meta, dict) or "result" not in meta:
+        raise BadMessage("not a result")
+    if not isinstance(meta.get("status"), str):
+        raise BadMessage("not a result", "no status")
+    if not isinstance(meta.get("task_id"), str):
+        if meta.get("task_id") is not None or not correlation_id:
+            raise BadMessage("not a result", "no task id")
+        meta["task_id"] = correlation_id.decode("utf-8", "surrogateescape")
+    return meta
