@@ -1,0 +1,461 @@
+"""``fastrpc://``: Celery's result backend API over the reply queues of the process.
+
+The way of a result: the worker's ``store_result`` -> ``publisher`` -> the caller's reply
+queue -> ``intake`` -> ``matching`` -> the AsyncResult that waits in ``consumer``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import kombu
+import kombu.pools
+from celery import states
+from celery._state import current_task, task_join_will_block
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.base import Backend
+from celery.exceptions import ImproperlyConfigured
+
+from ._pending import PendingTable
+from .consumer import ResultConsumer
+from .errors import BacklogLimitExceeded, BadOption
+from .matching import ResultMatcher
+from .options import Options
+from .publisher import KombuPublisher
+from .queues import ReplyQueues, make_queue
+from .serialization import encode
+from .stats import Stats
+
+__all__ = ["RPCBackend"]
+
+NO_CHORDS = """\
+The fastrpc result backend does not support chords, nor a group chained into a task, which
+Celery turns into a chord: results go to the caller, not to a store that workers can read.
+Call the group, get() its results and send the next task with them; or give the tasks of the
+chord a backend that stores results, such as redis://."""
+
+
+class RPCBackend(AsyncBackendMixin, Backend):
+    """Result backend that sends each result to the reply queue of its caller."""
+
+    Exchange = kombu.Exchange
+    Producer = kombu.Producer
+    ResultConsumer = ResultConsumer
+    BacklogLimitExceeded = BacklogLimitExceeded
+
+    persistent = False
+    supports_autoexpire = True
+    supports_native_join = True
+
+    retry_policy = {
+        "max_retries": 20,
+        "interval_start": 0,
+        "interval_step": 1,
+        "interval_max": 1,
+    }
+
+    class Consumer(kombu.Consumer):
+        """A consumer that declares nothing by itself."""
+
+        auto_declare = False
+
+    class Queue(kombu.Queue):
+        """A queue whose declaration kombu does not cache; ``queues`` knows when it is due."""
+
+        can_cache_declaration = False
+
+    def __init__(
+        self,
+        app: Any,
+        connection: Any = None,
+        exchange: Any = None,
+        exchange_type: str | None = None,
+        persistent: bool | None = None,
+        serializer: str | None = None,
+        auto_delete: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(app, serializer=serializer, **kwargs)
+        # One object serves all threads of the process, whatever result_backend_thread_safe
+        # says: Celery would make one for each thread otherwise.
+        self.thread_safe = True
+        self.auto_delete = auto_delete
+        self.persistent = self.prepare_persistent(persistent)
+        self.delivery_mode = 2 if self.persistent else 1
+        # Results go through the default exchange, straight to the queue of that name.
+        self.exchange = self.Exchange(None)
+        self.options = self._options()
+        self.retry_policy = self.options.retry_policy.as_dict()
+        self._connection = connection
+        self._counters = Stats()
+        self._queues = ReplyQueues(self._make_queue, self.expires)
+        self.result_consumer = self.ResultConsumer(app, self._queues, self.options, self._counters)
+        self._table = PendingTable(
+            max_unclaimed=self.options.max_unclaimed,
+            max_unclaimed_bytes=self.options.max_unclaimed_bytes,
+        )
+        self._matcher = self.result_consumer.matcher = ResultMatcher(
+            table=self._table,
+            accept=self.accept,
+            to_python=self.meta_from_decoded,
+            stats=self._counters,
+            max_age=self.expires,
+            on_fulfilled=self.result_consumer.on_fulfilled,
+        )
+        self._publisher = KombuPublisher(app, self.exchange, self.delivery_mode, self.options)
+        _living.add(self)
+
+    def _options(self) -> Options:
+        given = dict(self.app.conf.result_backend_transport_options or {})
+        given.setdefault("retry_policy", type(self).retry_policy)
+        try:
+            return Options.parse(given, self.url)
+        except BadOption as exc:
+            raise ImproperlyConfigured(str(exc)) from exc
+
+    def _make_queue(self, name: str) -> kombu.Queue:
+        return make_queue(
+            name,
+            queue_class=self.Queue,
+            exchange=self.exchange,
+            expires=self.expires,
+            queue_type=self.options.queue_type,
+        )
+
+    # -- calling a task ------------------------------------------------------------------------
+
+    @property
+    def oid(self) -> str:
+        """The name of the reply queue of the current thread (``app.thread_oid``)."""
+        return self.app.thread_oid
+
+    @property
+    def binding(self) -> kombu.Queue:
+        """The reply queue of the current thread, unbound."""
+        return self._make_queue(self.oid)
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Have the reply queue exist before the task is sent.
+
+        Raises:
+            fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
+        """
+        if not task_join_will_block():
+            self._table.reset(task_id)
+            self._queues.declare_for_call(self.oid, producer.channel)
+
+    def ensure_chords_allowed(self) -> None:
+        raise NotImplementedError(NO_CHORDS)
+
+    # -- storing a result ----------------------------------------------------------------------
+
+    def destination_for(self, task_id: str, request: Any) -> tuple[str | None, str]:
+        """``(reply queue, correlation id)`` for a result.
+
+        Raises:
+            RuntimeError: there is neither a request nor a current task.
+        """
+        try:
+            request = request or current_task.request
+        except AttributeError:
+            raise RuntimeError(f"fastrpc backend missing task request for {task_id!r}") from None
+        return request.reply_to, request.correlation_id or task_id
+
+    def on_reply_declare(self, task_id: str) -> None:
+        """Nothing is declared when a result is sent: the caller did it."""
+
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Send a state and its result to the caller; returns ``result``.
+
+        Raises:
+            kombu.exceptions.EncodeError: the result cannot be serialized.
+            kombu.exceptions.OperationalError: the retries of the retry policy are used up.
+        """
+        routing_key, correlation_id = self.destination_for(task_id, request)
+        if not routing_key:
+            return result
+        meta = self._get_result_meta(
+            result=self.encode_result(result, state),
+            state=state,
+            traceback=traceback,
+            request=request,
+        )
+        meta["task_id"] = task_id
+        content_type, content_encoding, body = encode(meta, self.serializer)
+        self._publisher.publish(
+            routing_key,
+            correlation_id,
+            body,
+            content_type,
+            content_encoding,
+            declare=self.on_reply_declare(task_id),
+        )
+        return result
+
+    # -- waiting for a result ------------------------------------------------------------------
+
+    def add_pending_result(
+        self, result: Any, weak: bool = False, start_drainer: bool = True
+    ) -> Any:
+        """Let ``result`` become ready when its final state arrives."""
+        self._matcher.add(result, weak=weak)
+        return result
+
+    def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:
+        return [self.add_pending_result(result, weak=weak) for result in results]
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """``result`` waits no longer; what arrives for its id is kept for others."""
+        self._matcher.discard(result)
+        return result
+
+    def on_result_fulfilled(self, result: Any) -> None:
+        """Nothing to cancel: one queue serves the thread, whatever it waits for."""
+
+    def wait_for_pending(
+        self,
+        result: Any,
+        callback: Any = None,
+        propagate: bool = True,
+        timeout: float | None = None,
+        on_interval: Any = None,
+        on_message: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Wait until ``result`` is ready and return its value.
+
+        Raises:
+            celery.exceptions.TimeoutError: not within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: it came, but is no longer kept.
+            Exception: with ``propagate``, what the task raised.
+        """
+        self._ensure_not_eager()
+        for _ in self._wait_for_pending(result, timeout, on_interval, on_message):
+            pass
+        return result.maybe_throw(callback=callback, propagate=propagate)
+
+    def _wait_for_pending(
+        self,
+        result: Any,
+        timeout: float | None = None,
+        on_interval: Any = None,
+        on_message: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[None]:
+        try:
+            for _ in self._ready_ones([result], timeout, on_interval, on_message):
+                yield
+        except BaseException:
+            if not has_listeners(result):
+                self._matcher.discard(result)
+            raise
+
+    def iter_native(
+        self,
+        result: Any,
+        no_ack: bool = True,
+        timeout: float | None = None,
+        on_interval: Any = None,
+        on_message: Any = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[str, Any]]:
+        """Yield ``(task id, meta)`` of each result of a ResultSet as it becomes ready.
+
+        A nested group comes as ``(group id, its results)``.
+        """
+        self._ensure_not_eager()
+        groups = [node for node in result.results if not hasattr(node, "_cache")]
+        for node in groups:
+            yield node.id, node.children
+        results = [node for node in result.results if hasattr(node, "_cache")]
+        for node in self._ready_ones(results, timeout, on_interval, on_message):
+            yield node.id, node._cache
+
+    def _ready_ones(
+        self, results: list[Any], timeout: float | None, on_interval: Any, on_message: Any
+    ) -> Iterator[Any]:
+        """Yield each of ``results`` once it is ready, until all are."""
+        waiting = []
+        for node in results:
+            if node._cache:
+                yield node
+            else:
+                waiting.append(node)
+        consumer = self.result_consumer
+        with consumer.watching(waiting, timeout, on_message, self.oid) as wait:
+            left = len(waiting)
+            for node in waiting:
+                if node._cache:  # it came before it was watched
+                    wait.arrived.append(node)
+                else:
+                    self._matcher.check_obtainable(node.id)
+            seen = set()
+            while left:
+                consumer.until_news(wait, on_interval)
+                wait.run_on_message()
+                wait.raise_errors()
+                while wait.arrived:
+                    node = wait.arrived.popleft()
+                    if id(node) not in seen:
+                        seen.add(id(node))
+                        left -= 1
+                        yield node
+
+    def get_many(
+        self,
+        task_ids: Iterable[str],
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Any = None,
+        on_interval: Any = None,
+        max_iterations: int | None = None,
+        READY_STATES: frozenset[str] = states.READY_STATES,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield ``(task id, meta)`` of those of ``task_ids`` that are ready, as they become so.
+
+        Raises:
+            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
+        """
+        results = {task_id: self.app.AsyncResult(task_id) for task_id in task_ids}
+        if max_iterations:
+            for task_id in results:
+                meta = self.get_task_meta(task_id)
+                if meta["status"] in READY_STATES:
+                    yield task_id, meta
+            return
+        self.add_pending_results(results.values())
+        for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
+            yield node.id, node._cache
+
+    # -- looking at a result -------------------------------------------------------------------
+
+    def get_task_meta(self, task_id: str, backlog_limit: int = 1000) -> dict[str, Any]:
+        """The newest known state of a task, without waiting; PENDING if there is none.
+
+        Raises:
+            BacklogLimitExceeded: this process had not yet consumed its results, and more than
+                ``backlog_limit`` messages were found; they are being read, look again.
+        """
+        if self.result_consumer.look(self.oid) > backlog_limit:
+            raise self.BacklogLimitExceeded(task_id)
+        meta = self._matcher.newest(task_id)
+        return {"status": states.PENDING, "result": None} if meta is None else meta
+
+    poll = get_task_meta
+
+    def is_cached(self, task_id: str) -> bool:
+        """Whether a result of ``task_id`` is kept in this process."""
+        return self._table.peek(task_id) is not None
+
+    def on_out_of_band_result(self, task_id: str, message: Any) -> None:
+        """Keep a kombu message nobody waits for, for later."""
+        self._matcher.deliver_message(task_id, message)
+        message.ack()
+
+    def task_result_exists(self, task_id: str) -> bool:
+        """Whether any state of ``task_id`` is known."""
+        self.result_consumer.look(self.oid)
+        return self.is_cached(task_id)
+
+    def forget(self, task_id: str) -> None:
+        """Drop whatever is kept for ``task_id``."""
+        self._table.forget(task_id)
+
+    # -- the rest of Celery's API --------------------------------------------------------------
+
+    def as_uri(self, include_password: bool = True) -> str:
+        """Always ``rpc://``: Celery's worker tests for it, and there is no password in it."""
+        return "rpc://"
+
+    def revive(self, channel: Any) -> None:
+        """Nothing to do: connections are looked after where they are used."""
+
+    def reload_task_result(self, task_id: str) -> None:
+        raise NotImplementedError("reload_task_result is not supported by the fastrpc backend")
+
+    def reload_group_result(self, group_id: str) -> None:
+        raise NotImplementedError("reload_group_result is not supported by the fastrpc backend")
+
+    def save_group(self, group_id: str, result: Any) -> None:
+        raise NotImplementedError("save_group is not supported by the fastrpc backend")
+
+    def restore_group(self, group_id: str, cache: bool = True) -> None:
+        raise NotImplementedError("restore_group is not supported by the fastrpc backend")
+
+    def delete_group(self, group_id: str) -> None:
+        raise NotImplementedError("delete_group is not supported by the fastrpc backend")
+
+    def stats(self) -> dict[str, Any]:
+        """Counters since this process began; see docs/stats.md."""
+        return {
+            **self._counters.as_dict(),
+            "waiting": self._table.waiting,
+            "unclaimed": self._table.unclaimed,
+            "unclaimed_bytes": self._table.unclaimed_bytes,
+            "evicted": self._table.evicted,
+        }
+
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        return super().__reduce__(
+            args,
+            dict(
+                kwargs,
+                serializer=self.serializer,
+                persistent=self.persistent,
+                auto_delete=self.auto_delete,
+                url=self.url,
+            ),
+        )
+
+    def close(self) -> None:
+        """Hang up; deletes the reply queues of this process unless ``auto_delete=False``."""
+        self.result_consumer.close(delete_queues=self.auto_delete)
+
+    def _after_fork(self) -> None:
+        """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
+        self._counters.reset()
+        self._queues.clear()
+        self._table.clear()
+        self.result_consumer.after_fork()
+        # Celery caches the name of the thread's reply queue, and keeps pooled connections.
+        vars(self.app._local).pop("oid", None)
+        self.app._after_fork()
+
+
+def has_listeners(result: Any) -> bool:
+    """Whether somebody subscribed to ``result`` with ``then``."""
+    return any(listener is not None for listener in result.on_ready.listeners)
+
+
+_living: weakref.WeakSet[RPCBackend] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for backend in list(_living):
+        backend.close()
+
+
+def _after_fork_in_child() -> None:
+    # Only forgotten: to close one would say goodbye on the parent's socket.
+    kombu.pools.connections.clear()
+    kombu.pools.producers.clear()
+    for backend in list(_living):
+        backend._after_fork()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_after_fork_in_child)
