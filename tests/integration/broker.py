@@ -1,0 +1,409 @@
+"""Private, throw-away servers for the tests: a RabbitMQ node and a Redis.
+
+Each runs on free loopback ports with all of its files in one temporary folder, and leaves
+nothing behind: no shared epmd, no cookie in the home folder, no node of the same name.
+
+    with RabbitMQ() as broker:
+        Celery(broker=broker.url, backend="fastrpc://")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MissingServer", "RabbitMQ", "Redis", "free_port", "wait_until"]
+
+# Debian's /usr/sbin/rabbitmq-server is a wrapper that switches user; these do not.
+RABBITMQ_SCRIPTS = (
+    "/usr/lib/rabbitmq/bin",
+    "/usr/local/lib/rabbitmq/bin",
+    "/opt/rabbitmq/sbin",
+    "/usr/local/opt/rabbitmq/sbin",
+)
+AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
+START_TIMEOUT = 90.0
+
+
+class MissingServer(RuntimeError):
+    """A server binary that the tests need is not installed; the text says how to install it."""
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on.
+
+    Below the kernel's ephemeral range on purpose: while a server is down, an outgoing
+    connection of some client could otherwise be given this very port, and even connect to
+    itself.
+    """
+    for _ in range(200):
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("no free port between 20000 and 32000")
+
+
+def wait_until(condition, timeout: float, what: str, interval: float = 0.05) -> Any:
+    """The first true value of `condition()`; TimeoutError naming `what` after `timeout`."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{what}: not within {timeout:g} s")
+        time.sleep(interval)
+    return value
+
+
+def _end(process: subprocess.Popen, sig: int, timeout: float) -> None:
+    """Signal a process that leads its own session; what is left of the session is killed."""
+    if process.poll() is None:
+        process.send_signal(sig)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+class _Server:
+    """What both servers have in common: a folder, a log, a context manager."""
+
+    host = "127.0.0.1"
+
+    def __init__(self, name: str) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix=f"fastrpc-{name}-"))
+        self.log = self.dir / "server.log"
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Stop cleanly and start again with the same data and ports."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop for good and remove every file."""
+        try:
+            self.stop()
+        finally:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _spawn(self, command: list[str], env: Mapping[str, str] | None = None) -> subprocess.Popen:
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.dir,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _await_answer(self) -> None:
+        def answers() -> bool:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{type(self).__name__} ended at its start:\n{self.log_tail()}")
+            return self.answers()
+
+        try:
+            wait_until(answers, START_TIMEOUT, f"{type(self).__name__} answers")
+        except TimeoutError as exc:
+            raise TimeoutError(f"{exc}\n{self.log_tail()}") from None
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def log_tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+class RabbitMQ(_Server):
+    """A private RabbitMQ node (3.10 to 4.x).
+
+    `config` are extra lines of rabbitmq.conf; `tls` names the files of a TLS listener
+    (`cacertfile`, `certfile`, `keyfile`, and any other `ssl_options` key); `join` is a running
+    node whose cluster this one becomes a member of. `scripts` is the folder of
+    rabbitmq-server and rabbitmqctl, for a version other than the installed one.
+    """
+
+    user = "guest"
+    password = "guest"
+
+    def __init__(
+        self,
+        *,
+        config: Iterable[str] = (),
+        tls: Mapping[str, object] | None = None,
+        join: RabbitMQ | None = None,
+        scripts: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.scripts = self._find_scripts(scripts)
+        super().__init__("rabbitmq")
+        self.port = free_port()
+        self.tls_port = free_port() if tls is not None else None
+        self.dist_port = free_port()
+        self.join = join
+        self.epmd: subprocess.Popen | None = None
+        self.epmd_port = join.epmd_port if join else free_port()
+        self.nodename = f"fastrpc-{self.port}@localhost"
+        self.pid_file = self.dir / "node.pid"
+        self._joined = False
+        self._write_files(config, tls)
+        self.env = self._environment(env or {})
+
+    # -- where it is
+
+    @property
+    def url(self) -> str:
+        return self.url_for()
+
+    @property
+    def tls_url(self) -> str:
+        return f"amqps://{self.user}:{self.password}@localhost:{self.tls_port}//"
+
+    def url_for(self, port: int | None = None, user: str = "", password: str = "") -> str:
+        """The URL of this node, through another port (a proxy's) or as another user."""
+        credentials = f"{user or self.user}:{password or self.password}"
+        return f"amqp://{credentials}@{self.host}:{port or self.port}//"
+
+    @property
+    def pid(self) -> int:
+        """The process id of the Erlang machine itself, not of the script that started it."""
+        return int(self.pid_file.read_text())
+
+    # -- its life
+
+    def start(self) -> None:
+        if self.process is not None:
+            raise RuntimeError("already started")
+        self._start_epmd()
+        self.pid_file.unlink(missing_ok=True)
+        self.process = self._spawn([f"{self.scripts}/rabbitmq-server"], self.env)
+        self._await_answer()
+        if self.join and not self._joined:
+            self.ctl("stop_app")
+            self.ctl("join_cluster", self.join.nodename)
+            self.ctl("start_app")
+            self._await_answer()
+            self._joined = True
+
+    def stop(self) -> None:
+        """Stop cleanly: what is durable is kept for the next start()."""
+        if self.process is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.kill(self.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(30)
+            _end(self.process, signal.SIGKILL, 5)
+            self.process = None
+        self._stop_epmd()
+
+    def kill(self) -> None:
+        """kill -9: no goodbye to anybody, nothing flushed."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        _end(self.process, signal.SIGKILL, 5)
+        self.process = None
+        self._stop_epmd()
+
+    def answers(self) -> bool:
+        """Whether the node greets an AMQP client: that is the last thing its boot enables."""
+        try:
+            with socket.create_connection((self.host, self.port), 2) as sock:
+                sock.sendall(AMQP_HEADER)
+                return sock.recv(1) == b"\x01"  # the METHOD frame of Connection.Start
+        except OSError:
+            return False
+
+    def ctl(self, *args: str, timeout: float = 60) -> str:
+        """Run rabbitmqctl against this node; its output, or RuntimeError with it."""
+        done = subprocess.run(
+            [f"{self.scripts}/rabbitmqctl", "-q", "-n", self.nodename, *args],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(args)}:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def queues(self, vhost: str = "/") -> dict[str, int]:
+        """Name -> number of messages (ready and unacknowledged) of every queue."""
+        table = self.ctl(
+            "list_queues", "-p", vhost, "--no-table-headers", "name", "messages", "--silent"
+        )
+        rows = (line.rsplit("\t", 1) for line in table.splitlines() if "\t" in line)
+        return {name: int(messages) for name, messages in rows}
+
+    # -- its files
+
+    @staticmethod
+    def _find_scripts(wanted: str | None) -> str:
+        for folder in (wanted,) if wanted else RABBITMQ_SCRIPTS:
+            if os.access(f"{folder}/rabbitmq-server", os.X_OK):
+                return folder
+        raise MissingServer(
+            f"rabbitmq-server was not found in {wanted or ', '.join(RABBITMQ_SCRIPTS)}: "
+            "apt-get install rabbitmq-server, or name a broker that is safe to write to in "
+            "FASTRPC_TEST_BROKER_URL"
+        )
+
+    def _write_files(self, config: Iterable[str], tls: Mapping[str, object] | None) -> None:
+        lines = [
+            f"listeners.tcp.1 = {self.host}:{self.port}",
+            "disk_free_limit.absolute = 10MB",
+        ]
+        if tls is not None:
+            lines.append(f"listeners.ssl.1 = {self.host}:{self.tls_port}")
+            lines += [f"ssl_options.{key} = {value}" for key, value in tls.items()]
+        (self.dir / "rabbitmq.conf").write_text("\n".join([*lines, *config, ""]))
+        (self.dir / "advanced.config").write_text("[].\n")
+        (self.dir / "enabled_plugins").write_text("[].\n")
+        (self.dir / "rabbitmq-env.conf").write_text("")
+        cookie = self.dir / ".erlang.cookie"
+        if self.join:
+            shutil.copy(self.join.dir / ".erlang.cookie", cookie)
+        else:
+            cookie.write_text("".join(random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=20)))
+        cookie.chmod(0o400)
+
+    def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        # Nothing of the installed service's own settings may leak in.
+        inherited = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("RABBITMQ_", "ERL_", "NOTIFY_SOCKET"))
+        }
+        return {
+            **inherited,
+            "HOME": str(self.dir),
+            "LC_ALL": "C.UTF-8",
+            "ERL_EPMD_PORT": str(self.epmd_port),
+            "ERL_CRASH_DUMP": str(self.dir / "erl_crash.dump"),
+            "RABBITMQ_NODENAME": self.nodename,
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_NODE_IP_ADDRESS": self.host,
+            "RABBITMQ_DIST_PORT": str(self.dist_port),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": ("-kernel inet_dist_use_interface {127,0,0,1}"),
+            "RABBITMQ_MNESIA_BASE": str(self.dir / "data"),
+            "RABBITMQ_LOG_BASE": str(self.dir / "log"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_PID_FILE": str(self.pid_file),
+            "RABBITMQ_CONFIG_FILE": str(self.dir / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.dir / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.dir / "enabled_plugins"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.dir / "rabbitmq-env.conf"),
+            **extra,
+        }
+
+    # -- its port mapper: Erlang nodes find each other through it. One of our own, in the
+    # foreground, ends with the node; Erlang's own would stay behind as a daemon.
+
+    def _start_epmd(self) -> None:
+        if self.join or self.epmd is not None:
+            return
+        command = self._find_epmd()
+        self.epmd = self._spawn(
+            [command, "-port", str(self.epmd_port), "-address", self.host], self.env
+        )
+        wait_until(self._epmd_answers, 10, "epmd answers", 0.01)
+
+    def _stop_epmd(self) -> None:
+        if self.epmd is not None:
+            _end(self.epmd, signal.SIGTERM, 2)
+            self.epmd = None
+
+    def _epmd_answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.epmd_port), 1):
+                return True
+        except OSError:
+            return False
+
+    @staticmethod
+    def _find_epmd() -> str:
+        found = shutil.which("epmd") or next(
+            (str(p) for p in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None
+        )
+        if found is None:
+            raise MissingServer("epmd was not found: apt-get install erlang-base")
+        return found
+
+
+class Redis(_Server):
+    """A private Redis that writes nothing to disk."""
+
+    def __init__(self, *, args: Iterable[str] = ()) -> None:
+        binary = shutil.which("redis-server")
+        if binary is None:
+            raise MissingServer("redis-server was not found: apt-get install redis-server")
+        super().__init__("redis")
+        self.port = free_port()
+        self.command = [
+            binary,
+            *("--port", str(self.port), "--bind", self.host, "--dir", str(self.dir)),
+            *("--save", "", "--appendonly", "no", "--daemonize", "no"),
+            *args,
+        ]
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.host}:{self.port}/0"
+
+    def start(self) -> None:
+        if self.process is not None:
+            raise RuntimeError("already started")
+        self.process = self._spawn(self.command)
+        self._await_answer()
+
+    def stop(self) -> None:
+        if self.process is not None:
+            _end(self.process, signal.SIGTERM, 10)
+            self.process = None
+
+    def kill(self) -> None:
+        _end(self.process, signal.SIGKILL, 5)
+        self.process = None
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection((self.host, self.port), 2) as sock:
+                sock.sendall(b"PING\r\n")
+                return sock.recv(7) == b"+PONG\r\n"
+        except OSError:
+            return False
