@@ -1,0 +1,57 @@
+"""Fixtures for every kind of test: the servers, one of each per session, started when asked for."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.integration.broker import MissingServer, RabbitMQ, Redis
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
+
+
+class ForeignBroker:
+    """The broker that FASTRPC_TEST_BROKER_URL names: ours to use, not to stop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+def _start(server: type) -> RabbitMQ | Redis:
+    try:
+        return server().__enter__()
+    except MissingServer as exc:
+        # Never a skip: a run without its broker has tested nothing.
+        pytest.exit(str(exc), returncode=3)
+
+
+@pytest.fixture(scope="session")
+def broker():
+    """The session's RabbitMQ: a private node, or what FASTRPC_TEST_BROKER_URL names."""
+    if url := os.environ.get("FASTRPC_TEST_BROKER_URL"):
+        yield ForeignBroker(url)
+        return
+    server = _start(RabbitMQ)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def private_broker(broker):
+    """The session's broker, for tests that need its rabbitmqctl."""
+    if isinstance(broker, ForeignBroker):
+        own = _start(RabbitMQ)
+        yield own
+        own.close()
+    else:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    server = _start(Redis)
+    yield server
+    server.close()

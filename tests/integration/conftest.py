@@ -1,0 +1,100 @@
+"""Clients and workers over the session's broker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import pytest
+from celery import Celery, Task
+
+from tests.integration.backends import PAIRS, pair_id
+from tests.integration.tasks import make_app
+from tests.integration.worker import Worker
+
+
+def close_all(workers: Iterable[Worker]) -> None:
+    """End them side by side: each takes a second."""
+    for worker in workers:
+        worker.ask_to_stop()
+    for worker in workers:
+        worker.close()
+
+
+@pytest.fixture(scope="session")
+def make_worker(broker):
+    """worker(backend, pool, ...) -> a ready Worker; one per set of arguments and session."""
+    workers: dict[str, Worker] = {}
+
+    def make(backend: str, pool: str = "prefork", **options) -> Worker:
+        key = json.dumps([backend, pool, options], sort_keys=True)
+        known = workers.get(key)
+        if known is None or known.process.poll() is not None:
+            name = f"fastrpc-tests-{backend.partition(':')[0]}-{pool}-{len(workers)}"
+            known = workers[key] = Worker(
+                broker.url, backend, pool=pool, queues=(name, *options.pop("more", ())), **options
+            )
+        return known
+
+    yield make
+    close_all(workers.values())
+
+
+@pytest.fixture(scope="session")
+def leaf_worker(broker):
+    """A second worker, for the subtasks that the tasks of the first wait for."""
+    leaves: dict[str, Worker] = {}
+
+    def make(root: Worker) -> Worker:
+        if root.queue not in leaves:
+            leaves[root.queue] = Worker(
+                broker.url, root.backend, pool="solo", queues=(f"{root.queue}-leaf",)
+            )
+        return leaves[root.queue]
+
+    yield make
+    close_all(leaves.values())
+
+
+@pytest.fixture(scope="session")
+def make_client(broker) -> Callable[..., Celery]:
+    """client(backend, worker, ...) -> an app whose tasks go to that worker."""
+    clients: list[Celery] = []
+
+    def make(backend: str, worker: Worker | None = None, **conf) -> Celery:
+        queue = worker.queue if worker is not None else "fastrpc-tests-nobody"
+        clients.append(make_app(broker.url, backend, queue, **conf))
+        return clients[-1]
+
+    yield make
+    for app in clients:
+        consumer = getattr(app.backend, "result_consumer", None)
+        # Stock's stop() fails where it never started.
+        with suppress(Exception):
+            consumer.stop()
+        app.close()
+
+
+@pytest.fixture(scope="session", params=PAIRS, ids=pair_id)
+def pair(request) -> tuple[str, str]:
+    """(the client's backend, the worker's backend)."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def worker(pair, make_worker) -> Worker:
+    """A prefork worker that talks the pair's second backend."""
+    return make_worker(pair[1], "prefork")
+
+
+@pytest.fixture(scope="session")
+def app(pair, worker, make_client) -> Celery:
+    """A client of that worker that talks the pair's first backend."""
+    return make_client(pair[0], worker)
+
+
+@pytest.fixture(scope="session")
+def task(app) -> Callable[[str], Task]:
+    """task("add") is the client's tests.add."""
+    return lambda name: app.tasks[f"tests.{name}"]

@@ -1,0 +1,253 @@
+"""The application and the tasks of the integration tests.
+
+A worker process imports this module and takes its settings from the environment; a client
+calls `make_app`. No task refers to a global app: the same functions serve every app that a
+test makes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, chain, group
+from celery.exceptions import Ignore, Reject
+from celery.result import allow_join_result
+from celery.signals import worker_ready
+
+READY_LINE = "== worker is ready =="
+
+_registry: list[tuple[Callable, dict[str, Any]]] = []
+_apps: list[Celery] = []
+
+
+def task(**options: Any) -> Callable:
+    """Register a function as a task of every app that make_app() makes."""
+
+    def register(func: Callable) -> Callable:
+        _registry.append((func, {"name": f"tests.{func.__name__}", **options}))
+        return func
+
+    return register
+
+
+def make_app(broker: str, backend: str, queue: str = "celery", **conf: Any) -> Celery:
+    """An app with all the tasks; `conf` are Celery settings."""
+    app = Celery("tests", broker=broker, backend=backend, set_as_current=False)
+    app.conf.update(
+        {
+            "task_default_queue": queue,
+            "broker_connection_retry_on_startup": True,
+            "worker_hijack_root_logger": False,
+            "worker_cancel_long_running_tasks_on_connection_loss": False,
+            **conf,
+        }
+    )
+    for func, options in _registry:
+        app.task(**options)(func)
+    # The name of a reply queue comes from the address of the app: one that is collected
+    # could hand its queue, with what is left in it, to the next.
+    _apps.append(app)
+    return app
+
+
+class CustomError(Exception):
+    """An exception of the application's own, with arguments."""
+
+
+class UnpicklableError(Exception):
+    """Cannot be pickled, nor rebuilt from its arguments."""
+
+    def __init__(self, code: int, *, reason: str) -> None:
+        super().__init__(f"{code}: {reason}")
+        self.lock = open(os.devnull)  # noqa: SIM115
+
+
+@task()
+def add(x, y):
+    return x + y
+
+
+@task()
+def echo(value=None):
+    return value
+
+
+@task()
+def sleep(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+@task()
+def big(size):
+    """A result of `size` characters."""
+    return "x" * size
+
+
+@task()
+def fail(message="on purpose"):
+    raise ValueError(message)
+
+
+@task()
+def fail_key(key):
+    raise KeyError(key)
+
+
+@task()
+def fail_custom(*args):
+    raise CustomError(*args)
+
+
+@task()
+def fail_unpicklable(code):
+    raise UnpicklableError(code, reason="cannot be pickled")
+
+
+@task()
+def unserialisable():
+    """A result that no serializer takes: the task fails instead."""
+    return object()
+
+
+@task()
+def on_error(request, exc, traceback):
+    """An errback; what it returns nobody reads."""
+
+
+@task(bind=True)
+def progress(self, steps):
+    for step in range(steps):
+        self.update_state(state="PROGRESS", meta={"step": step, "of": steps})
+    return steps
+
+
+@task(bind=True)
+def progress_then_wait(self, steps, seconds):
+    """Report, and stay in the last state for a while."""
+    for step in range(steps):
+        self.update_state(state="PROGRESS", meta={"step": step, "of": steps})
+    time.sleep(seconds)
+    return steps
+
+
+@task(bind=True, max_retries=3)
+def flaky(self, failures):
+    """Succeeds after so many retries; returns how many there were."""
+    if self.request.retries < failures:
+        raise self.retry(exc=ConnectionError("try again"), countdown=0)
+    return self.request.retries
+
+
+@task(bind=True, max_retries=1)
+def hopeless(self):
+    """Retried once, then fails with its own exception."""
+    raise self.retry(exc=ConnectionError("never"), countdown=0)
+
+
+@task(ignore_result=True)
+def ignored(value=None):
+    return value
+
+
+@task(bind=True)
+def ignore_itself(self):
+    self.update_state(state="LEFT", meta={"by": "itself"})
+    raise Ignore
+
+
+@task()
+def reject_itself():
+    raise Reject("not for me", requeue=False)
+
+
+@task(track_started=True)
+def started_then(value, seconds=0):
+    time.sleep(seconds)
+    return value
+
+
+@task(bind=True)
+def about_me(self, *args, **kwargs):
+    """What the worker knows about the request."""
+    request = self.request
+    return {
+        "id": request.id,
+        "reply_to": request.reply_to,
+        "correlation_id": request.correlation_id,
+        "group": request.group,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+        "priority": (request.delivery_info or {}).get("priority"),
+        "stamps": request.stamps,
+        "args": list(args),
+        "kwargs": kwargs,
+    }
+
+
+@task(bind=True, trail=True)
+def spawn(self, numbers):
+    """Sends a subtask per number and leaves them as its children."""
+    add = self.app.tasks["tests.add"]
+    return [add.apply_async((n, n)).id for n in numbers]
+
+
+@task(bind=True, trail=True)
+def spawn_group(self, numbers):
+    add = self.app.tasks["tests.add"]
+    return group(add.s(n, n) for n in numbers)().id
+
+
+@task(bind=True, trail=True)
+def spawn_chain(self, numbers):
+    add = self.app.tasks["tests.add"]
+    first, *rest = numbers
+    last = chain(add.s(first, 0), *(add.s(n) for n in rest))()
+    ids = []
+    while last is not None:
+        ids.append(last.id)
+        last = last.parent
+    return ids
+
+
+@task(bind=True)
+def join(self, numbers):
+    """Sends subtasks and waits for their results, inside the worker."""
+    add = self.app.tasks["tests.add"]
+    with allow_join_result():
+        leaf = self.request.delivery_info["routing_key"] + "-leaf"
+        return group(add.s(n, n).set(queue=leaf) for n in numbers)().get(timeout=30)
+
+
+@task(bind=True)
+def join_one(self, value):
+    """Sends one subtask to the queue for leaves and returns its result."""
+    leaf = self.request.delivery_info["routing_key"] + "-leaf"
+    with allow_join_result():
+        return self.app.tasks["tests.echo"].apply_async((value,), queue=leaf).get(timeout=30)
+
+
+@task(bind=True)
+def replaced(self, x, y):
+    # Left alone, Celery gives the new task the worker's own reply queue.
+    instead = self.app.tasks["tests.add"].s(x, y).set(reply_to=self.request.reply_to)
+    raise self.replace(instead)
+
+
+@worker_ready.connect
+def _say_ready(**_kwargs):
+    print(READY_LINE, file=sys.stderr, flush=True)
+
+
+if "FASTRPC_TEST_BROKER" in os.environ:
+    app = make_app(
+        os.environ["FASTRPC_TEST_BROKER"],
+        os.environ["FASTRPC_TEST_BACKEND"],
+        os.environ.get("FASTRPC_TEST_QUEUE", "celery"),
+        **json.loads(os.environ.get("FASTRPC_TEST_CONF", "{}")),
+    )

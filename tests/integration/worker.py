@@ -1,0 +1,137 @@
+"""A real Celery worker in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.integration.broker import wait_until
+from tests.integration.tasks import READY_LINE
+
+__all__ = ["Worker"]
+
+ROOT = Path(__file__).parents[2]
+_numbers = itertools.count(1)
+
+
+class Worker:
+    """`celery worker` over tests.integration.tasks, ready when the constructor returns.
+
+    `queues` are the queues it consumes, the first is also where its tasks send subtasks.
+    `conf` are Celery settings, `args` more of the command line.
+    """
+
+    def __init__(
+        self,
+        broker: str,
+        backend: str,
+        *,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        queues: tuple[str, ...] = ("celery",),
+        loglevel: str = "WARNING",
+        conf: dict[str, Any] | None = None,
+        args: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        timeout: float = 60,
+    ) -> None:
+        self.broker, self.backend, self.pool, self.queues = broker, backend, pool, queues
+        self.name = f"w{next(_numbers)}-{os.getpid()}@{pool}"
+        handle, path = tempfile.mkstemp(prefix=f"fastrpc-worker-{pool}-", suffix=".log")
+        self.log_path = Path(path)
+        with os.fdopen(handle, "wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "celery", "-A", "tests.integration.tasks", "worker"),
+                    *("-P", pool, "-c", str(concurrency), "-n", self.name, "-l", loglevel),
+                    *("-Q", ",".join(queues), "--without-gossip", "--without-mingle"),
+                    *args,
+                ],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "FASTRPC_TEST_BROKER": broker,
+                    "FASTRPC_TEST_BACKEND": backend,
+                    "FASTRPC_TEST_QUEUE": queues[0],
+                    "FASTRPC_TEST_CONF": json.dumps(conf or {}),
+                    "C_FORCE_ROOT": "1",
+                    **(env or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            wait_until(self._is_ready, timeout, f"{self} is ready")
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name} {self.backend} pid {self.process.pid}>"
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def queue(self) -> str:
+        return self.queues[0]
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self} ended at its start:\n{self.log}")
+        return READY_LINE in self.log
+
+    def stop(self, timeout: float = 30) -> int:
+        """Warm shutdown: it finishes what it runs; its exit status."""
+        return self._signal(signal.SIGTERM, timeout)
+
+    def stop_cold(self, timeout: float = 30) -> int:
+        """Cold shutdown: it drops what it runs; its exit status."""
+        return self._signal(signal.SIGQUIT, timeout)
+
+    def kill(self) -> None:
+        """kill -9, its pool's processes too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def ask_to_stop(self) -> None:
+        """Begin a warm shutdown, and do not wait for it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def _signal(self, sig: int, timeout: float) -> int:
+        self.process.send_signal(sig)
+        return self.process.wait(timeout)
+
+    def close(self) -> None:
+        """Stop, by force if it must be, and remove the log."""
+        try:
+            self.ask_to_stop()
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self.kill()
+            self.log_path.unlink(missing_ok=True)
