@@ -1,0 +1,266 @@
+"""The table of pending ids against dicts that do exactly the same job.
+
+``pytest bench/bench_pending.py --benchmark-only``, or ``python bench/bench_pending.py`` for the
+ratios of interleaved medians.
+"""
+
+import gc
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections import OrderedDict
+
+import pytest
+
+from fastrpc._pending import PendingTable
+
+COUNT = 50_000
+BODY = b'{"status": "SUCCESS", "result": 42, "traceback": null, "children": []}'
+
+
+class DictTable:
+    """What one would write without C: str keys made from the wire's bytes, the same rules."""
+
+    def __init__(self, max_unclaimed=1_000_000, max_unclaimed_bytes=2**28, max_done=10_000):
+        self.max_unclaimed = self.max_lost = max_unclaimed
+        self.max_unclaimed_bytes = max_unclaimed_bytes
+        self.max_done = max_done
+        self._waiters = {}
+        self._progress = {}
+        self._unclaimed = OrderedDict()
+        self._done = OrderedDict()
+        self._lost = OrderedDict()
+        self.unclaimed_bytes = 0
+        self.evicted = 0
+
+    def add(self, task_id, waiter):
+        if isinstance(task_id, bytes):
+            task_id = task_id.decode()
+        waiters = self._waiters.get(task_id)
+        if waiters is not None:
+            if not any(w is waiter for w in waiters):
+                self._waiters[task_id] = (*waiters, waiter)
+            return 1
+        if task_id in self._unclaimed:
+            return 2
+        if task_id in self._done:
+            return 3
+        if task_id in self._lost:
+            return 4
+        self._waiters[task_id] = (waiter,)
+        return 0
+
+    def discard(self, task_id, waiter):
+        waiters = self._waiters.get(task_id)
+        if waiters is None or not any(w is waiter for w in waiters):
+            return False
+        left = tuple(w for w in waiters if w is not waiter)
+        if left:
+            self._waiters[task_id] = left
+        else:
+            del self._waiters[task_id]
+            kept = self._progress.pop(task_id, None)
+            if kept is not None:
+                self._unclaimed[task_id] = kept
+                self._apply_caps()
+        return True
+
+    def finish(self, task_id):
+        if isinstance(task_id, bytes):
+            task_id = task_id.decode()
+        waiters = self._waiters.pop(task_id, ())
+        kept = (self._progress if waiters else self._unclaimed).pop(task_id, None)
+        if kept is not None:
+            self.unclaimed_bytes -= len(kept[0]) + len(kept[1])
+        elif not waiters:
+            self._lost.pop(task_id, None)
+        if task_id not in self._done:
+            self._done[task_id] = None
+            if len(self._done) > self.max_done:
+                self._done.popitem(last=False)
+        return waiters
+
+    def store(self, task_id, body, format=b"", now=None):
+        if isinstance(task_id, bytes):
+            task_id = task_id.decode()
+        if now is None:
+            now = time.monotonic()
+        if task_id in self._done:
+            return -1
+        self._lost.pop(task_id, None)
+        place = self._progress if task_id in self._waiters else self._unclaimed
+        old = place.pop(task_id, None)
+        if old is not None:
+            self.unclaimed_bytes -= len(old[0]) + len(old[1])
+        place[task_id] = (format, body, now)
+        self.unclaimed_bytes += len(format) + len(body)
+        return self._apply_caps()
+
+    def _apply_caps(self):
+        evicted = 0
+        while self._unclaimed and (
+            len(self._unclaimed) > self.max_unclaimed
+            or self.unclaimed_bytes > self.max_unclaimed_bytes
+        ):
+            task_id, (format, body, _) = self._unclaimed.popitem(last=False)
+            self.unclaimed_bytes -= len(format) + len(body)
+            self._lost[task_id] = None
+            if len(self._lost) > self.max_lost:
+                self._lost.popitem(last=False)
+            evicted += 1
+        self.evicted += evicted
+        return evicted
+
+    def take(self, task_id):
+        kept = self._unclaimed.pop(task_id, None) or self._progress.pop(task_id, None)
+        if kept is None:
+            return None
+        self.unclaimed_bytes -= len(kept[0]) + len(kept[1])
+        return kept[:2]
+
+
+class Waiter:
+    """Stands for an AsyncResult."""
+
+
+TABLES = {"dict": DictTable, "table": PendingTable}
+WAITER = Waiter()
+
+
+def wire_ids(count):
+    return [str(uuid.uuid4()).encode() for _ in range(count)]
+
+
+def prepare_fulfil(make, count=COUNT):
+    table, ids = make(), wire_ids(count)
+    for task_id in ids:
+        table.add(task_id.decode(), Waiter())
+    # New objects, as they would come from the socket: no cached hash.
+    return table, [bytes(bytearray(task_id)) for task_id in ids]
+
+
+def fulfil(table, ids):
+    finish = table.finish
+    for task_id in ids:
+        for _ in finish(task_id):
+            pass
+
+
+def prepare_store_take(make, count=COUNT):
+    ids = wire_ids(count)
+    return make(), ids, [task_id.decode() for task_id in ids]
+
+
+def store_take(table, ids, asked):
+    store, take, arrived = table.store, table.take, bytearray(BODY)
+    for task_id in ids:
+        store(task_id, bytes(arrived), b"", 1.0)
+    for task_id in asked:
+        take(task_id)
+
+
+def prepare_discard_unknown(make, count=COUNT):
+    table, ids = prepare_fulfil(make, count)
+    fulfil(table, ids)
+    return table, [task_id.decode() for task_id in ids]
+
+
+def discard_unknown(table, ids):
+    discard = table.discard
+    for task_id in ids:
+        discard(task_id, WAITER)
+
+
+def prepare_outstanding(make, outstanding):
+    """So many wait all the time: as one is finished, in the order of sending, another is sent."""
+    table = make()
+    old = wire_ids(outstanding)
+    for task_id in old:
+        table.add(task_id, WAITER)
+    fresh = [str(uuid.uuid4()) for _ in range(COUNT)]
+    finished = (old + [task_id.encode() for task_id in fresh])[:COUNT]
+    return table, fresh, finished
+
+
+def churn(table, fresh, finished):
+    add, finish = table.add, table.finish
+    for sent, done in zip(fresh, finished, strict=True):
+        add(sent, WAITER)
+        finish(done)
+
+
+WORK = {
+    "fulfil": (prepare_fulfil, fulfil),
+    "store_take": (prepare_store_take, store_take),
+    "discard_unknown": (prepare_discard_unknown, discard_unknown),
+    "outstanding_1e3": (lambda make: prepare_outstanding(make, 1_000), churn),
+    "outstanding_1e6": (lambda make: prepare_outstanding(make, 1_000_000), churn),
+}
+
+MEMORY = """
+import gc, os, sys
+from bench_pending import BODY, TABLES
+count = int(sys.argv[2])
+def rss():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+table = TABLES[sys.argv[1]](max_unclaimed_bytes=2**40)
+body = bytearray(BODY)
+for n in range(1000):  # what the first ones cost alone
+    table.store(b"%08x-warm-up" % n, bytes(body), b"", 1.0)
+gc.collect()
+before = rss()
+for n in range(count):
+    table.store(b"%08x-1111-2222-3333-444444444444" % n, bytes(body), b"", 1.0)
+print((rss() - before) / count - len(BODY))
+"""
+
+
+def memory_per_unclaimed(name, count):
+    """Bytes of RSS for each unclaimed result, beyond its body."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, name, str(count)],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join([str(__file__).rsplit("/", 1)[0], *sys.path])},
+    )
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("work", WORK)
+def test_pending(benchmark, work, name):
+    prepare, run = WORK[work]
+    benchmark.group = f"pending: {work}"
+    benchmark.extra_info["operations"] = COUNT
+    if work == "store_take":
+        benchmark.extra_info["rss_per_unclaimed_beyond_body"] = round(
+            memory_per_unclaimed(name, 300_000), 1
+        )
+    benchmark.pedantic(run, setup=lambda: (prepare(TABLES[name]), {}), rounds=5)
+
+
+def interleaved(rounds=7):
+    for work, (prepare, run) in WORK.items():
+        times = {name: [] for name in TABLES}
+        for _ in range(rounds):
+            for name, make in TABLES.items():
+                arguments = prepare(make)
+                gc.collect()
+                start = time.perf_counter()
+                run(*arguments)
+                times[name].append((time.perf_counter() - start) / COUNT * 1e9)
+                del arguments
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        figures = "  ".join(f"{name} {median:6.0f} ns" for name, median in medians.items())
+        print(f"{work:18} {figures}  ratio {medians['dict'] / medians['table']:.2f}")
+    for count in (300_000, 500_000, 1_000_000):
+        figures = "  ".join(f"{n} {memory_per_unclaimed(n, count):5.1f}" for n in TABLES)
+        print(f"bytes beyond the body, {count:7} unclaimed: {figures}")
+
+
+if __name__ == "__main__":
+    interleaved()
