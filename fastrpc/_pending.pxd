@@ -7,8 +7,9 @@ cdef class PendingTable:
     cdef readonly object max_unclaimed
     cdef readonly object max_unclaimed_bytes
     cdef pending *_table
-    # A waiter is known to C by its place in this list, plus one. So the garbage collector sees every
-    # reference, and walks a list instead of the table. A free place holds None.
+    # A waiter is known to C by its place in this list, plus one; a free place holds None. So the
+    # garbage collector sees every reference. Raw pointers hidden in the C table were 10 % faster to
+    # fulfil (20 % with 1,000,000 outstanding: 0.15 us): not worth an app that is never freed.
     cdef list _waiters
     cdef Py_ssize_t _places  # its length
     cdef uint32_t *_free  # as long as _waiters or longer
