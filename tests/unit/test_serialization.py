@@ -531,6 +531,8 @@ def test_text_nested_beyond_the_recursion_limit(opening, closing):
         b'{"__value__": "a", "__type__": "bytes"}',
         b'{"\\u005f_type__": "bytes", "__value__": "a"}',
         b'{"__t\\u0079pe__": "base64", "\\u005F_value__": "/w=="}',
+        b'{"__t\\u0079pe__": "bytes", "__value__": "a"}',
+        b'{"__typ\\u0065__": "bytes", "__value__": "a"}',
         b'[{"a": {"__typ\\u0065_\\u005f": "uuid", "__value__": {"hex": "' + b"0" * 32 + b'"}}}]',
         b'{"__type__": "decimal", "__value__": "1.50"}',
         b'{"__type__": "datetime", "__value__": "2026-01-01T00:00:00"}',
