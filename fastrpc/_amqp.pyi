@@ -1,6 +1,7 @@
 """AMQP 0-9-1 frames: reading them out of a socket, packing ``basic.publish`` into one write.
 
-Knows bytes only: no Celery, no kombu, no py-amqp. Nothing here is thread-safe; the caller holds a lock.
+Knows bytes only: no Celery, no kombu, no py-amqp. Nothing here is thread-safe: the caller holds a
+lock.
 """
 
 from collections.abc import Callable
@@ -25,25 +26,25 @@ class FrameReader:
             else:
                 frame_handler((reader.frame_type, reader.channel, reader.payload))
 
-    No object is made for a delivery; its parts are attributes of the reader. They are valid until the
-    next call of ``next()``, ``recv()`` or ``feed()``, and raise ``RuntimeError`` from then on, as do
-    those that the present event does not have. What they return are copies and may be kept.
+    No object is made for a delivery; its parts are attributes of the reader. They are valid until
+    the next call of ``next()``, ``recv()`` or ``feed()``, and raise ``RuntimeError`` from then on,
+    as do those that the present event does not have. What they return are copies and may be kept.
 
     After a ``ProtocolError`` or a ``MemoryError`` the reader is dead: every call raises it again.
     """
 
     def __init__(self, frame_max: int = 131072, max_body: int = 536870912) -> None:
-        """``frame_max``: the negotiated one; 0 means 131072. A larger frame is a protocol error, as is
-        a body of more than ``max_body`` bytes (at its content header, before it is received)."""
+        """``frame_max``: the negotiated one; 0 means 131072. A larger frame is a protocol error, as
+        is a body of more than ``max_body`` bytes (at its content header, before it is received)."""
 
     def recv(self, recv_into: Callable[[memoryview], int]) -> int:
-        """Call ``recv_into`` once with the free room (64 KiB or more) and return how many bytes came.
+        """Call ``recv_into`` once with the free room (64 KiB or more); return how many bytes came.
 
-        0 bytes raise ``OSError``; what ``recv_into`` raises passes through, and the reader stays usable.
-        The memoryview is released afterwards; if ``recv_into`` kept a slice of it, the reader is dead
-        and ``BufferError`` is raised.
+        0 bytes raise ``OSError``; what ``recv_into`` raises passes through, and the reader stays
+        usable. The memoryview is released afterwards; if ``recv_into`` kept a slice of it, the
+        reader is dead and ``BufferError`` is raised.
 
-        Call ``next()`` until it returns ``NEED_MORE`` before: the buffer holds what is not consumed.
+        Before, call ``next()`` until it returns ``NEED_MORE``, or the buffer grows.
         Until this returns, every other method raises ``RuntimeError``.
         """
 
@@ -99,7 +100,10 @@ class FrameReader:
     def content_encoding(self) -> bytes | None: ...
     @property
     def headers(self) -> bytes | None:
-        """The encoded table, with the 4 bytes of its length: ``amqp.serialization.loads("F", …)``."""
+        """The encoded table, with the 4 bytes of its length.
+
+        To decode: ``amqp.serialization.loads("F", headers, 0)``.
+        """
 
     @property
     def delivery_mode(self) -> int | None: ...
@@ -113,7 +117,7 @@ class FrameReader:
 
     @property
     def method_args(self) -> bytes:
-        """Payload of the method frame, as py-amqp's frame handler gets it: with class and method id."""
+        """Payload of the method frame as py-amqp's frame handler gets it: class and method id first."""
 
     @property
     def header(self) -> bytes:
@@ -122,8 +126,8 @@ class FrameReader:
 class PublishEncoder:
     """Packs ``basic.publish``, content header and body frames; byte for byte what py-amqp writes.
 
-    What is given here is encoded once. A property that is None is left out (an empty string is sent).
-    A ``ValueError`` says what does not fit.
+    What is given here is encoded once. A property that is None is left out (an empty string is
+    sent). A ``ValueError`` says what does not fit.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ class PublishEncoder:
         mandatory: bool = False,
         frame_max: int = 131072,
     ) -> None:
-        """``headers`` is an encoded table with its length: ``amqp.serialization.dumps("F", [{…}])``."""
+        """``headers`` is an encoded table: ``amqp.serialization.dumps("F", [{}])``."""
 
     def encode(
         self, routing_key: str | bytes, correlation_id: str | bytes | None, body: bytes
@@ -152,4 +156,4 @@ def encode_ack(channel: int, delivery_tag: int, multiple: bool = False) -> bytes
     """The frame of a ``basic.ack``."""
 
 def readable(fd: int) -> bool:
-    """Whether reading from ``fd`` would return at once, with bytes, the end or an error. Never waits."""
+    """Whether reading from ``fd`` would return at once: with bytes, the end or an error."""

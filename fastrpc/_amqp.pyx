@@ -1,10 +1,10 @@
 # The documentation of all public names is in _amqp.pyi.
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_Clear, PyErr_Occurred, PyErr_SetFromErrno
+from cpython.exc cimport PyErr_Clear, PyErr_SetFromErrno
 from cpython.memoryview cimport PyMemoryView_FromObject
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
-from cpython.ref cimport Py_DECREF, PyObject
+from cpython.ref cimport PyObject
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -514,16 +514,12 @@ def encode_ack(uint16_t channel, uint64_t delivery_tag, bint multiple=False):
 def readable(int fd):
     cdef pollfd entry
     cdef int n
-    if fd < 0:  # poll() would ignore it
-        errno = EBADF
-        PyErr_SetFromErrno(OSError)
     entry.fd, entry.events, entry.revents = fd, POLLIN, 0
     n = poll(&entry, 1, 0)
     while n < 0 and errno == EINTR:
         n = poll(&entry, 1, 0)
-    if n > 0 and entry.revents & POLLNVAL:
-        errno = EBADF
-        n = -1
     if n < 0:
         PyErr_SetFromErrno(OSError)
+    if fd < 0 or entry.revents & POLLNVAL:  # poll() ignores what is below 0
+        raise OSError(EBADF, "Bad file descriptor")
     return n > 0
