@@ -1,0 +1,140 @@
+# Every target does its own set-up: a virtual environment in .venv, the build, and what is
+# missing of the distribution's packages. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+CC ?= cc
+CWARN := -std=c11 -Wall -Wextra -Werror
+FUZZ_SECONDS ?= 60
+SOURCES := pyproject.toml setup.py $(wildcard fastrpc/*.pyx fastrpc/*.pxd src_c/*.c src_c/*.h)
+
+# The newest of our own choosing, else any python3 that is new enough.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.10 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+
+say = @printf '\033[1m==> %s\033[0m\n' $(1)
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+# -- set-up
+
+# One apt-get for all that is missing, or a message that says what to install.
+.PHONY: system
+system:
+	@missing=(); \
+	command -v $(CC) >/dev/null || missing+=(gcc libc6-dev); \
+	[ -n "$(PYTHON)" ] || missing+=(python3 python3-venv); \
+	python="$(PYTHON)"; include=$$($${python:-false} -c 'import sysconfig; print(sysconfig.get_paths()["include"])' 2>/dev/null || true); \
+	[ -n "$$include" ] && [ -e "$$include/Python.h" ] || missing+=(python3-dev); \
+	[ -n "$(NO_SERVERS)" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -n "$${FASTRPC_TEST_BROKER_URL:-}" ] \
+		|| missing+=(rabbitmq-server); \
+	[ -n "$(NO_SERVERS)" ] || command -v redis-server >/dev/null || missing+=(redis-server); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		printf '\033[1m==> installing %s\033[0m\n' "$${missing[*]}"; \
+		sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
+		if ! command -v apt-get >/dev/null || { [ -n "$$sudo" ] && ! command -v sudo >/dev/null; }; then \
+			echo "please install: $${missing[*]}  (Debian/Ubuntu: apt-get install $${missing[*]})" >&2; exit 1; \
+		fi; \
+		policy=/usr/sbin/policy-rc.d; made=; \
+		if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' | $$sudo tee $$policy >/dev/null; $$sudo chmod +x $$policy; made=1; fi; \
+		trap 'if [ -n "$$made" ]; then $$sudo rm -f '$$policy'; fi' EXIT; \
+		{ $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null </dev/null; } \
+			|| { echo "apt-get failed; please install: $${missing[*]}" >&2; exit 1; }; \
+	fi
+
+$(PY):
+	$(call say,'making $(VENV) with the newest python3 >= 3.10')
+	@python="$(PYTHON)"; if [ -z "$$python" ]; then python=python3; fi; \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "fastrpc needs Python >= 3.10 with venv: apt-get install python3 python3-venv" >&2; exit 1; }; \
+	$$python -m venv $(VENV)
+
+# Editable: the tests and the benchmarks see the sources as they are.
+$(VENV)/.installed: $(SOURCES) | $(PY)
+	$(call say,'building fastrpc and installing it with its test$(,) bench and demo extras')
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[test,bench,demo]'
+	@touch $@
+
+, := ,
+
+.PHONY: build
+build: system $(VENV)/.installed ## build and install into .venv
+
+# -- what one is here for
+
+.PHONY: demo
+demo: NO_SERVERS := $(if $(BROKER_URL),1,)
+demo: system $(VENV)/.installed ## a real worker and a client: single tasks, groups, progress, the rate
+	$(call say,'running the demonstration')
+	@$(PY) -m examples.demo
+
+.PHONY: test
+test: build lint compile ## everything: lint, C warnings as errors, all tests
+	$(call say,'running every test')
+	@$(PY) -m pytest tests
+
+.PHONY: test-quick
+test-quick: build lint compile ## as test, without the slow ones
+	$(call say,'running the quick tests')
+	@$(PY) -m pytest tests -m 'not slow'
+
+.PHONY: lint
+lint: $(VENV)/.installed ## ruff and mypy
+	$(call say,'ruff')
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	$(call say,'mypy')
+	@$(BIN)/mypy
+
+.PHONY: compile
+compile: ## src_c alone, warnings are errors
+	$(call say,'compiling src_c with $(CWARN)')
+	@shopt -s nullglob; for source in src_c/*.c; do $(CC) $(CWARN) -O2 -Isrc_c -c -o /dev/null $$source; done
+
+.PHONY: test-pythons
+test-pythons: system ## unit tests and a short integration run on every Python from 3.10 to 3.13
+	@found=0; for version in 3.10 3.11 3.12 3.13; do \
+		python=$$(ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1 || true); \
+		[ -n "$$python" ] || python=$$(command -v python$$version || true); \
+		[ -n "$$python" ] && $$python -c 'import venv, ensurepip' 2>/dev/null || { echo "no Python $$version here"; continue; }; \
+		found=1; printf '\033[1m==> Python %s\033[0m\n' "$$version"; \
+		env=.make/python$$version; \
+		[ -x $$env/bin/python ] || $$python -m venv $$env; \
+		$$env/bin/python -m pip install -q --disable-pip-version-check '.[test]'; \
+		rm -rf .make/run; mkdir -p .make/run; cp -r tests pyproject.toml src_c .make/run/; \
+		( cd .make/run && "$(CURDIR)/$$env/bin/python" -m pytest -q tests/unit tests/integration/test_transports.py \
+			tests/integration/test_semantics.py -k 'not Serializers' ); \
+	done; [ $$found = 1 ]
+
+.PHONY: bench
+bench: build ## stock and fast side by side
+	$(call say,'running the benchmarks')
+	@$(PY) -m pytest bench --benchmark-only
+
+.PHONY: bench-quick
+bench-quick: build ## as bench, in a minute and less exact
+	$(call say,'running the benchmarks quickly')
+	@$(PY) -m pytest bench --benchmark-only --benchmark-max-time=0.2 --benchmark-min-rounds=3
+
+.PHONY: fuzz
+fuzz: build ## hostile bytes for the parsers, FUZZ_SECONDS each
+	$(call say,'fuzzing for $(FUZZ_SECONDS) s each')
+	@if [ -x tests/fuzz/run ]; then FUZZ_SECONDS=$(FUZZ_SECONDS) PYTHON=$(PY) tests/fuzz/run; \
+	else echo 'there are no fuzz targets yet (tests/fuzz/run)'; exit 1; fi
+
+.PHONY: clean
+clean: ## remove all that was built, .venv too
+	$(call say,'removing what was built')
+	@rm -rf $(VENV) .make build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -f fastrpc/*.so fastrpc/_*.c
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
