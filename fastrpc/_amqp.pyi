@@ -117,7 +117,7 @@ class FrameReader:
 
     @property
     def method_args(self) -> bytes:
-        """Payload of the method frame as py-amqp's frame handler gets it: class and method id first."""
+        """Payload of the method frame as py-amqp's frame handler gets it, with its two ids."""
 
     @property
     def header(self) -> bytes:

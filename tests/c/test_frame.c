@@ -860,11 +860,15 @@ static void test_linear(void)
     memcpy(to, b.ptr, b.len);
     frame_reader_commit(r, b.len);
     while (frame_reader_next(r, &ev) > 0) {
-        n++;
-        CHECK(frame_reader_reserve(r, 0, &to, &room) == 0 && room > 0, "no room");
+        /* One out, one in: moving the rest to the front each time would never end. */
+        if (++n <= 200000) {
+            CHECK(frame_reader_reserve(r, 15, &to, &room) == 0 && room >= 15, "no room");
+            memcpy(to, b.ptr, 15);
+            frame_reader_commit(r, 15);
+        }
     }
-    CHECK(n == 65536, "%zu frames", n);
-    CHECK(m.peak < 16 * b.len || m.peak < 40 * 1024 * 1024, "peak %zu", m.peak);
+    CHECK(n == 65536 + 200000, "%zu frames", n);
+    CHECK(m.live < 4 * b.len, "%zu bytes for %zu", m.live, b.len);
     frame_reader_free(r);
     free(b.ptr);
     free(p.ptr);
