@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import kombu
 import kombu.pools
@@ -19,13 +20,15 @@ from celery._state import current_task, task_join_will_block
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
+from celery.signals import worker_process_shutdown, worker_shutdown
 
 from ._pending import PendingTable
 from .consumer import ResultConsumer
 from .errors import BacklogLimitExceeded, BadOption
 from .matching import ResultMatcher
+from .meta import MetaBuilder
 from .options import Options
-from .publisher import KombuPublisher
+from .publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
 from .queues import ReplyQueues, make_queue
 from .serialization import encode
 from .stats import Stats
@@ -51,7 +54,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
     supports_autoexpire = True
     supports_native_join = True
 
-    retry_policy = {
+    retry_policy: ClassVar[dict[str, Any]] = {
         "max_retries": 20,
         "interval_start": 0,
         "interval_step": 1,
@@ -106,7 +109,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
             max_age=self.expires,
             on_fulfilled=self.result_consumer.on_fulfilled,
         )
-        self._publisher = KombuPublisher(app, self.exchange, self.delivery_mode, self.options)
+        self._meta = MetaBuilder(self)
+        self._making = threading.Lock()
+        self._publisher: AMQPPublisher | KombuPublisher | None = None
         _living.add(self)
 
     def _options(self) -> Options:
@@ -186,23 +191,23 @@ class RPCBackend(AsyncBackendMixin, Backend):
         routing_key, correlation_id = self.destination_for(task_id, request)
         if not routing_key:
             return result
-        meta = self._get_result_meta(
-            result=self.encode_result(result, state),
-            state=state,
-            traceback=traceback,
-            request=request,
+        meta = self._meta.build(
+            task_id, state, self.encode_result(result, state), traceback, request
         )
-        meta["task_id"] = task_id
         content_type, content_encoding, body = encode(meta, self.serializer)
-        self._publisher.publish(
-            routing_key,
-            correlation_id,
-            body,
-            content_type,
-            content_encoding,
-            declare=self.on_reply_declare(task_id),
+        publisher = self._publisher or self._make_publisher()
+        publisher.publish(
+            Message(routing_key, correlation_id, body, content_type, content_encoding)
         )
         return result
+
+    def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
+        with self._making:
+            if self._publisher is None:
+                self._publisher = make_publisher(
+                    self.app, self.exchange, self.delivery_mode, self.options, self._counters
+                )
+            return self._publisher
 
     # -- waiting for a result ------------------------------------------------------------------
 
@@ -406,6 +411,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             "unclaimed": self._table.unclaimed,
             "unclaimed_bytes": self._table.unclaimed_bytes,
             "evicted": self._table.evicted,
+            "unconfirmed": self._publisher.unconfirmed if self._publisher else 0,
         }
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
@@ -422,7 +428,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
         )
 
     def close(self) -> None:
-        """Hang up; deletes the reply queues of this process unless ``auto_delete=False``."""
+        """Hang up, once the results sent are confirmed (for ``shutdown_timeout`` at most).
+
+        The reply queues of this process are deleted, unless ``auto_delete=False``.
+        """
+        if self._publisher is not None:
+            self._publisher.close(self.options.shutdown_timeout)
         self.result_consumer.close(delete_queues=self.auto_delete)
 
     def _after_fork(self) -> None:
@@ -431,6 +442,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._queues.clear()
         self._table.clear()
         self.result_consumer.after_fork()
+        self._making = threading.Lock()
+        if self._publisher is not None:
+            self._publisher.after_fork()
         # Celery caches the name of the thread's reply queue, and keeps pooled connections.
         vars(self.app._local).pop("oid", None)
         self.app._after_fork()
@@ -444,7 +458,7 @@ def has_listeners(result: Any) -> bool:
 _living: weakref.WeakSet[RPCBackend] = weakref.WeakSet()
 
 
-def _close_all() -> None:
+def _close_all(**kwargs: Any) -> None:
     for backend in list(_living):
         backend.close()
 
@@ -457,5 +471,8 @@ def _after_fork_in_child() -> None:
         backend._after_fork()
 
 
+# A prefork child leaves without running atexit's; Celery tells it first.
+worker_process_shutdown.connect(_close_all, weak=False)
+worker_shutdown.connect(_close_all, weak=False)
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork_in_child)

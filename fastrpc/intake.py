@@ -8,10 +8,10 @@ role may call them, but for ``consume``.
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from amqp.serialization import loads
@@ -19,7 +19,7 @@ from amqp.serialization import loads
 from .matching import body_format
 from .options import Options
 from .queues import ReplyQueues
-from .transport import DELIVERY, is_amqp, use_our_transport
+from .transport import DELIVERY, connect, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 
@@ -35,7 +35,7 @@ def make_intake(app: Any, queues: ReplyQueues, options: Options) -> Intake:
     heartbeat = options.heartbeat if options.heartbeat is not None else app.conf.broker_heartbeat
     connection = app.connection_for_read(heartbeat=heartbeat)
     if is_amqp(connection):
-        return AMQPIntake(use_our_transport(connection, options.max_body), queues, options)
+        return AMQPIntake(use_our_transport(connection, max_body=options.max_body), queues, options)
     return KombuIntake(connection, queues, options)
 
 
@@ -58,7 +58,7 @@ class Intake:
         """Connect, within about ``timeout`` seconds, and consume from every reply queue."""
         connection = self.connection
         connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
-        connection.connect()
+        connect(connection)
         self._open_channels()
         for name in self.queues.names:
             self.backlog += self.queues.declare(name, connection.default_channel)
@@ -73,10 +73,8 @@ class Intake:
 
     def close(self) -> None:
         """Hang up; what was not acknowledged stays in the queues."""
-        try:
+        with suppress(*self.errors):  # it is lost already: that is why it is closed
             self.connection.collect(0.1)
-        except self.errors:
-            pass  # it is lost already: that is why it is closed
 
     def abandon(self) -> None:
         """Let go of the connection without a word on it: it is the parent process's."""
@@ -136,7 +134,7 @@ class AMQPIntake(Intake):
     def read(self, timeout: float) -> bool:
         try:
             self._amqp.fill(timeout)
-        except socket.timeout:
+        except TimeoutError:
             return False
         return True
 
@@ -251,7 +249,7 @@ class KombuIntake(Intake):
         if not self._messages:
             try:
                 self.connection.drain_events(timeout=timeout)
-            except socket.timeout:
+            except TimeoutError:
                 return False
         return True
 

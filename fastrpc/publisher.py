@@ -1,35 +1,73 @@
-"""Results on their way to the broker.
+"""Results on their way to the broker, kept until it has confirmed them.
 
-``KombuPublisher`` sends through the app's producer pool, over any kombu transport.
+``AMQPPublisher``: a result is packed into one buffer and written at once; its confirm is read
+later, without waiting, and until then it is kept in the window. When the connection dies,
+another is made and what is in the window is sent again: the caller drops what it has already.
+While something is unconfirmed and nobody sends, a small thread watches; it ends when the
+window is empty.
+
+``KombuPublisher``: through the app's producer pool, for every other kombu transport.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
+import time
+from collections import deque
+from itertools import islice, takewhile
 from typing import Any
 
-from .options import Options
+from kombu.exceptions import OperationalError
 
-__all__ = ["KombuPublisher"]
+from .link import Link, Lost, Message
+from .options import Options
+from .retry import backoff
+from .stats import Stats
+from .transport import is_amqp, is_refusal
+
+__all__ = ["AMQPPublisher", "KombuPublisher", "Message", "make_publisher"]
+
+logger = logging.getLogger("fastrpc")
+
+#: Seconds between two looks of the watching thread.
+WATCH_INTERVAL = 0.2
+
+#: Sends between two looks for confirms.
+SENDS_PER_LOOK = 32
+
+#: After this many idle seconds the connection is looked at before it is written to.
+IDLE = 1.0
+
+#: Seconds without a word from the broker after which what is unconfirmed is sent again.
+SILENCE = 30.0
+
+
+def make_publisher(
+    app: Any, exchange: Any, delivery_mode: int, options: Options, stats: Stats
+) -> AMQPPublisher | KombuPublisher:
+    """The way out that fits the broker of ``app``; not yet connected."""
+    if is_amqp(app.connection_for_write()):
+        return AMQPPublisher(app, delivery_mode, options, stats)
+    return KombuPublisher(app, exchange, delivery_mode, options, stats)
 
 
 class KombuPublisher:
     """One publish through kombu for each result, retried under the retry policy."""
 
-    def __init__(self, app: Any, exchange: Any, delivery_mode: int, options: Options) -> None:
+    #: Nothing is held back.
+    unconfirmed = 0
+
+    def __init__(
+        self, app: Any, exchange: Any, delivery_mode: int, options: Options, stats: Stats
+    ) -> None:
         self.app = app
         self.exchange = exchange
         self.delivery_mode = delivery_mode
         self.retry_policy = options.retry_policy.as_dict()
+        self.stats = stats
 
-    def publish(
-        self,
-        routing_key: str,
-        correlation_id: str,
-        body: bytes | str,
-        content_type: str,
-        content_encoding: str,
-        declare: Any = None,
-    ) -> None:
+    def publish(self, message: Message) -> None:
         """Send one result; returns when it is on its way.
 
         Raises:
@@ -37,14 +75,240 @@ class KombuPublisher:
         """
         with self.app.amqp.producer_pool.acquire(block=True) as producer:
             producer.publish(
-                body,
+                message.body,
                 exchange=self.exchange,
-                routing_key=routing_key,
-                correlation_id=correlation_id,
-                content_type=content_type,
-                content_encoding=content_encoding,
+                routing_key=message.routing_key,
+                correlation_id=message.correlation_id,
+                content_type=message.content_type,
+                content_encoding=message.content_encoding,
                 retry=True,
                 retry_policy=self.retry_policy,
-                declare=declare,
                 delivery_mode=self.delivery_mode,
             )
+        self.stats.published += 1
+
+    def close(self, timeout: float) -> None:
+        """The pool is the app's."""
+
+    def after_fork(self) -> None:
+        """The pool is the app's."""
+
+
+class AMQPPublisher:
+    """Pipelined publisher confirms over one connection of the process; thread-safe."""
+
+    def __init__(self, app: Any, delivery_mode: int, options: Options, stats: Stats) -> None:
+        self.app = app
+        self.delivery_mode = delivery_mode
+        self.options = options
+        self.stats = stats
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._link: Link | None = None
+        #: Delivery tag -> what was sent and is not confirmed, in the order of sending.
+        self._window: dict[int, Message] = {}
+        self._window_bytes = 0
+        #: To be sent again: their link was lost, or the broker refused them.
+        self._again: deque[Message] = deque()
+        self._again_at = 0.0
+        self._sent_at = self._heard_at = 0.0
+        self._watcher: threading.Thread | None = None
+
+    def after_fork(self) -> None:
+        """Begin anew in the child: connection and window are the parent's."""
+        if self._link is not None:
+            self._link.abandon()
+        self._begin()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Results that the broker has not confirmed yet."""
+        return len(self._window) + len(self._again)
+
+    def publish(self, message: Message) -> None:
+        """Send one result; returns when it is written, and keeps it until it is confirmed.
+
+        Waits where the window is full, or where the broker asked us to (``connection.blocked``).
+
+        Raises:
+            kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
+                the broker refuses us.
+        """
+        delays = None
+        while True:
+            with self._lock:
+                try:
+                    self._publish(message)
+                    return
+                except Lost as exc:
+                    self._drop_link(exc)
+                    lost = exc
+            delays = delays or self.options.retry_policy.delays()
+            delay = next(delays, None)
+            if delay is None or is_refusal(lost.__cause__):
+                raise OperationalError(str(lost)) from lost.__cause__
+            time.sleep(delay)
+
+    # -- with the lock held --------------------------------------------------------------------
+
+    def _publish(self, message: Message) -> None:
+        now = time.monotonic()
+        link = self._link or self._connect()
+        if now - self._sent_at > IDLE:
+            self._look(link)  # find out now if the connection died meanwhile
+        self._send_again(link)
+        self._make_room(link)
+        self._send(link, message)
+        self._sent_at = now
+        self.stats.published += 1
+        if link.sent % SENDS_PER_LOOK == 0:
+            self._look(link)
+
+    def _connect(self) -> Link:
+        link = Link(
+            self.app.connection_for_write(heartbeat=0),
+            self.delivery_mode,
+            self.options.publisher_confirms,
+            self.stats,
+        )
+        self._link = link
+        self._heard_at = self._sent_at = time.monotonic()
+        return link
+
+    def _drop_link(self, lost: Lost) -> None:
+        """What was not confirmed on it is to be sent again, before anything new."""
+        if self._link is not None:
+            logger.warning(
+                "lost the connection for sending results, %d are sent again: %s",
+                self.unconfirmed,
+                lost,
+            )
+        self._link = None
+        self._again.extendleft(reversed(self._window.values()))
+        self._window.clear()
+        self._ensure_watched()
+
+    def _send(self, link: Link, message: Message) -> None:
+        tag = link.send(message)
+        if self.options.publisher_confirms:
+            self._window[tag] = message
+            self._window_bytes += len(message.body)
+            if self._watcher is None:
+                self._ensure_watched()
+
+    def _send_again(self, link: Link) -> None:
+        again = self._again
+        if not again or time.monotonic() < self._again_at:
+            return
+        while again:
+            self._send(link, again[0])
+            self._window_bytes -= len(again[0].body)  # it was counted when it was first sent
+            again.popleft()
+            self.stats.resent += 1
+
+    def _make_room(self, link: Link) -> None:
+        """Wait while the window is full or the broker asked us to wait."""
+        options = self.options
+        while (
+            len(self._window) >= options.confirm_window
+            or self._window_bytes >= options.confirm_window_bytes
+            or link.blocked
+        ):
+            self._look(link, timeout=1.0)
+            self._check_heard(link)
+
+    def _look(self, link: Link, timeout: float = 0) -> None:
+        if link.read(self._on_confirm, timeout):
+            self._heard_at = time.monotonic()
+
+    def _check_heard(self, link: Link) -> None:
+        if self._window and not link.blocked and time.monotonic() - self._heard_at > SILENCE:
+            link.close()
+            raise Lost(f"{len(self._window)} results not confirmed in {SILENCE:g} seconds")
+
+    def _on_confirm(self, tag: int, multiple: bool, taken: bool) -> None:
+        window = self._window
+        if multiple:
+            tags = list(takewhile(lambda sent: sent <= tag, window))
+        else:
+            tags = [tag] if tag in window else []
+        for sent in tags:
+            message = window.pop(sent)
+            if taken:
+                self._window_bytes -= len(message.body)
+                self.stats.confirmed += 1
+            else:
+                self._refused(message)
+
+    def _refused(self, message: Message) -> None:
+        """The broker did not take ``message`` (``basic.nack``): again, under the retry policy."""
+        policy = self.options.retry_policy
+        delay = next(islice(policy.delays(), message.refusals, None), None)
+        if delay is None:
+            self._window_bytes -= len(message.body)
+            logger.error(
+                "the broker refused the result of task %s %d times, it is given up",
+                message.correlation_id,
+                message.refusals + 1,
+            )
+            return
+        self._again.append(message._replace(refusals=message.refusals + 1))
+        self._again_at = time.monotonic() + delay
+
+    # -- while nobody sends --------------------------------------------------------------------
+
+    def _ensure_watched(self) -> None:
+        if self._watcher is None and self.unconfirmed:
+            self._watcher = threading.Thread(
+                target=self._watch, name="fastrpc-confirms", daemon=True
+            )
+            self._watcher.start()
+
+    def _watch(self) -> None:
+        """Look for confirms, and mend the connection, until nothing is unconfirmed."""
+        pauses = backoff()
+        while True:
+            time.sleep(WATCH_INTERVAL)
+            with self._lock:
+                if not self.unconfirmed:
+                    self._watcher = None
+                    return
+                lost = self._tend()
+            if lost is None:
+                pauses = backoff()
+            else:
+                time.sleep(next(pauses))
+
+    def _tend(self, timeout: float = 0) -> Lost | None:
+        """Send again what has to be, read confirms; says if the link was lost over it."""
+        try:
+            link = self._link or self._connect()
+            self._send_again(link)
+            self._look(link, timeout)
+            self._check_heard(link)
+        except Lost as exc:
+            self._drop_link(exc)
+            return exc
+        return None
+
+    def close(self, timeout: float) -> None:
+        """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
+        deadline = time.monotonic() + timeout
+        pauses = backoff()
+        while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
+            with self._lock:
+                lost = self._tend(timeout=min(left, 0.1))
+            if lost is not None:
+                time.sleep(min(next(pauses), left))
+        with self._lock:
+            if self.unconfirmed:
+                logger.error(
+                    "%d results were not confirmed within %g s of shutting down and may be lost",
+                    self.unconfirmed,
+                    timeout,
+                )
+            link, self._link = self._link, None
+            if link is not None:
+                link.goodbye(max(deadline - time.monotonic(), 1.0))

@@ -8,7 +8,6 @@ the socket, so it does from the first one on.
 from __future__ import annotations
 
 import errno
-from socket import timeout as socket_timeout
 from ssl import SSLCertVerificationError
 from types import MethodType
 from typing import Any
@@ -73,7 +72,7 @@ class Connection(pyamqp.Connection):
         try:
             with transport.having_timeout(timeout) as sock:
                 return self.reader.recv(sock.recv_into)
-        except socket_timeout:
+        except TimeoutError:
             raise
         except OSError as exc:
             if exc.errno not in NOT_NOW:
@@ -136,12 +135,12 @@ def is_amqp(connection: Any) -> bool:
     return connection.transport_cls in OURS
 
 
-def use_our_transport(connection: Any, max_body: int) -> Any:
+def use_our_transport(connection: Any, **options: Any) -> Any:
     """Make a kombu connection, not yet opened, use our transport for any AMQP broker URL.
 
-    An inbound message of more than ``max_body`` bytes is a connection error.
+    ``options`` are arguments of our :class:`Connection`, or of py-amqp's.
     """
-    connection.transport_options = {**connection.transport_options, "max_body": max_body}
+    connection.transport_options = {**connection.transport_options, **options}
 
     def get_transport_cls(self: Any) -> type:
         cls = OURS.get(self.transport_cls)
@@ -149,6 +148,16 @@ def use_our_transport(connection: Any, max_body: int) -> Any:
 
     connection.get_transport_cls = MethodType(get_transport_cls, connection)
     return connection
+
+
+def connect(connection: Any) -> None:
+    """Open a kombu connection: one attempt for each broker URL, no pause between them."""
+    connection.ensure_connection(
+        max_retries=max(len(connection.alt) - 1, 0),
+        interval_start=0,
+        interval_step=0,
+        interval_max=0,
+    )
 
 
 def is_refusal(exc: BaseException | None) -> bool:

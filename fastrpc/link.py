@@ -1,0 +1,184 @@
+"""One connection on which results are sent, and on which their confirms come back.
+
+It lives as long as the socket: what must outlive it, the window, is the publisher's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from amqp.serialization import dumps
+
+from ._amqp import FRAME, PublishEncoder
+from .stats import Stats
+from .transport import connect, use_our_transport
+
+__all__ = ["Link", "Lost", "Message"]
+
+logger = logging.getLogger("fastrpc")
+
+#: ``basic.ack`` and ``basic.nack``: class id and method id at the head of a method frame.
+BASIC_ACK = b"\x00\x3c\x00\x50"
+BASIC_NACK = b"\x00\x3c\x00\x78"
+
+#: Seconds after which a write that makes no progress means that the connection is lost.
+WRITE_TIMEOUT = 30
+
+NO_HEADERS = dumps("F", [{}])
+
+#: Called with delivery tag, ``multiple`` and whether the broker took the message(s).
+OnConfirm = Callable[[int, bool, bool], None]
+
+
+class Lost(Exception):
+    """The link cannot be used any more; the cause says why."""
+
+
+class Message(NamedTuple):
+    """A result on its way."""
+
+    routing_key: str
+    correlation_id: str
+    body: bytes
+    content_type: str
+    content_encoding: str
+    #: How often the broker has refused it (``basic.nack``).
+    refusals: int = 0
+
+
+class Link:
+    """An open connection for sending results. Not thread-safe: the publisher's lock guards it.
+
+    Args:
+        connection: A kombu connection to an AMQP broker, not yet opened.
+        delivery_mode: 1 transient, 2 persistent.
+        confirms: Ask the broker to confirm.
+        stats: Counts the results that were returned as unroutable.
+
+    Raises:
+        Lost: the broker cannot be reached, or refuses us.
+    """
+
+    def __init__(self, connection: Any, delivery_mode: int, confirms: bool, stats: Stats) -> None:
+        self.stats = stats
+        self.delivery_mode = delivery_mode
+        #: The broker asked us to wait (``connection.blocked``).
+        self.blocked = False
+        #: Messages sent; with confirms the delivery tag of the last one.
+        self.sent = 0
+        self._encoders: dict[tuple[str, str], PublishEncoder] = {}
+        self._connection = use_our_transport(
+            connection,
+            write_timeout=WRITE_TIMEOUT,
+            confirm_publish=False,  # py-amqp's own way waits for each message
+        )
+        self._errors = connection.connection_errors + connection.channel_errors
+        with self._lost():
+            connect(self._connection)
+            self._amqp = self._connection.connection
+            self._amqp.on_blocked = self._on_blocked
+            self._amqp.on_unblocked = self._on_unblocked
+            self._channel = self._connection.default_channel
+            self._channel.events["basic_return"].add(self._on_return)
+            if confirms:
+                self._channel.confirm_select()
+
+    @contextmanager
+    def _lost(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as exc:
+            self.close()
+            raise Lost(str(exc) or repr(exc)) from exc
+
+    def send(self, message: Message) -> int:
+        """Write ``message`` to the socket, in one write; returns its delivery tag.
+
+        Raises:
+            Lost: the connection is gone; whether the broker got the message is not known.
+        """
+        key = (message.content_type, message.content_encoding)
+        encoder = self._encoders.get(key) or self._new_encoder(*key)
+        frames = encoder.encode(message.routing_key, message.correlation_id, message.body)
+        try:
+            self._amqp.transport.write(frames)
+        except self._errors as exc:
+            self.close()
+            raise Lost(str(exc) or repr(exc)) from exc
+        self.sent += 1
+        return self.sent
+
+    def _new_encoder(self, content_type: str, content_encoding: str) -> PublishEncoder:
+        encoder = PublishEncoder(
+            self._channel.channel_id,
+            "",
+            content_type,
+            content_encoding,
+            NO_HEADERS,
+            self.delivery_mode,
+            0,
+            True,
+            self._amqp.frame_max,
+        )
+        self._encoders[content_type, content_encoding] = encoder
+        return encoder
+
+    def read(self, on_confirm: OnConfirm, timeout: float = 0) -> bool:
+        """Take in what the broker sent, waiting for it ``timeout`` seconds; False if nothing.
+
+        Raises:
+            Lost: the connection is gone.
+        """
+        amqp = self._amqp
+        with self._lost():
+            if not timeout and not amqp.readable():
+                return False
+            try:
+                amqp.fill(timeout)
+            except TimeoutError:
+                return False
+            while kind := amqp.next():
+                if kind == FRAME and amqp.reader.frame_type == 1:
+                    payload = amqp.reader.payload
+                    method = payload[:4]
+                    if method in (BASIC_ACK, BASIC_NACK):
+                        tag = int.from_bytes(payload[4:12], "big")
+                        on_confirm(tag, bool(payload[12] & 1), method == BASIC_ACK)
+                        continue
+                amqp.dispatch(kind)
+        return True
+
+    def close(self) -> None:
+        """Hang up without waiting for an answer."""
+        self._connection.collect(0.1)
+
+    def goodbye(self, timeout: float) -> None:
+        """Close in order, so that the broker has taken in all that was sent."""
+        try:
+            self._amqp.sock.settimeout(timeout)
+            self._connection.close()
+        except (*self._errors, AttributeError) as exc:  # AttributeError: it is closed already
+            logger.debug("closing the connection for sending results: %r", exc)
+
+    def abandon(self) -> None:
+        """Let go of the connection without a word on it: it is the parent process's."""
+        self._amqp.abandon()
+
+    def _on_blocked(self, reason: str) -> None:
+        logger.warning("the broker blocks publishing, results wait: %s", reason)
+        self.blocked = True
+
+    def _on_unblocked(self) -> None:
+        logger.warning("the broker takes results again")
+        self.blocked = False
+
+    def _on_return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
+        self.stats.returned += 1
+        logger.debug(
+            "nobody gets the result of task %s: its reply queue %s is gone",
+            message.properties.get("correlation_id"),
+            routing_key,
+        )
