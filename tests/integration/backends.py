@@ -22,6 +22,5 @@ if not FASTRPC_HAS_LANDED:
 
 
 def pair_id(pair: tuple[str, str]) -> str:
-    """(rpc://, fastrpc://) -> "client=rpc,worker=fastrpc"."""
-    client, worker = (url.partition(":")[0] for url in pair)
-    return f"client={client},worker={worker}"
+    """(rpc://, fastrpc://) -> "stock-fast": client first; `-k stock-fast` selects it."""
+    return "-".join("fast" if url == FAST else "stock" for url in pair)

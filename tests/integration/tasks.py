@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, chain, group
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore
 from celery.result import allow_join_result
 from celery.signals import worker_ready
 
@@ -159,11 +159,6 @@ def ignored(value=None):
 def ignore_itself(self):
     self.update_state(state="LEFT", meta={"by": "itself"})
     raise Ignore
-
-
-@task()
-def reject_itself():
-    raise Reject("not for me", requeue=False)
 
 
 @task(track_started=True)

@@ -321,11 +321,6 @@ class TestStates:
         wait_until(lambda: result.state == "LEFT", WAIT, "the state is LEFT")
         assert result.info == {"by": "itself"}
 
-    def test_a_rejected_task_says_nothing(self, polled):
-        result = polled("reject_itself").delay()
-        assert polled("echo").delay("after").get(timeout=WAIT) == "after"
-        assert result.state == states.PENDING
-
     def test_a_replaced_task_answers_for_the_first(self, task):
         assert task("replaced").delay(3, 4).get(timeout=WAIT) == 7
 
