@@ -107,8 +107,8 @@ def show_single_tasks(app: Celery) -> None:
         took = (time.perf_counter() - started) * 1000
         style = "green" if result.successful() else "red"
         call = f"{name}({', '.join(map(repr, args))})"
-        outcome = f"[{style}]{result.state:<8}[/] {value!r:<38}"
-        console.print(f"  {call:<22} {outcome} [dim]{took:6.1f} ms[/]")
+        outcome = f"[{style}]{result.state:<8}[/] {value!r:<37}"
+        console.print(f"  {call:<20} {outcome} [dim]{took:5.1f} ms[/]")
 
 
 def show_group(app: Celery) -> None:

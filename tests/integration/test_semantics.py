@@ -13,6 +13,7 @@ from celery import chain, chord, group, states
 from celery.exceptions import TaskRevokedError, TimeoutError
 from celery.result import allow_join_result, result_from_tuple
 
+from tests.integration.backends import STOCK
 from tests.integration.broker import wait_until
 from tests.integration.tasks import CustomError
 from tests.integration.worker import Worker
@@ -186,10 +187,11 @@ class TestTimeouts:
         assert time.monotonic() - started < 2
 
     def test_a_result_that_was_too_late_can_still_be_had(self, task):
-        result = task("sleep").delay(1)
+        # Stock looks at the clock once a second.
+        result = task("sleep").delay(3)
         with pytest.raises(TimeoutError):
             result.get(timeout=0.05)
-        assert result.get(timeout=WAIT) == 1
+        assert result.get(timeout=WAIT) == 3
 
     def test_joining_a_set_raises_when_the_time_is_up(self, app, task, unanswered):
         results = app.ResultSet([task("echo").delay(1), unanswered], app=app)
@@ -441,14 +443,24 @@ class TestChildren:
         assert [value for _, value in result.collect(timeout=WAIT)] == [3, 13]
         assert result.get_leaf() == 13
 
-    def test_a_task_may_wait_for_its_subtasks_inside_the_worker(self, task, worker, leaf_worker):
-        leaf_worker(worker)
-        assert task("join").delay([1, 2, 3]).get(timeout=WAIT) == [2, 4, 6]
-        assert task("join_one").delay("leaf").get(timeout=WAIT) == "leaf"
+    @pytest.fixture
+    def joining(self, pair, make_worker, leaf_worker, make_client):
+        """joining("join") is the task of a worker whose tasks may wait for subtasks.
 
-    def test_tasks_that_wait_for_subtasks_work_again_and_again(self, task, worker, leaf_worker):
+        Stock has one pool process only: two have the same reply queue, as they inherit its
+        name from their parent, and take each other's results.
+        """
+        worker = make_worker(pair[1], "prefork", concurrency=1 if pair[1] == STOCK else 2)
         leaf_worker(worker)
-        sent = [task("join_one").delay(n) for n in range(30)]
+        app = make_client(pair[0], worker)
+        return lambda name: app.tasks[f"tests.{name}"]
+
+    def test_a_task_may_wait_for_its_subtasks_inside_the_worker(self, joining):
+        assert joining("join").delay([1, 2, 3]).get(timeout=WAIT) == [2, 4, 6]
+        assert joining("join_one").delay("leaf").get(timeout=WAIT) == "leaf"
+
+    def test_tasks_that_wait_for_subtasks_work_again_and_again(self, joining):
+        sent = [joining("join_one").delay(n) for n in range(30)]
         assert [r.get(timeout=WAIT) for r in sent] == list(range(30))
 
 
