@@ -522,7 +522,9 @@ class TestGroups:
         assert not ten.waiting()
         assert ten.completed_count() == 10
 
-    def test_a_group_becomes_ready_by_polling(self, polled):
+    def test_a_group_becomes_ready_by_polling(self, pair, polled):
+        if pair[0] == STOCK:
+            pytest.skip("rpc:// starts its consumer for a group, and then polls nothing")
         ten = group(polled("add").s(n, n) for n in range(10))()
         wait_until(ten.ready, WAIT, "the group is ready")
         assert ten.get(timeout=WAIT) == [2 * n for n in range(10)]
