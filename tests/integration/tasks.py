@@ -140,7 +140,9 @@ def progress_then_wait(self, steps, seconds):
 def flaky(self, failures):
     """Succeeds after so many retries; returns how many there were."""
     if self.request.retries < failures:
-        raise self.retry(exc=ConnectionError("try again"), countdown=0)
+        # The next try is sent before this one's RETRY: at once, it could end in another pool
+        # process before that is out.
+        raise self.retry(exc=ConnectionError("try again"), countdown=0.3)
     return self.request.retries
 
 
