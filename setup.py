@@ -32,6 +32,7 @@ setup(
             extension("_amqp", "frame.c", "publish.c"),
             extension("_pending", "pending.c"),
             extension("_json"),
+            extension("_intake"),
         ],
         compiler_directives={"language_level": "3", "embedsignature": True},
     )

@@ -107,7 +107,6 @@ class RPCBackend(AsyncBackendMixin, Backend):
             to_python=self.meta_from_decoded,
             stats=self._counters,
             max_age=self.expires,
-            on_fulfilled=self.result_consumer.on_fulfilled,
         )
         self._meta = MetaBuilder(self)
         self._making = threading.Lock()
@@ -407,6 +406,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """Counters since this process began; see docs/stats.md."""
         return {
             **self._counters.as_dict(),
+            "fulfilled": self._matcher.fulfiller.fulfilled,
             "waiting": self._table.waiting,
             "unclaimed": self._table.unclaimed,
             "unclaimed_bytes": self._table.unclaimed_bytes,
@@ -440,7 +440,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
         self._counters.reset()
         self._queues.clear()
-        self._table.clear()
+        self._matcher.clear()
         self.result_consumer.after_fork()
         self._making = threading.Lock()
         if self._publisher is not None:

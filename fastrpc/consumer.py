@@ -136,10 +136,9 @@ class ResultConsumer:
     def _begin(self) -> None:
         self._intake: Intake | None = None
         self._reading = threading.Lock()
+        self._watching = threading.Lock()
         self._sleepers: dict[Wait, None] = {}
-        self._watched: dict[int, list[Wait]] = {}
         self._listening: dict[Wait, None] = {}
-        self._woken: list[Wait] = []
         self._pauses = backoff()
 
     # -- waiting -----------------------------------------------------------------------------
@@ -154,21 +153,36 @@ class ResultConsumer:
     ) -> Iterator[Wait]:
         """A Wait that hears of each of ``results`` becoming ready, and of metas on ``queue``."""
         wait = Wait(timeout, on_message, queue)
-        watched = self._watched
-        for result in results:
-            watched.setdefault(id(result), []).append(wait)
+        with self._watching:
+            self._watch(results, wait)
         if on_message is not None:
             self._listening[wait] = None
         try:
             yield wait
         finally:
             self._listening.pop(wait, None)
-            for result in results:
-                waits = watched.get(id(result))
-                if waits is not None and wait in waits:
-                    waits.remove(wait)
-                    if not waits:
-                        watched.pop(id(result), None)
+            with self._watching:
+                self._unwatch(results, wait)
+
+    # The reader takes entries out without the lock: whoever put one in looks at the result
+    # once more afterwards, and takes out what is left of it in the end.
+
+    def _watch(self, results: list[Any], wait: Wait) -> None:
+        watched = self.matcher.fulfiller.watched
+        for result in results:
+            waits = watched.setdefault(id(result), wait)
+            if waits is not wait:  # seldom; a list for each would keep the collector busy
+                others = waits if type(waits) is tuple else (waits,)
+                watched[id(result)] = (*others, wait)
+
+    def _unwatch(self, results: list[Any], wait: Wait) -> None:
+        watched = self.matcher.fulfiller.watched
+        for result in results:
+            waits = watched.get(id(result))
+            if waits is wait:
+                watched.pop(id(result), None)
+            elif type(waits) is tuple:
+                watched[id(result)] = tuple(other for other in waits if other is not wait)
 
     def until_news(self, wait: Wait, on_interval: Callable[[], Any] | None = None) -> None:
         """Return once there is news for ``wait``.
@@ -266,17 +280,19 @@ class ResultConsumer:
 
     def _take_in(self, intake: Intake, timeout: float) -> bool:
         """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""
+        woken = self.matcher.fulfiller.woken
         try:
             # What a reader before us left behind comes before the socket.
-            intake.pump(self._deliver)
-            if self._woken or not intake.read(timeout):
-                return bool(self._woken)
-            intake.pump(self._deliver)
+            intake.pump(self._deliver, bool(self._listening))
+            if woken or not intake.read(timeout):
+                return bool(woken)
+            intake.pump(self._deliver, bool(self._listening))
             self._pauses = backoff()
             return True
         finally:
-            while self._woken:
-                self._woken.pop().wake()
+            while woken:
+                woken.pop().wake()
+            self.matcher.tidy(time.monotonic())
 
     def _first_look(self, queue: str) -> int:
         self.queues.use_at_least(queue)
@@ -300,24 +316,9 @@ class ResultConsumer:
                 def wanted(meta: dict[str, Any]) -> None:
                     for wait in listeners:
                         wait.metas.append(meta)
-                        self._woken.append(wait)
+                        self.matcher.fulfiller.woken.append(wait)
 
         self.matcher.deliver(correlation_id, body, format, wanted)
-
-    def on_fulfilled(self, result: Any, error: Exception | None) -> None:
-        """Tell those who watch ``result``; the matcher calls it."""
-        waits = self._watched.pop(id(result), None)
-        if waits is None:
-            if error is not None:
-                logger.error(
-                    "a callback of the result of task %s failed", result.id, exc_info=error
-                )
-            return
-        for wait in waits:
-            if error is not None:
-                wait.errors.append(error)
-            wait.arrived.append(result)
-            self._woken.append(wait)
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -353,7 +354,7 @@ class ResultConsumer:
 
     def _open(self, timeout: float) -> Intake:
         """Connect once, or raise OperationalError."""
-        intake = make_intake(self.app, self.queues, self.options)
+        intake = make_intake(self.app, self.queues, self.options, self.matcher)
         try:
             intake.open(timeout)
         except intake.errors as exc:

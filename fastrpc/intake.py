@@ -9,6 +9,7 @@ role may call them, but for ``consume``.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +17,12 @@ from typing import Any
 
 from amqp.serialization import loads
 
-from .matching import body_format
+from ._intake import DeliveryLoop
+from .errors import ProtocolError
+from .matching import READY_STATES, ResultMatcher, body_format
 from .options import Options
 from .queues import ReplyQueues
-from .transport import DELIVERY, connect, is_amqp, use_our_transport
+from .transport import connect, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 
@@ -30,20 +33,25 @@ Deliver = Callable[[bytes | None, bytes, bytes, str], None]
 MAX_FORMATS = 64
 
 
-def make_intake(app: Any, queues: ReplyQueues, options: Options) -> Intake:
+def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher) -> Intake:
     """The way in that fits the broker of ``app``; not yet connected."""
     heartbeat = options.heartbeat if options.heartbeat is not None else app.conf.broker_heartbeat
     connection = app.connection_for_read(heartbeat=heartbeat)
     if is_amqp(connection):
-        return AMQPIntake(use_our_transport(connection, max_body=options.max_body), queues, options)
-    return KombuIntake(connection, queues, options)
+        return AMQPIntake(
+            use_our_transport(connection, max_body=options.max_body), queues, options, matcher
+        )
+    return KombuIntake(connection, queues, options, matcher)
 
 
 class Intake:
     """What both ways in share: the connection and the set of queues consumed."""
 
-    def __init__(self, connection: Any, queues: ReplyQueues, options: Options) -> None:
+    def __init__(
+        self, connection: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher
+    ) -> None:
         self.connection = connection
+        self.matcher = matcher
         self.queues = queues
         self.options = options
         self.consumed: set[str] = set()
@@ -93,8 +101,11 @@ class Intake:
         """Whether ``read`` would find something at once."""
         raise NotImplementedError
 
-    def pump(self, deliver: Deliver) -> None:
-        """Hand over and acknowledge everything that was read."""
+    def pump(self, deliver: Deliver, everything: bool) -> None:
+        """Hand over and acknowledge all that was read.
+
+        ``deliver`` gets what has no shorter way to the matcher; with ``everything`` all of it.
+        """
         raise NotImplementedError
 
     def heartbeat(self) -> None:
@@ -110,11 +121,20 @@ class AMQPIntake(Intake):
         self.channel.basic_qos(0, self.options.prefetch, False)
         self._amqp = self.connection.connection
         self._reader = self._amqp.reader
+        self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
-        self._ack_every = max(1, self.options.prefetch // 4)
-        self._shown = False  # the reader shows a delivery that was not handed over yet
-        self._last_tag = self._acked_tag = 0
         self._strays: deque[Any] = deque()
+        self._loop = DeliveryLoop(
+            self._reader,
+            self.matcher.table,
+            self.channel.channel_id,
+            max(1, self.options.prefetch // 4),
+            fulfiller=self.matcher.fulfiller,
+            ready_states=READY_STATES,
+            deliver_slowly=self._deliver_shown,
+            dispatch=self._amqp.dispatch,
+            acknowledge=self._acknowledge,
+        )
 
     def _consume(self, name: str) -> None:
         self.channel.basic_consume(
@@ -141,34 +161,37 @@ class AMQPIntake(Intake):
     def readable(self) -> bool:
         return bool(self._amqp.readable())
 
-    def pump(self, deliver: Deliver) -> None:
-        amqp, reader, channel_id = self._amqp, self._reader, self.channel.channel_id
+    def pump(self, deliver: Deliver, everything: bool) -> None:
+        loop, stats = self._loop, self.matcher.stats
         while self._strays:
             self._deliver_stray(deliver, self._strays[0])
             self._strays.popleft()
-        while self._shown or (kind := reader.next()):
-            if not self._shown:
-                if kind != DELIVERY or reader.channel != channel_id:
-                    amqp.dispatch(kind)
-                    continue
-                self._shown = True
-            # Shown until delivered: an exception thrown into this thread loses nothing.
-            tag = reader.delivery_tag
-            deliver(
-                reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
-            )
-            self._shown = False
-            self.taken += 1
-            self._last_tag = tag
-            if tag - self._acked_tag >= self._ack_every:
-                self._acknowledge()
-        amqp.bytes_recv += 1
-        if self._last_tag != self._acked_tag:
+        self._deliver = deliver
+        taken, duplicates = loop.taken, loop.duplicates
+        try:
+            loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
+        except ProtocolError as exc:
+            raise self._amqp.as_unexpected_frame(exc) from exc
+        finally:
+            self.taken += loop.taken - taken
+            stats.received += loop.taken - taken
+            stats.duplicates += loop.duplicates - duplicates
+        self._amqp.bytes_recv += 1
+        if loop.last_tag != loop.acked_tag:
             self._acknowledge()
 
+    def _deliver_shown(self) -> None:
+        """The delivery the reader shows, the long way."""
+        reader = self._reader
+        assert self._deliver is not None
+        self._deliver(
+            reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
+        )
+
     def _acknowledge(self) -> None:
-        self.channel.basic_ack(self._last_tag, multiple=True)
-        self._acked_tag = self._last_tag
+        loop = self._loop
+        self.channel.basic_ack(loop.last_tag, multiple=True)
+        loop.acked_tag = loop.last_tag
 
     def _format(self) -> bytes:
         reader = self._reader
@@ -202,7 +225,8 @@ class AMQPIntake(Intake):
             format,
             message.delivery_info["consumer_tag"],
         )
-        self._last_tag = message.delivery_info["delivery_tag"]
+        self._loop.last_tag = message.delivery_info["delivery_tag"]
+        self.matcher.stats.received += 1
         self.taken += 1
 
     def heartbeat(self) -> None:
@@ -256,7 +280,7 @@ class KombuIntake(Intake):
     def readable(self) -> bool:
         return self.read(timeout=0.001)
 
-    def pump(self, deliver: Deliver) -> None:
+    def pump(self, deliver: Deliver, everything: bool) -> None:
         while self._messages:
             name, message = self._messages[0]
             body = message.body
@@ -269,4 +293,5 @@ class KombuIntake(Intake):
             )
             message.ack()
             self._messages.popleft()
+            self.matcher.stats.received += 1
             self.taken += 1

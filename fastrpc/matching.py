@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import states
+from celery.result import AsyncResult
 from kombu.compression import decompress
 from kombu.exceptions import ContentDisallowed
 
+from ._intake import Fulfiller
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
 from .errors import BadMessage, ResultDropped
-from .serialization import decode
+from .serialization import decode, means_kombu_json
 from .stats import Stats
 
 __all__ = ["JSON", "ResultMatcher", "body_format"]
@@ -54,7 +56,6 @@ class ResultMatcher:
         to_python: Celery's ``Backend.meta_from_decoded``.
         stats: Counters to keep.
         max_age: Seconds after which an unclaimed body is dropped; None keeps it.
-        on_fulfilled: Called with each AsyncResult that became ready.
     """
 
     def __init__(
@@ -64,18 +65,27 @@ class ResultMatcher:
         to_python: Callable[[dict[str, Any]], dict[str, Any]],
         stats: Stats,
         max_age: float | None,
-        on_fulfilled: Callable[[Any, Exception | None], None],
     ) -> None:
         self.table = table
         self.accept = accept
         self.to_python = to_python
         self.stats = stats
         self.max_age = max_age
-        self.on_fulfilled = on_fulfilled
+        #: Makes AsyncResults ready and tells those who watch them.
+        self.fulfiller = Fulfiller(
+            is_plain=_is_plain, as_python=self._as_python, on_error=_log_callback_error
+        )
         self._next_expiry = 0.0
         self._next_warning = 0.0
         self._evicted_before = 0
         self._next_report: dict[str, float] = {}
+
+    def clear(self) -> None:
+        """Forget everything, as in a forked child."""
+        self.table.clear()
+        self.fulfiller.watched.clear()
+        self.fulfiller.woken.clear()
+        self.fulfiller.fulfilled = 0
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -89,7 +99,7 @@ class ResultMatcher:
         meta = self._decode_kept(result.id, kept)
         if meta is not None and meta["status"] in READY_STATES:
             table.finish(result.id)
-            self._fulfil(result, meta)
+            self.fulfiller.fulfil(result, meta)
             return
         table.add(result.id, waiter)
         if meta is not None:
@@ -100,6 +110,11 @@ class ResultMatcher:
         table, task_id = self.table, result.id
         if not table.discard(task_id, result) and table.state(task_id) == WAITING:
             table.discard(task_id, weakref.ref(result))
+
+    @property
+    def knows_plain_json(self) -> bool:
+        """Whether JSON is accepted, and decoded by kombu's own meaning of it."""
+        return means_kombu_json(self.accept)
 
     def check_obtainable(self, task_id: str) -> None:
         """Raise ResultDropped if waiting for ``task_id`` would never end."""
@@ -129,7 +144,6 @@ class ResultMatcher:
 
         ``wanted``, where given, sees every meta, also of tasks nobody waits for.
         """
-        self.stats.received += 1
         if correlation_id and wanted is None and not self.table.waiters(correlation_id):
             self._keep(correlation_id, body, format)
             return
@@ -147,8 +161,7 @@ class ResultMatcher:
             return
         for waiter in self.table.waiters(task_id):
             result = waiter() if type(waiter) is weakref.ref else waiter
-            if result is not None:
-                self._fulfil(result, meta)
+            self.fulfiller.fulfil(result, meta)
         # Forgotten only now: an exception thrown into this thread (a soft time limit, say)
         # must not lose the result between the two steps.
         self.table.finish(task_id)
@@ -158,15 +171,6 @@ class ResultMatcher:
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
         format = body_format(message.content_type or "", message.content_encoding or "utf-8")
         self.deliver(task_id.encode("utf-8", "surrogatepass"), body, format)
-
-    def _fulfil(self, result: Any, meta: dict[str, Any]) -> None:
-        error = None
-        self.stats.fulfilled += 1
-        try:
-            result._maybe_set_cache(self._as_python(dict(meta)))
-        except Exception as exc:  # from a callback of the application
-            error = exc
-        self.on_fulfilled(result, error)
 
     def _as_python(self, meta: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -182,14 +186,17 @@ class ResultMatcher:
         if self.table.state(task_id) == UNCLAIMED and self._goes_back(task_id, body, format):
             self.stats.duplicates += 1
             return
-        evicted = self.table.store(task_id, body, format, now)
-        if evicted < 0:
+        if self.table.store(task_id, body, format, now) < 0:
             self.stats.duplicates += 1
-        elif evicted:
-            self._warn_evicted(now)
+
+    def tidy(self, now: float) -> None:
+        """Drop unclaimed results that are too old, say so where too many had to go."""
         if self.max_age is not None and now >= self._next_expiry:
             self._next_expiry = now + max(self.max_age / 10, 0.1)
             self.table.expire(now - self.max_age)
+        if self.table.evicted != self._evicted_before and now >= self._next_warning:
+            self._next_warning = now + EVICTION_WARNING_INTERVAL
+            self._warn_evicted()
 
     def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
         """Whether a final state is kept and ``body``, sent again, is an earlier one."""
@@ -202,22 +209,18 @@ class ResultMatcher:
         except BadMessage:
             return False  # found out and reported when it is asked for
 
-    def _warn_evicted(self, now: float) -> None:
-        if now < self._next_warning:
-            return
-        self._next_warning = now + EVICTION_WARNING_INTERVAL
-        evicted, self._evicted_before = (
-            self.table.evicted - self._evicted_before,
-            self.table.evicted,
-        )
+    def _warn_evicted(self) -> None:
+        table = self.table
         logger.warning(
-            "%d results nobody had asked for were dropped, the oldest first: %d are kept "
-            "(max_unclaimed=%d, max_unclaimed_bytes=%d)",
-            evicted,
-            self.table.unclaimed,
-            self.table.max_unclaimed,
-            self.table.max_unclaimed_bytes,
+            "%d results nobody had asked for were dropped, the oldest first; %d are kept "
+            "(max_unclaimed=%d, max_unclaimed_bytes=%d, result_expires=%s)",
+            table.evicted - self._evicted_before,
+            table.unclaimed,
+            table.max_unclaimed,
+            table.max_unclaimed_bytes,
+            self.max_age,
         )
+        self._evicted_before = table.evicted
 
     # -- decoding ----------------------------------------------------------------------------
 
@@ -273,6 +276,18 @@ class ResultMatcher:
             level = logging.WARNING
         shown = (correlation_id or b"none").decode("utf-8", "backslashreplace")
         logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
+
+
+def _is_plain(cls: type) -> bool:
+    """Whether results of ``cls`` become ready the way Celery's own AsyncResult does."""
+    return issubclass(cls, AsyncResult) and all(
+        getattr(cls, name) is getattr(AsyncResult, name)
+        for name in ("_maybe_set_cache", "_set_cache", "_on_fulfilled")
+    )
+
+
+def _log_callback_error(result: Any, error: Exception) -> None:
+    logger.error("a callback of the result of task %s failed", result.id, exc_info=error)
 
 
 def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ._json import MISS as _MISS
 from ._json import dumps as _plain_dumps
 from ._json import loads as _plain_loads
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "means_kombu_json"]
 
 _JSON = "application/json"
 
@@ -84,6 +84,13 @@ def decode(
         if accept is not None:
             accept = (_JSON,)  # asked already; some containers can be asked only once
     return _registry_loads(body, content_type, content_encoding, accept=accept)
+
+
+def means_kombu_json(accept: Container[str] | None) -> bool:
+    """Whether a body of type ``application/json`` may be decoded, and has kombu's meaning."""
+    return _decoders.get(_JSON) is _kombu_loads and (
+        _JSON in accept if accept is not None else _JSON not in _disabled
+    )
 
 
 def _to_bytes(payload: Any) -> Any:

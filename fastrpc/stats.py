@@ -18,7 +18,6 @@ class Stats:
         "bad_messages",
         "confirmed",
         "duplicates",
-        "fulfilled",
         "published",
         "received",
         "reconnects",
@@ -32,7 +31,6 @@ class Stats:
     def reset(self) -> None:
         """Begin anew, as in a forked child."""
         self.received = 0
-        self.fulfilled = 0
         self.duplicates = 0
         self.bad_messages: Counter[str] = Counter()
         self.reconnects = 0

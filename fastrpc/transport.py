@@ -63,8 +63,12 @@ class Connection(pyamqp.Connection):
         try:
             return self.reader.next()
         except ProtocolError as exc:
-            self.transport.connected = False
-            raise UnexpectedFrame(str(exc)) from exc
+            raise self.as_unexpected_frame(exc) from exc
+
+    def as_unexpected_frame(self, exc: ProtocolError) -> UnexpectedFrame:
+        """What py-amqp would raise; the connection is of no more use."""
+        self.transport.connected = False
+        return UnexpectedFrame(str(exc))
 
     def fill(self, timeout: float | None = None) -> int:
         """Read once from the socket, as much as is there."""
