@@ -151,6 +151,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         if not task_join_will_block():
             self._table.reset(task_id)
             self._queues.declare_for_call(self.oid, producer.channel)
+            self.result_consumer.consume_new()
 
     def ensure_chords_allowed(self) -> None:
         raise NotImplementedError(NO_CHORDS)

@@ -192,7 +192,7 @@ class ResultConsumer:
             kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
         """
         self.queues.use_at_least(wait.queue)
-        self._consume(wait.queue)
+        self.consume_new()
         looked = False
         while not wait.news:
             remaining = wait.remaining()
@@ -322,14 +322,19 @@ class ResultConsumer:
 
     # -- the connection -----------------------------------------------------------------------
 
-    def _consume(self, queue: str) -> None:
-        """Have the intake, now or once it is connected, consume the queue of this thread."""
+    def consume_new(self) -> None:
+        """Have the intake, if there is one, consume the queues that were declared since.
+
+        Of all threads: the one that waits for a result need not be the one that sent the task.
+        """
         intake = self._intake
-        if intake is not None and queue in self.queues and queue not in intake.consumed:
+        if intake is None or len(intake.consumed) == len(self.queues):
+            return
+        for name in self.queues.names:
             try:
-                intake.consume(queue)
+                intake.consume(name)
             except intake.errors as exc:
-                logger.debug("cannot consume from %s, the reader will reconnect: %s", queue, exc)
+                logger.debug("cannot consume from %s, the reader will reconnect: %s", name, exc)
 
     def _connect(self, wait: Wait) -> Intake | None:
         """Connect, trying until the deadline of ``wait``; None if that passed."""
@@ -361,6 +366,7 @@ class ResultConsumer:
             intake.close()
             raise OperationalError(str(exc) or repr(exc)) from exc
         self._intake = intake
+        self.consume_new()  # another thread may have declared its queue meanwhile
         return intake
 
     def _lost(self, intake: Intake, exc: Exception) -> None:

@@ -147,6 +147,8 @@ class AMQPIntake(Intake):
 
     def _on_cancel(self, consumer_tag: str) -> None:
         # The queue was deleted, or moved to another node: make it, and consume it, again.
+        if consumer_tag not in self.queues:
+            return  # we deleted it ourselves
         self.consumed.discard(consumer_tag)
         self.queues.declare(consumer_tag, self.connection.default_channel)
         self.consume(consumer_tag)

@@ -63,6 +63,9 @@ class ReplyQueues:
     def names(self) -> list[str]:
         return list(self._renew_at)
 
+    def __len__(self) -> int:
+        return len(self._renew_at)
+
     def __contains__(self, name: str) -> bool:
         return name in self._renew_at
 

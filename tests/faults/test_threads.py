@@ -1,0 +1,329 @@
+"""Many threads: any of them may wait for any result; one reads, the others sleep."""
+
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+from contextlib import suppress
+from functools import partial
+
+import pytest
+from celery import states
+from celery.exceptions import TimeoutError
+
+from fastrpc.backend import RPCBackend
+from tests.faults.support import (
+    LATE,
+    Background,
+    answer,
+    await_true,
+    expect,
+    resident,
+    run_threads,
+    stopwatch,
+)
+
+THREADS = 64
+EACH = 200
+
+
+class TestEveryThreadGetsItsOwn:
+    def test_64_threads_wait_for_200_results_each(self, app, sender):
+        def call_and_wait(n: int) -> list[str]:
+            results = expect(app, EACH)
+            for i, result in enumerate(results):
+                answer(sender, app.backend.oid, [result], [n, i])
+            return [result.get(timeout=60) for result in results]
+
+        got = run_threads(THREADS, call_and_wait, timeout=100)
+        assert got == [[[n, i] for i in range(EACH)] for n in range(THREADS)]
+        stats = app.backend.stats()
+        assert (stats["fulfilled"], stats["waiting"]) == (THREADS * EACH, 0)
+
+    def test_64_threads_wait_while_others_send(self, app, sender):
+        """As above, but the results come in any order, while the threads sleep."""
+        ready = threading.Barrier(THREADS + 1)
+        calls: list[tuple[str, str, list[int]]] = []
+
+        def call_and_wait(n: int) -> list[list[int]]:
+            results = expect(app, EACH // 4)
+            calls.extend((app.backend.oid, r.id, [n, i]) for i, r in enumerate(results))
+            ready.wait(30)
+            return [result.get(timeout=60) for result in results]
+
+        threads = Background(partial(run_threads, THREADS, call_and_wait, 60))
+        ready.wait(30)
+        random.Random(5).shuffle(calls)
+        for oid, task_id, value in calls:
+            answer(sender, oid, [task_id], value)
+        got = threads.result(60)
+        assert got == [[[n, i] for i in range(EACH // 4)] for n in range(THREADS)]
+
+    def test_with_real_tasks(self, private_broker, worker, make_client):
+        app = make_client(private_broker.url, worker.queue)
+
+        def call_and_wait(n: int) -> list[int]:
+            echo = app.tasks["tests.echo"]
+            return [echo.delay(n * 100 + i).get(timeout=30) for i in range(5)]
+
+        got = run_threads(THREADS, call_and_wait, timeout=60)
+        assert got == [[n * 100 + i for i in range(5)] for n in range(THREADS)]
+
+
+class TestAnyThreadWaitsForAnyResult:
+    """Whoever sent the task: results are not bound to the thread that called."""
+
+    @pytest.mark.parametrize("by", ["object", "id"])
+    @pytest.mark.parametrize("waited_before", [False, True], ids=["first", "connected"])
+    def test_the_sending_thread_is_dead(self, app, sender, by, waited_before):
+        if waited_before:  # its connection consumes this thread's queue and no other yet
+            [mine] = expect(app, 1)
+            answer(sender, app.backend.oid, [mine])
+            assert mine.get(timeout=10) == 0
+        calls = Background(lambda: (app.backend.oid, expect(app, 10)))
+        oid, results = calls.result(10)
+        assert oid != app.backend.oid
+        if by == "id":
+            results = [app.AsyncResult(result.id) for result in results]
+        answer(sender, oid, results)
+        assert [result.get(timeout=10) for result in results] == list(range(10))
+
+    def test_ready_is_true_of_another_threads_result(self, app, sender):
+        [mine] = expect(app, 1)
+        assert not mine.ready()  # connected from here on
+        oid, [theirs] = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)
+        answer(sender, oid, [theirs])
+        await_true(theirs.ready, 5, "the other thread's result is ready")
+        assert theirs.result == 0
+
+    def test_a_pool_of_waiters_over_a_pool_of_callers(self, app, sender):
+        """Every result is waited for by some thread that did not send the task."""
+        calls = run_threads(16, lambda n: (app.backend.oid, expect(app, 50)))
+        for oid, results in calls:
+            answer(sender, oid, results)
+
+        def wait(n: int) -> list[int]:
+            return [result.get(timeout=30) for result in calls[(n + 1) % 16][1]]
+
+        assert run_threads(16, wait) == [list(range(50))] * 16
+
+    def test_many_threads_wait_for_the_same_result(self, app, sender):
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        waiters = Background(
+            lambda: run_threads(16, lambda n: app.AsyncResult(result.id).get(timeout=20))
+        )
+        await_true(
+            lambda: len(app.backend.result_consumer._sleepers) == 15, 10, "one reads, 15 sleep"
+        )
+        answer(sender, oid, [result], "for all")
+        assert waiters.result(10) == ["for all"] * 16
+
+    def test_a_result_set_is_waited_for_in_another_thread(self, app, sender):
+        results = expect(app, 100)
+        answer(sender, app.backend.oid, results)
+        waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=20))
+        assert waiting.result(20) == list(range(100))
+
+
+class TestHandingOver:
+    def test_when_the_reader_times_out_a_sleeper_reads_on_at_once(self, app, sender):
+        """The role goes on with no one-second step between."""
+        first, second = expect(app, 2)
+        oid = app.backend.oid
+
+        def time_out() -> None:
+            with pytest.raises(TimeoutError):
+                first.get(timeout=0.5)
+
+        reader = Background(time_out)
+        consumer = app.backend.result_consumer
+        await_true(consumer._reading.locked, 10, "somebody reads")
+        sleeper = Background(lambda: (second.get(timeout=20), time.monotonic()))
+        await_true(lambda: consumer._sleepers, 10, "somebody sleeps")
+        reader.result(10)
+        await_true(consumer._reading.locked, 0.5, "the sleeper reads")
+        sent = time.monotonic()
+        answer(sender, oid, [second], "second")
+        value, at = sleeper.result(10)
+        assert value == "second"
+        assert at - sent < 0.5
+
+    def test_replies_come_without_steps_however_many_wait(self, app, sender):
+        """Each answer is for a thread that sleeps: the way there is short for all of them."""
+        results = expect(app, 32)
+        oid = app.backend.oid
+        sent: dict[int, float] = {}
+
+        def wait(n: int) -> float:
+            results[n].get(timeout=60)
+            return time.monotonic() - sent[n]
+
+        waiters = Background(lambda: run_threads(32, wait))
+        await_true(lambda: len(app.backend.result_consumer._sleepers) == 31, 10, "all wait")
+        for n in random.Random(1).sample(range(32), 32):
+            sent[n] = time.monotonic()
+            answer(sender, oid, [results[n]])
+        latencies = sorted(waiters.result(30))
+        assert latencies[16] < 0.3
+        assert latencies[-1] < 0.9, latencies
+
+    def test_every_timeout_is_kept_while_another_thread_reads(self, app):
+        results = expect(app, 16)
+
+        def time_out(n: int) -> None:
+            timeout = 0.2 + n * 0.1
+            with (
+                stopwatch(timeout + LATE, f"get(timeout={timeout:.1f})"),
+                pytest.raises(TimeoutError),
+            ):
+                results[n].get(timeout=timeout)
+
+        run_threads(16, time_out)
+        assert app.backend.stats()["waiting"] == 0
+
+
+class TestCallbacks:
+    def test_then_calls_back_into_the_backend(self, app, sender):
+        """A callback looks, and calls the next task: it runs while its thread reads."""
+        first, second = expect(app, 2)
+        called = []
+
+        def on_first(result):
+            [third] = expect(app, 1)
+            answer(sender, app.backend.oid, [second, third], "from the callback")
+            called.append((third, second.state, app.backend.stats()["received"]))
+
+        first.then(on_first)
+        answer(sender, app.backend.oid, [first], "first")
+        assert first.get(timeout=10) == "first"
+        [(third, state, received)] = called
+        assert (state, received) == (states.PENDING, 1)
+        assert third.get(timeout=10) == "from the callback"
+        assert second.get(timeout=10) == "from the callback"
+
+    @pytest.mark.xfail(
+        strict=True,
+        reason="a callback runs in the thread that reads, which cannot read while it waits: "
+        "nobody reads until the callback's get() times out",
+    )
+    def test_then_waits_for_another_result(self, app, sender):
+        first, second = expect(app, 2)
+        got = []
+
+        def on_first(result):
+            answer(sender, app.backend.oid, [second], "second")
+            got.append(second.get(timeout=1))
+
+        first.then(on_first)
+        answer(sender, app.backend.oid, [first], "first")
+        assert Background(lambda: first.get(timeout=5)).result(10) == "first"
+        assert got == ["second"]
+
+    def test_on_message_calls_back_into_the_backend(self, app, sender):
+        oid = app.backend.oid
+        first, second = expect(app, 2)
+        seen = []
+
+        def on_message(meta):
+            if meta["task_id"] == first.id:
+                answer(sender, oid, [second], "second")
+                seen.append(second.get(timeout=10))
+
+        answer(sender, oid, [first], "first")
+        assert first.get(timeout=20, on_message=on_message) == "first"
+        assert seen == ["second"]
+
+    def test_a_callback_that_raises_reaches_the_waiting_thread_only(self, app, sender):
+        results = expect(app, 3)
+        oid = app.backend.oid
+
+        def fail(result):
+            raise LookupError("a callback's own")
+
+        results[1].then(fail)
+
+        def wait(n):
+            try:
+                return results[n].get(timeout=20)
+            except LookupError as exc:
+                return repr(exc)
+
+        waiters = Background(lambda: run_threads(3, wait))
+        await_true(lambda: len(app.backend.result_consumer._sleepers) == 2, 10, "all wait")
+        answer(sender, oid, results)
+        assert waiters.result(20) == [0, 'LookupError("a callback\'s own")', 2]
+
+
+@pytest.mark.parametrize("thread_safe", [True, False])
+def test_the_thread_safe_setting_changes_nothing(private_broker, make_client, sender, thread_safe):
+    app = make_client(private_broker.url, result_backend_thread_safe=thread_safe)
+
+    def call_and_wait(n: int):
+        results = expect(app, 20)
+        answer(sender, app.backend.oid, results)
+        return id(app.backend), [result.get(timeout=20) for result in results]
+
+    got = run_threads(8, call_and_wait)
+    assert [values for _, values in got] == [list(range(20))] * 8
+    assert {backend for backend, _ in got} == {id(app.backend)}
+
+
+class TestShortLivedThreads:
+    @pytest.mark.parametrize(
+        "threads", [1_000, pytest.param(10_000, marks=pytest.mark.slow)], ids=str
+    )
+    def test_they_leave_neither_queues_nor_memory(
+        self, app, sender, private_broker, threads, foreign
+    ):
+        at_once = 8
+
+        def call_and_wait(_n: int) -> None:
+            [result] = expect(app, 1)
+            answer(sender, app.backend.oid, [result], "x" * 100)
+            assert result.get(timeout=30) == "x" * 100
+
+        def live_and_die(count: int) -> None:
+            for _ in range(count // at_once):
+                run_threads(at_once, call_and_wait)
+
+        live_and_die(at_once * 10)
+        gc.collect()
+        memory, alive = resident(), threading.active_count()
+        live_and_die(threads)
+        assert resident() - memory < 4 * 1024 * 1024
+        assert threading.active_count() <= alive
+        # Thread idents are reused, and with them the names of queues.
+        names = set(app.backend._queues.names)
+        assert len(names) <= 4 * at_once
+        stats = app.backend.stats()
+        assert (stats["waiting"], stats["unclaimed"]) == (0, 0)
+        app.backend.close()
+        if not foreign:
+            assert not names & private_broker.queues().keys()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Celery's app.backend is not locked: two threads make a backend each, and results "
+    "that one called for are waited for in the other",
+)
+def test_threads_that_ask_for_the_backend_at_once_get_the_same_one(
+    private_broker, make_client, monkeypatch
+):
+    """The first two requests of a threaded server: a second object would wait on its own."""
+    made_by = RPCBackend.__init__
+    app = make_client(private_broker.url)
+    app._backend_cache = None  # as before anybody asked
+    both = threading.Barrier(2)
+
+    def slowly(self, *args, **kwargs):
+        made_by(self, *args, **kwargs)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+
+    monkeypatch.setattr(RPCBackend, "__init__", slowly)
+    first, second = run_threads(2, lambda n: app.backend)
+    assert first is second
