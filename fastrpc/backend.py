@@ -31,6 +31,7 @@ from .options import Options
 from .publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
 from .queues import ReplyQueues, make_queue
 from .serialization import encode
+from .settings import Setting
 from .stats import Stats
 
 __all__ = ["RPCBackend"]
@@ -108,6 +109,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             stats=self._counters,
             max_age=self.expires,
         )
+        self._always_eager = Setting(app, "task_always_eager")
         self._meta = MetaBuilder(self)
         self._making = threading.Lock()
         self._publisher: AMQPPublisher | KombuPublisher | None = None
@@ -250,6 +252,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
         for _ in self._wait_for_pending(result, timeout, on_interval, on_message):
             pass
         return result.maybe_throw(callback=callback, propagate=propagate)
+
+    def _ensure_not_eager(self) -> None:
+        if self._always_eager():
+            super()._ensure_not_eager()
 
     def _wait_for_pending(
         self,

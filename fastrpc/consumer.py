@@ -45,6 +45,9 @@ LEAST_CONNECT_TIMEOUT = 0.2
 #: Without a timeout of the caller each attempt to connect may take this many seconds.
 CONNECT_TIMEOUT = 10.0
 
+#: What was handed over is acknowledged this many seconds later, if no reader did it before.
+ACKNOWLEDGE_AFTER = 1.0
+
 #: How long, in seconds, a first look waits for what the queues hold already.
 BACKLOG_TIMEOUT = 2.0
 
@@ -137,6 +140,7 @@ class ResultConsumer:
         self._intake: Intake | None = None
         self._reading = threading.Lock()
         self._watching = threading.Lock()
+        self._acknowledger: threading.Timer | None = None
         self._sleepers: dict[Wait, None] = {}
         self._listening: dict[Wait, None] = {}
         self._pauses = backoff()
@@ -223,8 +227,33 @@ class ResultConsumer:
         try:
             self._read(wait, timeout)
         finally:
-            self._reading.release()
+            self._leave()
         return True
+
+    def _leave(self) -> None:
+        """Give up the reading role; what is not acknowledged yet will be soon."""
+        intake = self._intake
+        if intake is not None and intake.owes_acknowledgement and self._acknowledger is None:
+            self._acknowledger = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge)
+            self._acknowledger.name = "fastrpc-acknowledge"
+            self._acknowledger.daemon = True
+            self._acknowledger.start()
+        self._reading.release()
+
+    def _acknowledge(self) -> None:
+        self._acknowledger = None
+        if not self._reading.acquire(blocking=False):
+            return  # the reader will, before it waits
+        try:
+            intake = self._intake
+            if intake is not None:
+                try:
+                    intake.acknowledge()
+                except intake.errors as exc:
+                    self._lost(intake, exc)
+        finally:
+            self._reading.release()
+            self._hand_over()
 
     def _hand_over(self) -> None:
         """Wake one sleeper to become the reader, unless there is one."""
@@ -255,7 +284,7 @@ class ResultConsumer:
             except intake.errors as exc:
                 self._lost(intake, exc)
         finally:
-            self._reading.release()
+            self._leave()
             self._hand_over()
         return 0
 
@@ -264,17 +293,20 @@ class ResultConsumer:
     def _read(self, wait: Wait, timeout: float) -> None:
         """Read until there is news for ``wait``, or for ``timeout`` seconds."""
         end = time.monotonic() + timeout
+        left = timeout
         while not wait.news:
             intake = self._intake or self._connect(wait)
             if intake is None:
                 return
-            left = max(end - time.monotonic(), 0)
             try:
-                arrived = self._take_in(intake, left)
-                intake.heartbeat()
+                # The whole interval each time: a timeout that changes costs system calls.
+                arrived = self._take_in(intake, timeout if timeout == INTERVAL else left)
+                if not arrived:
+                    intake.heartbeat()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
+            left = max(end - time.monotonic(), 0)
             if not arrived or not left:
                 return
 
@@ -382,6 +414,7 @@ class ResultConsumer:
             if intake is None:
                 return
             try:
+                intake.acknowledge()
                 if delete_queues:
                     self.queues.delete(intake.connection.default_channel)
                 intake.connection.close()

@@ -29,6 +29,9 @@ __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 #: Called with correlation id, body, format and reply queue of each message.
 Deliver = Callable[[bytes | None, bytes, bytes, str], None]
 
+#: The broker counts as idle when nothing came from it for this many seconds.
+IDLE = 0.01
+
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
 
@@ -102,11 +105,17 @@ class Intake:
         raise NotImplementedError
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
-        """Hand over and acknowledge all that was read.
+        """Hand over all that was read.
 
         ``deliver`` gets what has no shorter way to the matcher; with ``everything`` all of it.
         """
         raise NotImplementedError
+
+    #: Whether something was handed over and is not acknowledged yet.
+    owes_acknowledgement = False
+
+    def acknowledge(self) -> None:
+        """Acknowledge all that was handed over."""
 
     def heartbeat(self) -> None:
         """Send a heartbeat if one is due; raises if the peer has been silent for too long."""
@@ -133,7 +142,7 @@ class AMQPIntake(Intake):
             ready_states=READY_STATES,
             deliver_slowly=self._deliver_shown,
             dispatch=self._amqp.dispatch,
-            acknowledge=self._acknowledge,
+            acknowledge=self.acknowledge,
         )
 
     def _consume(self, name: str) -> None:
@@ -154,6 +163,16 @@ class AMQPIntake(Intake):
         self.consume(consumer_tag)
 
     def read(self, timeout: float) -> bool:
+        if self.owes_acknowledgement:
+            # Writing wakes the broker at the cost of whoever waits for a result, so it waits
+            # until there is nothing else to do.
+            if self._fill(min(timeout, IDLE)):
+                return True
+            self.acknowledge()
+            timeout -= IDLE
+        return timeout >= 0 and self._fill(timeout)
+
+    def _fill(self, timeout: float) -> bool:
         try:
             self._amqp.fill(timeout)
         except TimeoutError:
@@ -179,8 +198,6 @@ class AMQPIntake(Intake):
             stats.received += loop.taken - taken
             stats.duplicates += loop.duplicates - duplicates
         self._amqp.bytes_recv += 1
-        if loop.last_tag != loop.acked_tag:
-            self._acknowledge()
 
     def _deliver_shown(self) -> None:
         """The delivery the reader shows, the long way."""
@@ -190,10 +207,15 @@ class AMQPIntake(Intake):
             reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
         )
 
-    def _acknowledge(self) -> None:
+    @property
+    def owes_acknowledgement(self) -> bool:
+        return bool(self._loop.last_tag != self._loop.acked_tag)
+
+    def acknowledge(self) -> None:
         loop = self._loop
-        self.channel.basic_ack(loop.last_tag, multiple=True)
-        loop.acked_tag = loop.last_tag
+        if loop.last_tag != loop.acked_tag:
+            self.channel.basic_ack(loop.last_tag, multiple=True)
+            loop.acked_tag = loop.last_tag
 
     def _format(self) -> bytes:
         reader = self._reader

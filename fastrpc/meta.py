@@ -11,6 +11,8 @@ from typing import Any
 
 from celery import Celery, states
 
+from .settings import Setting
+
 __all__ = ["MetaBuilder"]
 
 READY_STATES = states.READY_STATES
@@ -22,9 +24,7 @@ class MetaBuilder:
     def __init__(self, backend: Any) -> None:
         self.backend = backend
         self.app = backend.app
-        conf = self.app.conf
-        self._extended_keys = conf._to_keys("result_extended")
-        self._extended_default = conf.find_value_for_key("extended", "result")
+        self._extended = Setting(self.app, "result_extended")
         self._own_clock = type(self.app).now is not Celery.now
 
     def build(
@@ -49,13 +49,6 @@ class MetaBuilder:
                 meta["parent_id"] = request.parent_id
         meta["task_id"] = task_id
         return meta
-
-    def _extended(self) -> Any:
-        changes = self.app.conf.changes
-        for key in self._extended_keys:
-            if key in changes:
-                return changes[key]
-        return self._extended_default
 
     def _now(self) -> str:
         app = self.app

@@ -8,7 +8,7 @@ the socket, so it does from the first one on.
 from __future__ import annotations
 
 import errno
-from ssl import SSLCertVerificationError
+from ssl import SSLCertVerificationError, SSLWantReadError, SSLWantWriteError
 from types import MethodType
 from typing import Any
 
@@ -29,6 +29,9 @@ __all__ = [
     "is_refusal",
     "use_our_transport",
 ]
+
+#: From this many seconds on a read's timeout stays set on the socket.
+STICKY_TIMEOUT = 1.0
 
 #: Errors of a read that only mean «not now».
 NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
@@ -71,17 +74,31 @@ class Connection(pyamqp.Connection):
         return UnexpectedFrame(str(exc))
 
     def fill(self, timeout: float | None = None) -> int:
-        """Read once from the socket, as much as is there."""
+        """Read once from the socket, as much as is there.
+
+        A timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket, which saves two
+        system calls for each read; writes then fail after that time without progress, too.
+
+        Raises:
+            TimeoutError: nothing came in ``timeout`` seconds; None waits for ever.
+        """
         transport = self.transport
+        sock = transport.sock
+        before = sock.gettimeout()
+        if before != timeout:
+            sock.settimeout(timeout)
         try:
-            with transport.having_timeout(timeout) as sock:
-                return self.reader.recv(sock.recv_into)
-        except TimeoutError:
-            raise
+            return self.reader.recv(sock.recv_into)
         except OSError as exc:
-            if exc.errno not in NOT_NOW:
-                transport.connected = False
+            if isinstance(exc, TimeoutError):
+                raise
+            if exc.errno in NOT_NOW or isinstance(exc, (SSLWantReadError, SSLWantWriteError)):
+                raise TimeoutError(*exc.args) from exc
+            transport.connected = False
             raise
+        finally:
+            if before != timeout and (timeout is None or timeout < STICKY_TIMEOUT):
+                sock.settimeout(before)
 
     def readable(self) -> bool:
         """Whether ``fill`` would find bytes at once (TLS may hold some decrypted)."""
