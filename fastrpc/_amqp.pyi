@@ -116,6 +116,10 @@ class FrameReader:
         """The same object on each access."""
 
     @property
+    def body_dropped(self) -> int:
+        """Size of a body larger than ``max_body``, which was read over (``body`` is empty); else 0."""
+
+    @property
     def method_args(self) -> bytes:
         """Payload of the method frame as py-amqp's frame handler gets it, with its two ids."""
 

@@ -302,6 +302,11 @@ cdef class FrameReader:
         return copy_view(self.event.payload)
 
     @property
+    def body_dropped(self):
+        self.want_delivery()
+        return self.event.body_dropped
+
+    @property
     def consumer_tag(self):
         self.want_delivery()
         return copy_view(self.event.consumer_tag)

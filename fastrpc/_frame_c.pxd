@@ -44,6 +44,7 @@ cdef extern from "frame.h" nogil:
         wire_view headers
         wire_view correlation_id
         wire_view body
+        uint64_t body_dropped
 
     ctypedef struct frame_reader:
         pass

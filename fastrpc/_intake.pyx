@@ -33,6 +33,7 @@ cdef inline bint _is_plain_json(frame_event *e) noexcept:
         and (e.headers.ptr == NULL or _is(e.headers, b"\0\0\0\0", 4))
         and e.correlation_id.ptr != NULL
         and e.correlation_id.len > 0
+        and e.body_dropped == 0
     )
 
 

@@ -203,6 +203,9 @@ class AMQPIntake(Intake):
         """The delivery the reader shows, the long way."""
         reader = self._reader
         assert self._deliver is not None
+        if reader.body_dropped:
+            self.matcher.report_too_large(reader.correlation_id, reader.body_dropped)
+            return
         self._deliver(
             reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
         )

@@ -166,6 +166,10 @@ class ResultMatcher:
         # must not lose the result between the two steps.
         self.table.finish(task_id)
 
+    def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
+        """A message came whose body was not kept."""
+        self._report(correlation_id, BadMessage("too large", f"{size} bytes, see max_body"))
+
     def deliver_message(self, task_id: str, message: Any) -> None:
         """The same for a kombu message."""
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)

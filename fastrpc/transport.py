@@ -119,6 +119,8 @@ class Connection(pyamqp.Connection):
         if kind != DELIVERY:
             return self.on_inbound_frame((reader.frame_type, reader.channel, reader.payload))
         self.bytes_recv += 1
+        if reader.body_dropped:
+            raise UnexpectedFrame(f"message of {reader.body_dropped} bytes, more than max_body")
         message = Message(frame_method=spec.Basic.Deliver, frame_args=reader.method_args)
         message.inbound_header(reader.header)
         message.body = reader.body

@@ -28,6 +28,8 @@ typedef struct assembly {
     size_t body_len;
     size_t body_cap;
     size_t body_size; /* announced; >= body_cap >= body_len */
+    uint64_t dropped; /* announced, where it is more than body_max: read over, not kept */
+    uint64_t drop_left;
 } assembly;
 
 struct frame_reader {
@@ -319,6 +321,7 @@ static int finish(frame_reader *r, assembly *a, frame_event *ev)
     (void)parse_header(ev, &body_size, a->meta + a->args_len, a->header_len);
     ev->body_assembled = a->body != NULL;
     ev->body = (wire_view){a->body != NULL ? a->body : a->meta, a->body_len};
+    ev->body_dropped = a->dropped;
     return FRAME_DELIVERY;
 }
 
@@ -364,16 +367,20 @@ static int delivery_header(frame_reader *r, frame_event *ev, head h, const uint8
                     h.channel, h.size);
     }
     if (body_size > r->body_max)
-        return fail(r, FRAME_EBODY_MAX,
-                    "body of %" PRIu64 " bytes announced on channel %u, at most %" PRIu64
-                    " are accepted",
-                    body_size, h.channel, r->body_max);
-    a->body_size = (size_t)body_size; /* body_max fits a size_t */
+        a->dropped = a->drop_left = body_size;
+    else
+        a->body_size = (size_t)body_size; /* body_max fits a size_t */
     int rc = append_header(r, a, ev->header);
     if (rc < 0)
         return rc;
     r->rpos += FRAME_OVERHEAD + (size_t)h.size;
     return body_size == 0 ? finish(r, a, ev) : AGAIN;
+}
+
+/* What is still to come of the announced body. */
+static uint64_t body_left(const assembly *a)
+{
+    return a->dropped != 0 ? a->drop_left : a->body_size - a->body_len;
 }
 
 /* A body frame of an open delivery is read as its bytes arrive: it never waits in the buffer. */
@@ -382,10 +389,11 @@ static int start_body_frame(frame_reader *r, head h, assembly *a)
     if (!a->has_header)
         return fail(r, FRAME_EBODY_UNEXPECTED,
                     "body frame on channel %u where a content header was expected", h.channel);
-    if (h.size > a->body_size - a->body_len)
+    if (h.size > body_left(a))
         return fail(r, FRAME_EBODY_LONG,
-                    "body frame of %" PRIu32 " bytes on channel %u, only %zu of the announced %zu are left",
-                    h.size, h.channel, a->body_size - a->body_len, a->body_size);
+                    "body frame of %" PRIu32 " bytes on channel %u, only %" PRIu64
+                    " of the announced %" PRIu64 " are left",
+                    h.size, h.channel, body_left(a), a->dropped != 0 ? a->dropped : a->body_size);
     r->rpos += FRAME_HEAD_SIZE;
     r->stream = a;
     r->stream_left = h.size;
@@ -404,9 +412,13 @@ static int stream_body(frame_reader *r, frame_event *ev)
     if (n > r->stream_left)
         n = r->stream_left;
     if (n != 0) {
-        int rc = append_body(r, a, r->buf + r->rpos, n);
-        if (rc < 0)
-            return rc;
+        if (a->dropped != 0) {
+            a->drop_left -= n;
+        } else {
+            int rc = append_body(r, a, r->buf + r->rpos, n);
+            if (rc < 0)
+                return rc;
+        }
         r->rpos += n;
         r->stream_left -= (uint32_t)n;
     }
@@ -416,7 +428,7 @@ static int stream_body(frame_reader *r, frame_event *ev)
         return bad_end(r, r->buf[r->rpos], a->channel);
     r->rpos++;
     r->stream = NULL;
-    return a->body_len == a->body_size ? finish(r, a, ev) : AGAIN;
+    return body_left(a) == 0 ? finish(r, a, ev) : AGAIN;
 }
 
 /* ------------------------------------------------------------------ frames */

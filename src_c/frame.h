@@ -59,11 +59,10 @@ enum {
     FRAME_ECLASS = -9,             /* content header of another class */
     FRAME_EFLAGS = -10,            /* continuation bit in the property flags */
     FRAME_EPROPERTIES = -11,       /* properties run past their frame */
-    FRAME_EBODY_MAX = -12,         /* announced body larger than body_max */
-    FRAME_EBODY_LONG = -13,        /* more body than was announced */
-    FRAME_EMETHOD_UNEXPECTED = -14, /* method while a delivery on that channel is incomplete */
-    FRAME_EHEADER_UNEXPECTED = -15, /* a second content header */
-    FRAME_EBODY_UNEXPECTED = -16   /* body where the content header should have been */
+    FRAME_EBODY_LONG = -12,        /* more body than was announced */
+    FRAME_EMETHOD_UNEXPECTED = -13, /* method while a delivery on that channel is incomplete */
+    FRAME_EHEADER_UNEXPECTED = -14, /* a second content header */
+    FRAME_EBODY_UNEXPECTED = -15   /* body where the content header should have been */
 };
 
 /* Where memory comes from.
@@ -99,6 +98,7 @@ typedef struct frame_event {
     wire_view headers; /* table, with the 4 bytes of its length */
     wire_view correlation_id;
     wire_view body;
+    uint64_t body_dropped; /* size of a body larger than body_max, which is not kept; else 0 */
 } frame_event;
 
 enum { FRAME_HAS_DELIVERY_MODE = 0x1000, FRAME_HAS_PRIORITY = 0x0800 };
@@ -113,6 +113,8 @@ void frame_reader_free(frame_reader *r); /* NULL is fine */
 /* 0 means FRAME_MAX_DEFAULT; less than FRAME_MAX_MIN means FRAME_MAX_MIN. Holds from the next frame on. */
 void frame_reader_set_frame_max(frame_reader *r, uint32_t frame_max);
 uint32_t frame_reader_frame_max(const frame_reader *r);
+/* A larger body is read over and not kept: the delivery comes without it, so that it can be acknowledged
+ * and does not come for ever. */
 void frame_reader_set_body_max(frame_reader *r, uint64_t body_max);
 
 /* Where to put bytes: *ptr and *room, until the next call of any function but commit. `want` is what

@@ -152,6 +152,8 @@ static void add_event(text *t, int rc, const frame_event *ev)
             add_text(t, " priority=%u", ev->priority);
         add_view(t, "id", ev->correlation_id);
         add_view(t, "body", ev->body);
+        if (ev->body_dropped != 0)
+            add_text(t, " dropped=%" PRIu64, ev->body_dropped);
     }
     add_text(t, "\n");
 }
@@ -311,12 +313,12 @@ static void want_frame(text *want, uint8_t type, uint16_t channel, const void *p
 }
 
 /* What add_deliver(channel, "ctag", tag, "ex", "key") and add_header(channel, len, id) make. */
-static void want_delivery(text *want, uint16_t channel, uint64_t tag, const char *id, const void *body,
-                          size_t len)
+static void want_content(text *want, uint16_t channel, uint64_t tag, const char *id, const void *body,
+                         size_t len, uint64_t dropped)
 {
     bytes args = {0}, header = {0};
     add_deliver(&args, channel, "ctag", tag, "ex", "key");
-    add_header(&header, channel, len, id);
+    add_header(&header, channel, len + dropped, id);
     frame_event ev = {.type = FRAME_METHOD, .channel = channel, .delivery_tag = tag};
     ev.consumer_tag = str("ctag");
     ev.exchange = str("ex");
@@ -332,9 +334,21 @@ static void want_delivery(text *want, uint16_t channel, uint64_t tag, const char
         ev.correlation_id = str(id);
     }
     ev.body = view(body, len);
+    ev.body_dropped = dropped;
     add_event(want, FRAME_DELIVERY, &ev);
     free(args.ptr);
     free(header.ptr);
+}
+
+static void want_delivery(text *want, uint16_t channel, uint64_t tag, const char *id, const void *body,
+                          size_t len)
+{
+    want_content(want, channel, tag, id, body, len, 0);
+}
+
+static void want_dropped(text *want, uint16_t channel, uint64_t tag, const char *id, uint64_t size)
+{
+    want_content(want, channel, tag, id, "", 0, size);
 }
 
 static void deliver(bytes *b, uint16_t channel, uint64_t tag)
@@ -620,22 +634,6 @@ static void test_errors(void)
     wrong("flags", &b, FRAME_EFLAGS,
           "continuation bit in the property flags of the content header on channel 1", plain);
 
-    options small = {.body_max = 10};
-    deliver(&b, 1, 1);
-    add_header(&b, 1, 11, "id");
-    wrong("body_max", &b, FRAME_EBODY_MAX,
-          "body of 11 bytes announced on channel 1, at most 10 are accepted", small);
-    deliver(&b, 1, 1);
-    add_header(&b, 1, 11, "id");
-    add_body(&b, 1, 'x', 11);
-    wrong("body_max, all there", &b, FRAME_EBODY_MAX,
-          "body of 11 bytes announced on channel 1, at most 10 are accepted", small);
-    deliver(&b, 1, 1);
-    add_header(&b, 1, UINT64_MAX, "id");
-    wrong("largest body", &b, FRAME_EBODY_MAX,
-          "body of 18446744073709551615 bytes announced on channel 1, at most 536870912 are accepted",
-          plain);
-
     deliver(&b, 1, 1);
     add_header(&b, 1, 2, "id");
     add_frame(&b, 3, 1, "abc", 3);
@@ -679,6 +677,37 @@ static void test_body_max_is_enough(void)
     add_frame(&b, 3, 1, "0123456789", 10);
     want_delivery(&w, 1, 1, "id", "0123456789", 10);
     check("body_max is enough", &b, &w, (options){.body_max = 10});
+}
+
+/* What is over it is read over, and what comes next is read as ever. */
+static void test_a_larger_body_is_dropped(void)
+{
+    options small = {.body_max = 10};
+    bytes b = {0};
+    text w = {0};
+    deliver(&b, 1, 1);
+    add_header(&b, 1, 11, "id");
+    add_frame(&b, 3, 1, "01234", 5);
+    add_frame(&b, 8, 0, "", 0);
+    add_frame(&b, 3, 1, "567890", 6);
+    deliver(&b, 1, 2);
+    add_header(&b, 1, 10, "id");
+    add_frame(&b, 3, 1, "0123456789", 10);
+    want_frame(&w, 8, 0, "", 0);
+    want_dropped(&w, 1, 1, "id", 11);
+    want_delivery(&w, 1, 2, "id", "0123456789", 10);
+    check("a larger body is dropped", &b, &w, small);
+
+    deliver(&b, 1, 1);
+    add_header(&b, 1, UINT64_MAX, "id");
+    add_body(&b, 1, 'x', 100000);
+    check("the largest body that can be announced", &b, &w, (options){0});
+
+    deliver(&b, 1, 1);
+    add_header(&b, 1, 11, "id");
+    add_frame(&b, 3, 1, "012345678901", 12);
+    wrong("body long, dropped", &b, FRAME_EBODY_LONG,
+          "body frame of 12 bytes on channel 1, only 11 of the announced 11 are left", small);
 }
 
 /* ------------------------------------------------------------------ memory and time */
@@ -923,6 +952,7 @@ int main(void)
     test_frame_max();
     test_errors();
     test_body_max_is_enough();
+    test_a_larger_body_is_dropped();
     test_claims_cost_nothing();
     test_hostile_channels();
     test_large_body();

@@ -384,8 +384,11 @@ def test_frame_max() -> None:
 
 def test_max_body() -> None:
     assert reader_at(delivery(b"x" * 10), max_body=10).next() == DELIVERY
-    with pytest.raises(ProtocolError, match="body of 11 bytes announced"):
-        reader_at(delivery(b"x" * 11), max_body=10).next()
+    reader = reader_at(delivery(b"x" * 11) + delivery(b"small"), max_body=10)
+    assert reader.next() == DELIVERY
+    assert (reader.body, reader.body_dropped) == (b"", 11)
+    assert reader.next() == DELIVERY
+    assert (reader.body, reader.body_dropped) == (b"small", 0)
     with pytest.raises(OverflowError):
         FrameReader(max_body=-1)
 
