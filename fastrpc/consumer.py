@@ -39,6 +39,9 @@ logger = logging.getLogger("fastrpc")
 #: heartbeat and calling its ``on_interval``.
 INTERVAL = 1.0
 
+#: The same where nobody but the reader may consume from the new queue of another thread.
+READERS_ONLY_INTERVAL = 0.05
+
 #: Least time allowed for connecting, even where the caller's own timeout is shorter.
 LEAST_CONNECT_TIMEOUT = 0.2
 
@@ -299,8 +302,12 @@ class ResultConsumer:
             if intake is None:
                 return
             try:
-                # The whole interval each time: a timeout that changes costs system calls.
-                arrived = self._take_in(intake, timeout if timeout == INTERVAL else left)
+                if intake.readers_only:
+                    self._consume_all(intake)
+                    left = min(left, READERS_ONLY_INTERVAL)
+                elif timeout == INTERVAL:
+                    left = timeout  # each time: one that changes costs system calls
+                arrived = self._take_in(intake, left)
                 if not arrived:
                     intake.heartbeat()
             except intake.errors as exc:
@@ -362,6 +369,16 @@ class ResultConsumer:
         intake = self._intake
         if intake is None or len(intake.consumed) == len(self.queues):
             return
+        if not intake.readers_only:
+            self._consume_all(intake)
+        elif self._reading.acquire(blocking=False):
+            try:
+                self._consume_all(intake)
+            finally:
+                self._reading.release()
+                self._hand_over()
+
+    def _consume_all(self, intake: Intake) -> None:
         for name in self.queues.names:
             try:
                 intake.consume(name)
@@ -398,7 +415,7 @@ class ResultConsumer:
             intake.close()
             raise OperationalError(str(exc) or repr(exc)) from exc
         self._intake = intake
-        self.consume_new()  # another thread may have declared its queue meanwhile
+        self._consume_all(intake)  # another thread may have declared its queue meanwhile
         return intake
 
     def _lost(self, intake: Intake, exc: Exception) -> None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from ssl import SSLSocket
 from typing import Any
 
 from amqp.serialization import loads
@@ -49,6 +50,9 @@ def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: Result
 
 class Intake:
     """What both ways in share: the connection and the set of queues consumed."""
+
+    #: Whether nobody but the reader may touch the connection.
+    readers_only = True
 
     def __init__(
         self, connection: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher
@@ -129,6 +133,8 @@ class AMQPIntake(Intake):
         self.channel = self.connection.channel()
         self.channel.basic_qos(0, self.options.prefetch, False)
         self._amqp = self.connection.connection
+        # py-amqp locks its writes, but no two threads may use one TLS connection at a time.
+        self.readers_only = isinstance(self._amqp.sock, SSLSocket)
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}

@@ -34,6 +34,10 @@ READY_STATES = states.READY_STATES
 #: The format of nearly every body: JSON in UTF-8, not compressed.
 JSON = b""
 
+#: Results that were seen by polling (``ready()``, ``state``) are kept for a later ``get()`` by
+#: another AsyncResult, this many of them; Celery's own backend keeps as many.
+MAX_SEEN = 8192
+
 #: At most this often, in seconds, the log says that unclaimed results had to go …
 EVICTION_WARNING_INTERVAL = 60.0
 #: … and that a message was bad for the same reason as the last one.
@@ -79,10 +83,12 @@ class ResultMatcher:
         self._next_warning = 0.0
         self._evicted_before = 0
         self._next_report: dict[str, float] = {}
+        self._seen: dict[str, None] = {}
 
     def clear(self) -> None:
         """Forget everything, as in a forked child."""
         self.table.clear()
+        self._seen.clear()
         self.fulfiller.watched.clear()
         self.fulfiller.woken.clear()
         self.fulfiller.fulfilled = 0
@@ -229,12 +235,26 @@ class ResultMatcher:
     # -- decoding ----------------------------------------------------------------------------
 
     def newest(self, task_id: str) -> dict[str, Any] | None:
-        """The newest state that arrived for ``task_id``, or None; it stays kept."""
+        """The newest state that arrived for ``task_id``, or None; it stays kept for a while."""
         kept = self.table.peek(task_id)
         if kept is None:
             return None
         meta = self._decode_kept(task_id, kept)
-        return None if meta is None else self._as_python(meta)
+        if meta is None:
+            return None
+        if meta["status"] in READY_STATES:
+            self._saw(task_id)
+        return self._as_python(meta)
+
+    def _saw(self, task_id: str) -> None:
+        """Keep no more than the last few results that were seen by polling only."""
+        seen = self._seen
+        seen[task_id] = None
+        if len(seen) > MAX_SEEN:
+            oldest = next(iter(seen))
+            del seen[oldest]
+            if self.table.state(oldest) == UNCLAIMED:
+                self.table.finish(oldest)
 
     def _decode_kept(self, task_id: str, kept: tuple[bytes, bytes]) -> dict[str, Any] | None:
         format, body = kept
