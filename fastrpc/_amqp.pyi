@@ -117,7 +117,7 @@ class FrameReader:
 
     @property
     def body_dropped(self) -> int:
-        """Size of a body larger than ``max_body``, which was read over (``body`` is empty); else 0."""
+        """Size of a body over ``max_body``, which was read over (``body`` is empty); else 0."""
 
     @property
     def method_args(self) -> bytes:
