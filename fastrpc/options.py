@@ -81,7 +81,7 @@ def _number(kind: type, least: float) -> Callable[[str, Any], Any]:
             number = kind(value)
             if number != float(value) or not least <= number < float("inf"):
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
             raise BadOption(
                 f"option {name!r} must be {what} of at least {least:g}, not {value!r}"

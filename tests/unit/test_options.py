@@ -1,0 +1,148 @@
+"""fastrpc.options: every setting, from both sources, and what is said about a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from fastrpc import BadOption
+from fastrpc.options import Options
+from fastrpc.retry import RetryPolicy
+
+#: option -> (default, as in Python, as in a URL, what both mean)
+OPTIONS = {
+    "retry_policy": (RetryPolicy(), {"max_retries": 3}, None, RetryPolicy(max_retries=3)),
+    "prefetch": (4000, 65535, "65535", 65535),
+    "max_unclaimed": (1_000_000, 1, "1", 1),
+    "max_unclaimed_bytes": (256 * 2**20, 1024, "1024", 1024),
+    "max_body": (512 * 2**20, 1024, "1024", 1024),
+    "queue_type": ("classic", "quorum", "quorum", "quorum"),
+    "heartbeat": (None, 2.5, "2.5", 2.5),
+    "publisher_confirms": (True, False, "false", False),
+    "confirm_window": (1000, 7, "7", 7),
+    "confirm_window_bytes": (64 * 2**20, 4096, "4096", 4096),
+    "shutdown_timeout": (10.0, 0, "0", 0.0),
+}
+
+WRONG = {
+    "retry_policy": ["fast", 5, None, {"tries": 3}, {"max_retries": -1}, {"interval_max": "1"}],
+    "prefetch": [0, -1, 65536, 1.5, "many", True, None, "", float("nan")],
+    "max_unclaimed": [0, -1, 1.5, "x", False, None, float("inf")],
+    "max_unclaimed_bytes": [0, "1 MB", None, [1]],
+    "max_body": [0, "", None],
+    "queue_type": ["stream", "", None, 1],
+    "heartbeat": [-1, "soon", True, float("inf"), float("nan")],
+    "publisher_confirms": ["maybe", "", 2, 0, None],
+    "confirm_window": [0, "x", 1.5, None],
+    "confirm_window_bytes": [0, "x", None],
+    "shutdown_timeout": [-0.1, "x", None, float("inf")],
+}
+WRONG_CASES = [(name, value) for name, values in WRONG.items() for value in values]
+
+
+def test_the_table_above_has_every_option():
+    names = {field.name for field in fields(Options)}
+    assert OPTIONS.keys() == WRONG.keys() == names
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_that_is_not_given_has_its_default(name):
+    assert getattr(Options.parse({}), name) == OPTIONS[name][0]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_option_is_taken_from_the_transport_options(name):
+    _, given, _, meant = OPTIONS[name]
+    value = getattr(Options.parse({name: given}), name)
+    assert value == meant
+    assert type(value) is type(meant) or isinstance(meant, (int, float))
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name][2] is not None])
+def test_an_option_is_taken_from_the_url(name):
+    _, _, spelled, meant = OPTIONS[name]
+    assert getattr(Options.parse({}, f"fastrpc://?{name}={spelled}"), name) == meant
+
+
+def test_the_url_wins():
+    both = Options.parse({"prefetch": 10, "confirm_window": 5}, "fastrpc://?prefetch=20")
+    assert (both.prefetch, both.confirm_window) == (20, 5)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [("true", True), ("True", True), ("1", True), ("yes", True), ("NO", False), ("0", False)],
+)
+def test_a_flag_may_be_spelled_in_several_ways(spelled, meant):
+    assert Options.parse({}, f"fastrpc://?publisher_confirms={spelled}").publisher_confirms is meant
+
+
+def test_no_heartbeat_of_our_own_may_be_said_aloud():
+    assert Options.parse({"heartbeat": None}).heartbeat is None
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_CASES)
+def test_a_wrong_value_is_refused_by_name(name, value):
+    with pytest.raises(BadOption) as refused:
+        Options.parse({name: value})
+    assert repr(name) in str(refused.value)
+
+
+def test_a_wrong_value_is_shown_with_what_is_allowed():
+    with pytest.raises(BadOption, match=r"'prefetch' must be a whole number of at least 1, .*'x'"):
+        Options.parse({"prefetch": "x"})
+    with pytest.raises(BadOption, match=r"'prefetch' must be at most 65535, not 70000"):
+        Options.parse({"prefetch": 70000})
+    with pytest.raises(BadOption, match=r"'queue_type' must be 'classic' or 'quorum'"):
+        Options.parse({"queue_type": "stream"})
+
+
+def test_an_unknown_option_is_refused_with_the_list_of_those_there_are():
+    with pytest.raises(BadOption, match="unknown option 'prefetsch'") as refused:
+        Options.parse({"prefetsch": 1})
+    for name in OPTIONS:
+        assert name in str(refused.value)
+
+
+def test_an_unknown_option_in_the_url_is_refused():
+    with pytest.raises(BadOption, match="unknown option 'speed'"):
+        Options.parse({}, "fastrpc://?speed=high")
+
+
+@pytest.mark.parametrize(
+    "url", ["fastrpc://host", "fastrpc://user:secret@", "fastrpc:///path", "fastrpc://host:5672//"]
+)
+def test_a_url_names_no_broker(url):
+    with pytest.raises(BadOption, match="broker_url") as refused:
+        Options.parse({}, url)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [None, "", "fastrpc://", "fastrpc:///", "fastrpc://?"])
+def test_a_url_may_say_nothing(url):
+    assert Options.parse({}, url) == Options()
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v[0]) for n, v in WRONG.items()])
+def test_celery_users_see_improperly_configured(name, value):
+    app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+    app.conf.result_backend_transport_options = {name: value}
+    with pytest.raises(ImproperlyConfigured, match=f"'{name}'"):
+        _ = app.backend
+
+
+def test_celery_users_see_improperly_configured_for_the_url_too():
+    app = Celery(broker="memory://", backend="fastrpc://?prefetch=none", set_as_current=False)
+    with pytest.raises(ImproperlyConfigured, match="'prefetch'"):
+        _ = app.backend
+
+
+def test_options_reach_the_backend():
+    app = Celery(broker="memory://", backend="fastrpc://?prefetch=17", set_as_current=False)
+    app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 2}}
+    assert app.backend.options.prefetch == 17
+    assert app.backend.retry_policy["max_retries"] == 2
+    assert app.backend._table.max_unclaimed == 1_000_000
