@@ -25,6 +25,28 @@ cdef inline bint _is(wire_view view, const char *text, size_t size) noexcept:
     return view.len == size and memcmp(view.ptr, text, size) == 0
 
 
+# The task id stands this close to the end of a body, as Celery and we write it.
+cdef enum:
+    TAIL = 24
+
+
+cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size) noexcept:
+    cdef size_t from_end
+    for from_end in range(TAIL + 1):
+        if size + from_end > body.len:
+            return False
+        if memcmp(body.ptr + (body.len - size - from_end), id, size) == 0:
+            return True
+    return False
+
+
+cdef inline bint contains(tuple waiters, object waiter) noexcept:
+    for other in waiters:
+        if other is waiter:
+            return True
+    return False
+
+
 cdef inline bint _is_plain_json(frame_event *e) noexcept:
     return (
         e.content_type.ptr != NULL
@@ -171,6 +193,9 @@ cdef class DeliveryLoop:
         if not waiters:
             if self.table.state_bytes(id, size) == _unclaimed:
                 return False  # which of the two states is the newer one?
+            if not ends_with(e.body, id, size):
+                return False  # another task's?
+            # Nothing since `waiters` let another thread run: nobody began to wait meanwhile.
             evicted = self.table.store_bytes(id, size, NULL, 0, e.body.ptr, e.body.len, now)
             if evicted < 0:
                 self.duplicates += 1
@@ -181,7 +206,9 @@ cdef class DeliveryLoop:
         for waiter in waiters:
             self.fulfiller.fulfil(waiter() if type(waiter) is _ref else waiter, <dict>meta)
         # Finished only now, for the same reason as `shown`.
-        self.table.finish_bytes(id, size)
+        for waiter in self.table.finish_bytes(id, size):
+            if not contains(waiters, waiter):  # it began to wait meanwhile
+                self.fulfiller.fulfil(waiter() if type(waiter) is _ref else waiter, <dict>meta)
         return True
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:

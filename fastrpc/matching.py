@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import states
@@ -33,6 +33,9 @@ READY_STATES = states.READY_STATES
 
 #: The format of nearly every body: JSON in UTF-8, not compressed.
 JSON = b""
+
+#: In a body the task id stands this close to the end, with every serializer we know.
+TAIL = 24
 
 #: Results that were seen by polling (``ready()``, ``state``) are kept for a later ``get()`` by
 #: another AsyncResult, this many of them; Celery's own backend keeps as many.
@@ -97,19 +100,24 @@ class ResultMatcher:
 
     def add(self, result: Any, weak: bool = False) -> None:
         """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here."""
-        table = self.table
+        table, task_id = self.table, result.id
         waiter = weakref.ref(result) if weak else result
-        if table.add(result.id, waiter) != UNCLAIMED:
-            return
-        kept = table.take(result.id)
-        meta = self._decode_kept(result.id, kept)
-        if meta is not None and meta["status"] in READY_STATES:
-            table.finish(result.id)
-            self.fulfiller.fulfil(result, meta)
-            return
-        table.add(result.id, waiter)
-        if meta is not None:
-            table.store(result.id, kept[1], kept[0])
+        progress: tuple[bytes, bytes] | None = None
+        # Each call of the table is atomic, but the reader may come in between two of them:
+        # until the waiter is registered, what is there is looked at again.
+        while table.add(task_id, waiter) == UNCLAIMED:
+            kept = table.take(task_id)
+            if kept is None:
+                continue
+            meta = self._decode_kept(task_id, kept)
+            if meta is not None and meta["status"] in READY_STATES:
+                others = table.finish(task_id)
+                self._fulfil_all((result, *others), meta)
+                return
+            progress = None if meta is None else kept
+        if progress is not None and table.state(task_id) == WAITING and not table.peek(task_id):
+            format, body = progress
+            table.store(task_id, body, format)
 
     def discard(self, result: Any) -> None:
         """``result`` waits no longer."""
@@ -150,9 +158,16 @@ class ResultMatcher:
 
         ``wanted``, where given, sees every meta, also of tasks nobody waits for.
         """
-        if correlation_id and wanted is None and not self.table.waiters(correlation_id):
+        if (
+            wanted is None
+            and correlation_id
+            and not self.table.waiters(correlation_id)
+            and self._can_wait(correlation_id, body, format)
+        ):
             self._keep(correlation_id, body, format)
-            return
+            if not self.table.waiters(correlation_id):
+                return
+            # Somebody began to wait for it before it was kept, and was not told.
         try:
             meta = self._decode(correlation_id, body, format)
         except BadMessage as exc:
@@ -160,17 +175,32 @@ class ResultMatcher:
             return
         if wanted is not None:
             wanted(meta)
+        # The body decides where it names another task than the correlation id.
         task_id = meta["task_id"]
-        if meta["status"] not in READY_STATES or not self.table.waiters(task_id):
-            # The body decides where it names another task than the correlation id.
+        final = meta["status"] in READY_STATES
+        waiters = self.table.waiters(task_id)
+        if not final or not waiters:
             self._keep(task_id.encode("utf-8", "surrogatepass"), body, format)
-            return
-        for waiter in self.table.waiters(task_id):
-            result = waiter() if type(waiter) is weakref.ref else waiter
-            self.fulfiller.fulfil(result, meta)
+            waiters = self.table.waiters(task_id)
+            if not final or not waiters:
+                return
+        self._fulfil_all(waiters, meta)
         # Forgotten only now: an exception thrown into this thread (a soft time limit, say)
         # must not lose the result between the two steps.
-        self.table.finish(task_id)
+        known = set(map(id, waiters))
+        late = [waiter for waiter in self.table.finish(task_id) if id(waiter) not in known]
+        self._fulfil_all(late, meta)
+
+    def _can_wait(self, correlation_id: bytes, body: bytes, format: bytes) -> bool:
+        """Whether a body nobody waits for may be kept undecoded: it ends with the id it has."""
+        return body.find(correlation_id, -len(correlation_id) - TAIL) >= 0 and (
+            not format or self._is_accepted(format.partition(b"\0")[0].decode())
+        )
+
+    def _fulfil_all(self, waiters: Iterable[Any], meta: dict[str, Any]) -> None:
+        for waiter in waiters:
+            result = waiter() if type(waiter) is weakref.ref else waiter
+            self.fulfiller.fulfil(result, meta)
 
     def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
         """A message came whose body was not kept."""
@@ -210,7 +240,10 @@ class ResultMatcher:
 
     def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
         """Whether a final state is kept and ``body``, sent again, is an earlier one."""
-        kept_format, kept_body = self.table.peek(task_id)
+        kept = self.table.peek(task_id)
+        if kept is None:
+            return False
+        kept_format, kept_body = kept
         try:
             return (
                 self._decode(task_id, kept_body, kept_format)["status"] in READY_STATES
@@ -273,12 +306,15 @@ class ResultMatcher:
         return None
 
     def _decode(self, correlation_id: bytes | None, body: bytes, format: bytes) -> dict[str, Any]:
+        if not body:
+            raise BadMessage("empty body")
         content_type, content_encoding, compression = "application/json", "utf-8", ""
         if format:
             content_type, content_encoding, compression = format.decode().split("\0")
         try:
             if compression:
-                self._check_accepted(content_type)
+                if not self._is_accepted(content_type):
+                    raise ContentDisallowed
                 body = decompress(body, compression)
             meta = decode(body, content_type, content_encoding, self.accept)
         except ContentDisallowed:
@@ -287,9 +323,8 @@ class ResultMatcher:
             raise BadMessage("undecodable", type(exc).__name__) from exc
         return _checked(meta, correlation_id)
 
-    def _check_accepted(self, content_type: str) -> None:
-        if self.accept is not None and content_type not in self.accept:
-            raise ContentDisallowed(content_type)
+    def _is_accepted(self, content_type: str) -> bool:
+        return self.accept is None or content_type in self.accept
 
     def _report(self, correlation_id: bytes | None, exc: BadMessage) -> None:
         self.stats.bad_messages[exc.reason] += 1
@@ -299,6 +334,8 @@ class ResultMatcher:
             self._next_report[exc.reason] = now + BAD_MESSAGE_WARNING_INTERVAL
             level = logging.WARNING
         shown = (correlation_id or b"none").decode("utf-8", "backslashreplace")
+        if not shown.isprintable():
+            shown = repr(shown)
         logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
 
 
