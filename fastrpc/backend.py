@@ -197,6 +197,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
             task_id, state, self.encode_result(result, state), traceback, request
         )
         content_type, content_encoding, body = encode(meta, self.serializer)
+        if isinstance(body, str):  # yaml, or a serializer of the application's own
+            body = body.encode(content_encoding)
         publisher = self._publisher or self._make_publisher()
         publisher.publish(
             Message(routing_key, correlation_id, body, content_type, content_encoding)

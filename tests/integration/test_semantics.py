@@ -84,6 +84,10 @@ class TestOneResult:
         assert result.id == task_id
         assert result.get(timeout=WAIT) == "mine"
 
+    def test_the_caller_may_choose_the_correlation_id(self, task):
+        result = task("echo").apply_async(("mine",), correlation_id=f"chosen {uuid.uuid4()}")
+        assert result.get(timeout=WAIT) == "mine"
+
     def test_polling_ready_sees_the_result_arrive(self, polled):
         result = polled("echo").delay("polled")
         wait_until(result.ready, WAIT, "ready() is true")

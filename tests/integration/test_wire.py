@@ -249,7 +249,8 @@ def _without_ids(seen: dict, worker) -> dict:
     """The ids, names and lines that differ from run to run are only checked to be there."""
     meta = seen["meta"]
     assert meta["task_id"] == seen["properties"].pop("correlation_id")
-    for key in ("task_id", "root_id", "traceback"):
+    # A retried task is its own parent.
+    for key in ("task_id", "root_id", "parent_id", "traceback"):
         meta[key] = type(meta.get(key)).__name__
     meta["children"] = len(meta["children"])
     if meta["status"] == "SUCCESS" and isinstance(meta["result"], list):
