@@ -24,7 +24,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 
 from ._pending import PendingTable
 from .consumer import ResultConsumer
-from .errors import BacklogLimitExceeded, BadOption
+from .errors import BacklogLimitExceeded, BadOption, ResultDropped
 from .matching import ResultMatcher
 from .meta import MetaBuilder
 from .options import Options
@@ -310,10 +310,14 @@ class RPCBackend(AsyncBackendMixin, Backend):
         with consumer.watching(waiting, timeout, on_message, self.oid) as wait:
             left = len(waiting)
             for node in waiting:
+                try:
+                    self._matcher.check_obtainable(node.id)
+                except ResultDropped:
+                    # Looked at last: the reader fills in the result before it is handed out.
+                    if not node._cache:
+                        raise
                 if node._cache:  # it came before it was watched
                     wait.arrived.append(node)
-                else:
-                    self._matcher.check_obtainable(node.id)
             seen = set()
             while left:
                 consumer.until_news(wait, on_interval)

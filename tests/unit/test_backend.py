@@ -1,0 +1,448 @@
+"""fastrpc.backend without a server: how one gets it, and every name of its API."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+import threading
+from importlib.metadata import entry_points
+
+import kombu
+import pytest
+from celery import Celery, chord, group, states
+from celery.app import backends as celery_backends
+from celery.app.task import Context
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.base import Backend
+from celery.backends.rpc import RPCBackend as StockBackend
+from celery.exceptions import TimeoutError
+
+import fastrpc
+from fastrpc import BacklogLimitExceeded, ResultDropped, errors
+from fastrpc.backend import RPCBackend
+from fastrpc.consumer import ResultConsumer
+
+
+def make_app(backend: str = "fastrpc://", **conf) -> Celery:
+    app = Celery("unit", broker="memory://", backend=backend, set_as_current=False)
+    app.conf.update(conf)
+    return app
+
+
+@pytest.fixture
+def app():
+    app = make_app()
+    yield app
+    app.backend.close()
+
+
+@pytest.fixture
+def backend(app) -> RPCBackend:
+    return app.backend
+
+
+def meta(task_id: str, result=1, status=states.SUCCESS) -> bytes:
+    return json.dumps({"status": status, "result": result, "task_id": task_id}).encode()
+
+
+def arrives(backend, task_id: str, *args) -> None:
+    """As the reader does when a message came."""
+    backend._matcher.deliver(task_id.encode(), meta(task_id, *args))
+
+
+class TestGettingIt:
+    def test_the_url_is_enough(self):
+        assert type(make_app("fastrpc://").backend) is RPCBackend
+
+    def test_the_url_is_enough_in_a_new_process_that_imports_nothing_of_ours(self):
+        code = (
+            "from celery import Celery\n"
+            "print(type(Celery(broker='memory://', backend='fastrpc://').backend).__module__)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.split() == ["fastrpc.backend"]
+
+    def test_it_is_one_entry_point_of_celerys_group(self):
+        (entry,) = entry_points(group="celery.result_backends", name="fastrpc")
+        assert entry.value == "fastrpc.backend:RPCBackend"
+        assert entry.load() is RPCBackend
+
+    def test_install_takes_over_rpc(self, monkeypatch):
+        monkeypatch.setattr(celery_backends, "BACKEND_ALIASES", {**celery_backends.BACKEND_ALIASES})
+        assert type(make_app("rpc://").backend) is StockBackend
+        fastrpc.install()
+        assert type(make_app("rpc://").backend) is RPCBackend
+        assert type(make_app("rpc").backend) is RPCBackend
+
+    def test_without_install_rpc_is_celerys(self):
+        assert type(make_app("rpc://").backend) is StockBackend
+
+    def test_importing_the_package_does_not_import_celery(self):
+        code = "import sys, fastrpc; print('celery' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.split() == ["False"]
+
+    def test_the_public_names_are_there_and_no_others(self):
+        assert all(hasattr(fastrpc, name) for name in fastrpc.__all__)
+        assert set(fastrpc.__all__) == {*errors.__all__, "install"}
+
+    def test_the_errors_are_one_tree(self):
+        for name in errors.__all__:
+            assert issubclass(getattr(fastrpc, name), fastrpc.FastRPCError)
+
+
+class TestNames:
+    def test_it_is_built_on_celerys_extension_points_not_on_its_rpc(self):
+        assert issubclass(RPCBackend, Backend)
+        assert issubclass(RPCBackend, AsyncBackendMixin)
+        assert not issubclass(RPCBackend, StockBackend)
+
+    def test_it_has_every_public_name_of_rpc(self):
+        missing = {name for name in dir(StockBackend) if not name.startswith("_")} - set(
+            dir(RPCBackend)
+        )
+        assert not missing
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            for name, value in vars(StockBackend).items()
+            if inspect.isfunction(value) and not name.startswith("_")
+        ],
+    )
+    def test_what_rpc_takes_it_takes(self, name):
+        stock = inspect.signature(getattr(StockBackend, name)).parameters
+        ours = inspect.signature(getattr(RPCBackend, name)).parameters
+        # By place: one argument of rpc's has a name that says something else than it is.
+        assert [p.default for p in stock.values()] == [p.default for p in ours.values()]
+        assert [p.kind for p in stock.values()] == [p.kind for p in ours.values()]
+
+    def test_the_constructor_takes_what_rpcs_takes(self):
+        stock = inspect.signature(StockBackend.__init__).parameters
+        ours = inspect.signature(RPCBackend.__init__).parameters
+        assert [*stock] == [*ours]
+        assert {n: p.default for n, p in stock.items()} == {n: p.default for n, p in ours.items()}
+
+    def test_the_class_attributes(self):
+        assert RPCBackend.Exchange is kombu.Exchange
+        assert RPCBackend.Producer is kombu.Producer
+        assert issubclass(RPCBackend.Consumer, kombu.Consumer)
+        assert RPCBackend.Consumer.auto_declare is False
+        assert issubclass(RPCBackend.Queue, kombu.Queue)
+        assert RPCBackend.ResultConsumer is ResultConsumer
+        assert RPCBackend.BacklogLimitExceeded is BacklogLimitExceeded
+        assert RPCBackend.persistent is False
+        assert RPCBackend.supports_autoexpire is True
+        assert RPCBackend.supports_native_join is True
+        assert RPCBackend.retry_policy == StockBackend.retry_policy
+
+    def test_one_object_serves_all_threads(self, app):
+        app.backend  # noqa: B018
+        seen: list = []
+        threads = [threading.Thread(target=lambda: seen.append(app.backend)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [app.backend] * 3
+
+    def test_even_where_celery_is_told_otherwise(self):
+        app = make_app(result_backend_thread_safe=False)
+        seen: list = []
+        thread = threading.Thread(target=lambda: seen.append(app.backend))
+        app.backend  # noqa: B018
+        thread.start()
+        thread.join()
+        assert seen == [app.backend]
+
+    def test_it_calls_itself_rpc(self, backend):
+        assert backend.as_uri() == "rpc://"
+        assert backend.as_uri(include_password=False) == "rpc://"
+
+    def test_nothing_is_done_where_there_is_nothing_to_do(self, backend, app):
+        assert backend.revive(object()) is None
+        assert backend.on_reply_declare("id") is None
+        assert backend.on_result_fulfilled(app.AsyncResult("id")) is None
+
+    @pytest.mark.parametrize(
+        ("name", "args"),
+        [
+            ("reload_task_result", ("id",)),
+            ("reload_group_result", ("id",)),
+            ("save_group", ("id", None)),
+            ("restore_group", ("id",)),
+            ("restore_group", ("id", False)),
+            ("delete_group", ("id",)),
+        ],
+    )
+    def test_what_is_not_supported_says_so_by_name(self, backend, name, args):
+        with pytest.raises(NotImplementedError, match=name):
+            getattr(backend, name)(*args)
+
+    def test_chords_are_refused_and_the_message_says_what_to_do(self, app, backend):
+        with pytest.raises(NotImplementedError, match="redis://") as refused:
+            backend.ensure_chords_allowed()
+        assert "chord" in str(refused.value)
+
+        @app.task
+        def add(*args):
+            return sum(args)
+
+        with pytest.raises(NotImplementedError, match="chord"):
+            chord([add.s(1), add.s(2)])(add.s())
+        with pytest.raises(NotImplementedError, match="chord"):
+            (group(add.s(1), add.s(2)) | add.s()).delay()
+
+    def test_it_can_be_pickled_with_its_settings(self):
+        app = make_app("fastrpc://?prefetch=7")
+        before = RPCBackend(
+            app,
+            url="fastrpc://?prefetch=7",
+            serializer="pickle",
+            persistent=True,
+            auto_delete=False,
+        )
+        after = pickle.loads(pickle.dumps(before))
+        assert after.options.prefetch == 7
+        assert (after.serializer, after.persistent, after.auto_delete) == ("pickle", True, False)
+
+    def test_stats_are_numbers_from_the_beginning(self, backend):
+        stats = backend.stats()
+        assert stats.pop("bad_messages") == {}
+        assert set(stats.values()) == {0}
+        assert {"received", "fulfilled", "duplicates", "published", "waiting", "unclaimed"} <= set(
+            stats
+        )
+
+
+class TestPersistence:
+    @pytest.mark.parametrize(
+        ("setting", "argument", "mode"),
+        [(None, None, 1), (True, None, 2), (False, None, 1), (False, True, 2), (True, False, 1)],
+    )
+    def test_the_argument_goes_before_the_setting(self, setting, argument, mode):
+        conf = {} if setting is None else {"result_persistent": setting}
+        backend = RPCBackend(make_app(**conf), persistent=argument)
+        assert backend.delivery_mode == mode
+        assert backend.persistent is (mode == 2)
+
+
+class TestDestination:
+    def test_it_is_in_the_request(self, backend):
+        request = Context({"reply_to": "queue", "correlation_id": "cid"})
+        assert backend.destination_for("id", request) == ("queue", "cid")
+
+    def test_without_a_correlation_id_the_task_id_serves(self, backend):
+        assert backend.destination_for("id", Context({"reply_to": "queue"})) == ("queue", "id")
+
+    def test_without_a_request_the_current_tasks_is_used(self, app, backend):
+        @app.task(bind=True)
+        def where(self):
+            return backend.destination_for("id", None)
+
+        where.push_request(reply_to="queue", correlation_id="cid")
+        from celery._state import _task_stack
+
+        _task_stack.push(where)
+        try:
+            assert backend.destination_for("id", None) == ("queue", "cid")
+        finally:
+            _task_stack.pop()
+            where.pop_request()
+
+    def test_without_either_the_error_names_the_task(self, backend):
+        with pytest.raises(RuntimeError, match="the-task"):
+            backend.destination_for("the-task", None)
+
+    def test_without_a_reply_queue_nothing_is_sent(self, backend):
+        assert backend.store_result("id", 5, states.SUCCESS, request=Context({})) == 5
+        assert backend.stats()["published"] == 0
+
+
+class TestReplyQueue:
+    def test_its_name_is_the_oid_of_the_thread(self, app, backend):
+        assert backend.oid == app.thread_oid == backend.binding.name == backend.binding.routing_key
+
+    def test_each_thread_has_its_own(self, backend):
+        seen: list = []
+        all_there = threading.Barrier(3)  # the name of a thread that ended may be given again
+
+        def client() -> None:
+            seen.append(backend.oid)
+            all_there.wait(10)
+
+        threads = [threading.Thread(target=client) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len({*seen, backend.oid}) == 4
+
+    def test_it_is_durable_classic_and_expires(self, backend):
+        queue = backend.binding
+        assert queue.exchange.name == ""
+        assert queue.durable is True
+        assert queue.auto_delete is False
+        assert queue.expires == 86400
+        assert queue.queue_arguments == {"x-queue-type": "classic"}
+
+    def test_it_expires_as_told(self):
+        assert make_app(result_expires=60).backend.binding.expires == 60
+        assert not make_app(result_expires=0).backend.binding.expires
+
+    def test_it_may_be_a_quorum_queue(self):
+        queue = make_app("fastrpc://?queue_type=quorum").backend.binding
+        assert queue.queue_arguments == {"x-queue-type": "quorum"}
+
+
+class TestLooking:
+    def test_an_unknown_task_is_pending(self, backend):
+        assert backend.get_task_meta("id") == {"status": "PENDING", "result": None}
+        assert backend.poll("id") == backend.get_task_meta("id")
+        assert backend.task_result_exists("id") is False
+        assert backend.is_cached("id") is False
+
+    def test_a_result_that_came_is_seen_and_stays(self, app, backend):
+        backend.get_task_meta("id")
+        arrives(backend, "id", "here")
+        assert backend.task_result_exists("id")
+        assert backend.is_cached("id")
+        assert backend.get_task_meta("id")["result"] == "here"
+        assert app.AsyncResult("id").state == states.SUCCESS
+        assert app.AsyncResult("id").get(timeout=1) == "here"
+
+    def test_forgetting_is_final_and_never_fails(self, app, backend):
+        arrives(backend, "id")
+        backend.forget("id")
+        backend.forget("id")
+        backend.forget("never heard of")
+        assert backend.get_task_meta("id")["status"] == "PENDING"
+        app.AsyncResult("other").forget()
+
+    def test_a_long_backlog_is_not_read_by_polling(self, backend, monkeypatch):
+        monkeypatch.setattr(backend.result_consumer, "look", lambda queue: 11)
+        with pytest.raises(BacklogLimitExceeded):
+            backend.get_task_meta("id", backlog_limit=10)
+        assert backend.get_task_meta("id", backlog_limit=11)["status"] == "PENDING"
+
+    def test_a_message_out_of_band_is_kept_and_acknowledged(self, app, backend):
+        class Message:
+            body = meta("id", "out of band")
+            content_type, content_encoding = "application/json", "utf-8"
+            acknowledged = False
+
+            def ack(self):
+                self.acknowledged = True
+
+        message = Message()
+        backend.on_out_of_band_result("id", message)
+        assert message.acknowledged
+        assert app.AsyncResult("id").get(timeout=1) == "out of band"
+
+
+class TestWaiting:
+    def test_what_never_comes_times_out(self, app):
+        with pytest.raises(TimeoutError):
+            app.AsyncResult("id").get(timeout=0.05)
+
+    def test_what_was_handed_out_to_another_is_an_error_at_once(self, app, backend):
+        arrives(backend, "id")
+        first, second = app.AsyncResult("id"), app.AsyncResult("id")
+        assert first.get(timeout=5) == 1
+        with pytest.raises(ResultDropped, match="id was handed out already"):
+            second.get(timeout=5)
+        assert first.get(timeout=5) == 1
+
+    def test_what_was_evicted_is_an_error_at_once(self):
+        app = make_app("fastrpc://?max_unclaimed=1")
+        arrives(app.backend, "a")
+        arrives(app.backend, "b")
+        with pytest.raises(ResultDropped, match="task a"):
+            app.AsyncResult("a").get()
+        assert app.AsyncResult("b").get(timeout=5) == 1
+        assert app.backend.stats()["evicted"] == 1
+
+    def test_in_a_set_too(self):
+        app = make_app("fastrpc://?max_unclaimed=1")
+        arrives(app.backend, "a")
+        arrives(app.backend, "b")
+        results = app.ResultSet([app.AsyncResult("b"), app.AsyncResult("a")], app=app)
+        with pytest.raises(ResultDropped, match="task a"):
+            results.join_native()
+
+    def test_it_comes_between_two_looks(self, app, backend, monkeypatch):
+        """The reader hands it out just when a thread has seen that it is not there."""
+        result = app.AsyncResult("id")
+        backend.add_pending_result(result)
+        check = backend._matcher.check_obtainable
+
+        def interrupted(task_id):
+            arrives(backend, task_id, "just now")
+            check(task_id)
+
+        monkeypatch.setattr(backend._matcher, "check_obtainable", interrupted)
+        assert result.get(timeout=5) == "just now"
+
+    def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
+        arrives(backend, "id", "first")
+        assert app.AsyncResult("id").get(timeout=5) == "first"
+        with app.connection_for_write() as connection:
+            backend.on_task_call(kombu.Producer(connection), "id")
+        arrives(backend, "id", "second")
+        assert app.AsyncResult("id").get(timeout=5) == "second"
+
+    def test_pending_results_can_be_added_and_removed(self, app, backend):
+        results = [app.AsyncResult(i) for i in "abc"]
+        assert backend.add_pending_results(results) == results
+        assert backend.stats()["waiting"] == 3
+        assert backend.remove_pending_result(results[0]) is results[0]
+        assert backend.stats()["waiting"] == 2
+
+    def test_a_wait_that_gives_up_leaves_nothing_behind(self, app, backend):
+        for n in range(5):
+            with pytest.raises(TimeoutError):
+                app.AsyncResult(f"t{n}").get(timeout=0)
+        gc.collect()
+        assert backend.stats()["waiting"] == 0
+        assert not backend.result_consumer._watched
+
+    def test_get_many_yields_what_is_there_as_it_comes(self, app, backend):
+        for task_id in "ab":
+            arrives(backend, task_id, task_id * 2)
+        got = dict(backend.get_many(["a", "b"], timeout=5))
+        assert {k: v["result"] for k, v in got.items()} == {"a": "aa", "b": "bb"}
+
+    def test_get_many_times_out(self, backend):
+        with pytest.raises(TimeoutError):
+            list(backend.get_many(["nope"], timeout=0.05))
+
+    def test_get_many_with_one_iteration_takes_what_there_is(self, backend):
+        arrives(backend, "a")
+        assert [i for i, _ in backend.get_many(["a", "b"], max_iterations=1)] == ["a"]
+
+
+class TestCallbacksThatFail:
+    def test_who_waits_gets_the_error(self, app, backend):
+        result = app.AsyncResult("id")
+        result.then(lambda result: 1 / 0)
+        backend.add_pending_result(result)
+        timer = threading.Timer(0.1, arrives, (backend, "id"))
+        timer.start()
+        with pytest.raises(ZeroDivisionError):
+            result.get(timeout=5)
+        timer.join()
+
+    def test_where_nobody_waits_it_is_logged(self, app, backend, caplog):
+        result = app.AsyncResult("id")
+        result.then(lambda result: 1 / 0)
+        arrives(backend, "id")
+        assert "a callback of the result of task id failed" in caplog.text
