@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import kombu
 import kombu.pools
@@ -30,6 +30,7 @@ from .meta import MetaBuilder
 from .options import Options
 from .publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
 from .queues import ReplyQueues, make_queue
+from .retry import RetryPolicy
 from .serialization import encode
 from .settings import Setting
 from .stats import Stats
@@ -55,12 +56,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
     supports_autoexpire = True
     supports_native_join = True
 
-    retry_policy: ClassVar[dict[str, Any]] = {
-        "max_retries": 20,
-        "interval_start": 0,
-        "interval_step": 1,
-        "interval_max": 1,
-    }
+    #: ``{'max_retries': 20, 'interval_start': 0, 'interval_step': 1, 'interval_max': 1}``
+    retry_policy: dict[str, Any] = RetryPolicy().as_dict()
 
     class Consumer(kombu.Consumer):
         """A consumer that declares nothing by itself."""

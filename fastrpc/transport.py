@@ -40,6 +40,8 @@ NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK}
 class Connection(pyamqp.Connection):
     """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
 
+    _transport: Any
+
     def __init__(self, *args: Any, max_body: int = 512 * 1024 * 1024, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.reader = FrameReader(self.frame_max, max_body)
