@@ -17,10 +17,10 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-o
 PROGRAMS = {
     "test_frame": ["frame.c"],
     "test_publish": ["publish.c", "frame.c"],
+    "test_pending": ["pending.c"],
 }
 
-CC = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-pytestmark = pytest.mark.skipif(CC is None, reason="no C compiler")
+CC = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") or "cc"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
