@@ -31,11 +31,11 @@ cdef enum:
 
 
 cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size) noexcept:
-    cdef size_t from_end
+    cdef Py_ssize_t from_end
     for from_end in range(TAIL + 1):
-        if size + from_end > body.len:
+        if size + <size_t>from_end > body.len:
             return False
-        if memcmp(body.ptr + (body.len - size - from_end), id, size) == 0:
+        if memcmp(body.ptr + (body.len - size - <size_t>from_end), id, size) == 0:
             return True
     return False
 

@@ -17,6 +17,9 @@ __all__ = ["MetaBuilder"]
 
 READY_STATES = states.READY_STATES
 
+#: The clock whose meaning is known here: the time of day in the app's zone.
+CELERYS_NOW = Celery.now
+
 
 class MetaBuilder:
     """Builds metas for one backend."""
@@ -25,7 +28,6 @@ class MetaBuilder:
         self.backend = backend
         self.app = backend.app
         self._extended = Setting(self.app, "result_extended")
-        self._own_clock = type(self.app).now is not Celery.now
 
     def build(
         self, task_id: str, state: str, result: Any, traceback: Any, request: Any
@@ -51,6 +53,7 @@ class MetaBuilder:
         return meta
 
     def _now(self) -> str:
-        app = self.app
-        now = app.now() if self._own_clock else datetime.now(app.timezone)
-        return now.isoformat()
+        clock = self.app.now
+        if getattr(clock, "__func__", None) is CELERYS_NOW:
+            return datetime.now(self.app.timezone).isoformat()
+        return str(clock().isoformat())

@@ -1,0 +1,225 @@
+"""fastrpc.queues: when a reply queue is declared, and when only said again. No server."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import kombu
+import pytest
+from amqp.exceptions import PreconditionFailed
+from kombu.transport.virtual import Channel as VirtualChannel
+
+from fastrpc import ReplyQueueMismatch
+from fastrpc import queues as queues_module
+from fastrpc.queues import ReplyQueues, make_queue
+
+EXPIRES = 100.0
+
+
+class Channel:
+    """A channel that notes what it is asked for."""
+
+    def __init__(self, driver_type="amqp", declared=None, messages=0) -> None:
+        self.declared_entities = set() if declared is None else declared
+        client = SimpleNamespace(
+            declared_entities=self.declared_entities,
+            transport=SimpleNamespace(
+                driver_type=driver_type, implements=SimpleNamespace(asynchronous=False)
+            ),
+            ensure=lambda obj, fun, **policy: fun,
+        )
+        self.connection = SimpleNamespace(client=client)
+        self.messages = messages
+        self.calls: list[tuple] = []
+        self.refuses = False
+
+    def queue_declare(self, queue, nowait=False, **kwargs):
+        self.calls.append(("declare, no answer" if nowait else "declare", queue))
+        self.arguments = kwargs
+        if self.refuses:
+            raise PreconditionFailed("inequivalent arg 'durable'")
+        return queue, self.messages, 0
+
+    def queue_bind(self, **kwargs):
+        pytest.fail("the default exchange binds every queue by its name")
+
+    def queue_delete(self, queue, **kwargs):
+        self.calls.append(("delete", queue))
+
+    def exchange_declare(self, **kwargs):
+        pytest.fail("the default exchange is there")
+
+    def prepare_queue_arguments(self, arguments, **kwargs):
+        return {**arguments, **{k: v for k, v in kwargs.items() if v is not None}}
+
+    def __call__(self):
+        return self
+
+
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(queues_module, "time", clock)
+    return clock
+
+
+class Queue(kombu.Queue):
+    can_cache_declaration = False
+
+
+def make(name: str, **options) -> kombu.Queue:
+    given = {"exchange": kombu.Exchange(None), "expires": EXPIRES, "queue_type": "classic"}
+    return make_queue(name, queue_class=Queue, **{**given, **options})
+
+
+@pytest.fixture
+def queues(clock) -> ReplyQueues:
+    return ReplyQueues(make, EXPIRES)
+
+
+class TestDeclaringForCalls:
+    def test_the_first_call_waits_for_the_answer(self, queues):
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        assert channel.calls == [("declare", "q")]
+        assert "q" in queues
+        assert queues.names == ["q"]
+
+    def test_the_next_ones_do_not(self, queues):
+        channel = Channel()
+        for _ in range(3):
+            queues.declare_for_call("q", channel)
+        assert channel.calls == [("declare", "q")] + [("declare, no answer", "q")] * 2
+
+    def test_each_connection_has_its_own_first_call(self, queues):
+        first, second = Channel(), Channel()
+        for channel in (first, second, first):
+            queues.declare_for_call("q", channel)
+        assert first.calls == [("declare", "q"), ("declare, no answer", "q")]
+        assert second.calls == [("declare", "q")]
+
+    def test_two_channels_of_one_connection_share_it(self, queues):
+        first = Channel()
+        second = Channel(declared=first.declared_entities)
+        queues.declare_for_call("q", first)
+        queues.declare_for_call("q", second)
+        assert second.calls == [("declare, no answer", "q")]
+
+    def test_each_queue_has_its_own(self, queues):
+        channel = Channel()
+        queues.declare_for_call("a", channel)
+        queues.declare_for_call("b", channel)
+        assert channel.calls == [("declare", "a"), ("declare", "b")]
+
+    def test_one_that_waits_is_due_again_well_before_the_queue_expires(self, queues, clock):
+        """A declaration without an answer does not renew x-expires."""
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        clock.now += EXPIRES * 0.24
+        queues.declare_for_call("q", channel)
+        clock.now += EXPIRES * 0.02
+        queues.declare_for_call("q", channel)
+        queues.declare_for_call("q", channel)
+        kinds = [kind for kind, _ in channel.calls]
+        assert kinds == ["declare", "declare, no answer", "declare", "declare, no answer"]
+
+    def test_a_queue_that_never_expires_is_never_due(self, clock):
+        queues = ReplyQueues(make, None)
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        clock.now += 10**9
+        queues.declare_for_call("q", channel)
+        assert channel.calls[-1] == ("declare, no answer", "q")
+
+    def test_other_transports_are_not_asked_again(self, queues):
+        channel = Channel(driver_type="redis")
+        queues.declare_for_call("q", channel)
+        queues.declare_for_call("q", channel)
+        assert channel.calls == [("declare", "q")]
+
+    def test_other_arguments_on_the_broker_are_explained(self, queues):
+        channel = Channel()
+        channel.refuses = True
+        with pytest.raises(ReplyQueueMismatch, match=r"reply queue q .*inequivalent arg"):
+            queues.declare_for_call("q", channel)
+        assert "q" not in queues
+
+
+class TestDeclaringForReading:
+    def test_it_is_declared_and_counted(self, queues):
+        channel = Channel(messages=7)
+        assert queues.declare("q", channel) == 7
+        assert channel.calls == [("declare", "q")]
+
+    def test_it_is_asked_for_each_time(self, queues):
+        channel = Channel()
+        queues.declare("q", channel)
+        queues.declare("q", channel)
+        assert channel.calls == [("declare", "q")] * 2
+
+    def test_other_arguments_on_the_broker_are_explained(self, queues):
+        channel = Channel()
+        channel.refuses = True
+        with pytest.raises(ReplyQueueMismatch):
+            queues.declare("q", channel)
+
+    def test_who_waits_without_having_sent_a_task_has_a_queue_too(self, queues):
+        queues.use_at_least("mine")
+        assert queues.names == ["mine"]
+        queues.use_at_least("other")
+        assert queues.names == ["mine"]
+
+    def test_such_a_queue_is_declared_by_the_first_call(self, queues):
+        queues.use_at_least("mine")
+        channel = Channel()
+        queues.declare_for_call("mine", channel)
+        assert channel.calls == [("declare", "mine")]
+
+
+class TestTheEnd:
+    def test_every_queue_is_deleted(self, queues):
+        channel = Channel()
+        for name in "ab":
+            queues.declare_for_call(name, channel)
+        channel.calls.clear()
+        queues.delete(channel)
+        assert sorted(channel.calls) == [("delete", "a"), ("delete", "b")]
+        assert queues.names == []
+
+    def test_a_forked_child_forgets_and_deletes_none(self, queues):
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        queues.clear()
+        channel.calls.clear()
+        queues.delete(channel)
+        assert channel.calls == []
+
+
+class TestTheQueue:
+    def test_it_is_durable_expires_and_says_what_it_is(self, queues):
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        assert channel.arguments["durable"] is True
+        assert channel.arguments["auto_delete"] is False
+        assert channel.arguments["exclusive"] is False
+        assert channel.arguments["arguments"] == {"x-queue-type": "classic", "expires": EXPIRES}
+
+    @pytest.mark.parametrize("expires", [None, 0])
+    def test_it_may_live_for_ever(self, expires):
+        assert make("q", expires=expires).expires is None
+
+    def test_it_may_be_a_quorum_queue(self):
+        assert make("q", queue_type="quorum").queue_arguments == {"x-queue-type": "quorum"}
+
+
+def test_the_channel_above_has_what_kombus_has():
+    """Where kombu's channels change their calls, these tests must."""
+    for name in ("queue_declare", "queue_delete", "prepare_queue_arguments"):
+        assert hasattr(VirtualChannel, name)
