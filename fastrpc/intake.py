@@ -298,6 +298,8 @@ class KombuIntake(Intake):
             channel=self.channel,
             auto_declare=False,
             on_message=lambda message: self._messages.append((name, message)),
+            # One that kombu cannot decompress; raised here, it would come again and again.
+            on_decode_error=lambda message, exc: self._messages.append((name, message)),
         )
         consumer.consume()
         self._consumers.append(consumer)
@@ -321,7 +323,12 @@ class KombuIntake(Intake):
             deliver(
                 correlation_id.encode() if correlation_id else None,
                 body.encode() if isinstance(body, str) else bytes(body),
-                body_format(message.content_type or "", message.content_encoding or "utf-8"),
+                body_format(
+                    message.content_type or "",
+                    message.content_encoding or "utf-8",
+                    # kombu has opened the body, if it could.
+                    str(message.headers.get("compression") or "") if message.errors else "",
+                ),
                 name,
             )
             message.ack()

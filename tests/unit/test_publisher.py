@@ -1,0 +1,462 @@
+"""fastrpc.publisher: the window of what is not confirmed, over a broker that does as it is told."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from amqp.exceptions import AccessRefused
+from kombu.exceptions import OperationalError
+
+from fastrpc import publisher as publisher_module
+from fastrpc.link import Lost
+from fastrpc.options import Options
+from fastrpc.publisher import AMQPPublisher, Message, make_publisher
+from fastrpc.stats import Stats
+from tests.integration.broker import wait_until
+
+
+class Broker:
+    """What is sent to it, and what it answers, when the test says so."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []  # correlation ids, in the order of arrival, over all links
+        self.links: list[FakeLink] = []
+        self.down = False
+        self.refuses = False
+        self.confirms_at_once = False
+
+    def connect(self, connection, delivery_mode, confirms, stats) -> FakeLink:
+        if self.refuses:
+            raise Lost("refused") from AccessRefused("no such user")
+        if self.down:
+            raise Lost("down") from ConnectionRefusedError("down")
+        link = FakeLink(self)
+        self.links.append(link)
+        return link
+
+    @property
+    def link(self) -> FakeLink:
+        return self.links[-1]
+
+
+class FakeLink:
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.sent = 0
+        self.blocked = False
+        self.cut = self.closed = self.said_goodbye = self.abandoned = False
+        self.frames: list[tuple[int, bool, bool]] = []
+        self.looks = 0
+
+    def send(self, message: Message) -> int:
+        if self.cut:
+            raise Lost("cut") from ConnectionResetError("cut")
+        self.sent += 1
+        self.broker.got.append(message.correlation_id)
+        if self.broker.confirms_at_once:
+            self.frames.append((self.sent, False, True))
+        return self.sent
+
+    def read(self, on_confirm, timeout=0) -> bool:
+        self.looks += 1
+        if self.cut:
+            raise Lost("cut") from ConnectionResetError("cut")
+        frames, self.frames = self.frames, []
+        for frame in frames:
+            on_confirm(*frame)
+        if not frames:
+            time.sleep(min(timeout, 0.01))
+        return bool(frames)
+
+    def confirm(self, tag: int, multiple: bool = False) -> None:
+        self.frames.append((tag, multiple, True))
+
+    def refuse(self, tag: int, multiple: bool = False) -> None:
+        self.frames.append((tag, multiple, False))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def goodbye(self, timeout: float) -> None:
+        self.said_goodbye = True
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+@pytest.fixture
+def broker(monkeypatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(publisher_module, "Link", broker.connect)
+    return broker
+
+
+@pytest.fixture
+def make(broker, monkeypatch):
+    """make(confirm_window=2) -> a publisher; no thread of one outlives its test."""
+    monkeypatch.setattr(publisher_module, "WATCH_INTERVAL", 0.01)
+    made: list[AMQPPublisher] = []
+    app = SimpleNamespace(connection_for_write=lambda **kwargs: None)
+
+    def make(**options) -> AMQPPublisher:
+        given = {"retry_policy": {"max_retries": 3, "interval_max": 0.01}, **options}
+        made.append(AMQPPublisher(app, 1, Options.parse(given), Stats()))
+        return made[-1]
+
+    yield make
+    broker.down = broker.refuses = False
+    for publisher in made:
+        publisher._window.clear()
+        publisher._again.clear()
+        watcher = publisher._watcher
+        if watcher is not None:
+            watcher.join(10)
+            assert not watcher.is_alive()
+
+
+@pytest.fixture
+def unwatched(monkeypatch):
+    """Nobody looks for confirms but who sends."""
+    monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
+
+
+def message(name: str, size: int = 10) -> Message:
+    return Message("queue", name, b"x" * size, "application/json", "utf-8")
+
+
+def send(publisher: AMQPPublisher, *names: str) -> None:
+    for name in names:
+        publisher.publish(message(name))
+
+
+@pytest.mark.usefixtures("unwatched")
+class TestTheWindow:
+    def test_a_result_is_sent_at_once_and_kept_until_it_is_confirmed(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        assert broker.got == ["a"]
+        assert publisher.unconfirmed == 1
+        broker.link.confirm(1)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher._window_bytes == 0
+        assert (publisher.stats.published, publisher.stats.confirmed) == (1, 1)
+
+    def test_one_confirm_may_be_for_many(self, make, broker):
+        publisher = make()
+        send(publisher, *"abcde")
+        broker.link.confirm(3, multiple=True)
+        publisher._tend()
+        assert [m.correlation_id for m in publisher._window.values()] == ["d", "e"]
+        assert publisher.stats.confirmed == 3
+
+    def test_confirms_may_come_in_any_order(self, make, broker):
+        publisher = make()
+        send(publisher, *"abc")
+        for tag in (3, 1, 2):
+            broker.link.confirm(tag)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+
+    def test_confirms_of_what_is_not_there_change_nothing(self, make, broker):
+        publisher = make()
+        send(publisher, *"ab")
+        for tag in (1, 1, 99):
+            broker.link.confirm(tag)
+        publisher._tend()
+        assert publisher.unconfirmed == 1
+        assert publisher.stats.confirmed == 1
+
+    def test_without_confirms_nothing_is_kept(self, make, broker):
+        publisher = make(publisher_confirms=False)
+        send(publisher, *"abc")
+        assert publisher.unconfirmed == 0
+        assert broker.got == ["a", "b", "c"]
+
+    def test_who_sends_looks_for_confirms_now_and_then(self, make, broker):
+        broker.confirms_at_once = True
+        publisher = make()
+        send(publisher, *(f"t{n}" for n in range(200)))
+        assert publisher.unconfirmed < publisher_module.SENDS_PER_LOOK
+        assert broker.link.looks < 20
+
+    def test_a_full_window_makes_who_sends_wait(self, make, broker):
+        publisher = make(confirm_window=3)
+        send(publisher, *"abc")
+        timer = threading.Timer(0.1, lambda: broker.link.confirm(2, multiple=True))
+        timer.start()
+        started = time.monotonic()
+        send(publisher, "d")
+        assert time.monotonic() - started >= 0.09
+        assert publisher.unconfirmed == 2
+        timer.join()
+
+    def test_its_bytes_count_too(self, make, broker):
+        publisher = make(confirm_window_bytes=100)
+        publisher.publish(message("a", 60))
+        publisher.publish(message("b", 60))
+        timer = threading.Timer(0.1, lambda: broker.link.confirm(1))
+        timer.start()
+        started = time.monotonic()
+        publisher.publish(message("c", 1))
+        assert time.monotonic() - started >= 0.09
+        timer.join()
+
+    def test_one_that_is_larger_than_the_window_is_sent_all_the_same(self, make, broker):
+        publisher = make(confirm_window_bytes=10)
+        publisher.publish(message("a", 1000))
+        assert broker.got == ["a"]
+
+    def test_a_broker_that_asks_to_wait_is_waited_for(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        link = broker.link
+        link.blocked = True
+        timer = threading.Timer(0.1, lambda: setattr(link, "blocked", False))
+        timer.start()
+        started = time.monotonic()
+        send(publisher, "b")
+        assert time.monotonic() - started >= 0.09
+        timer.join()
+
+    def test_many_threads_may_send(self, make, broker):
+        broker.confirms_at_once = True
+        publisher = make(confirm_window=10)
+        threads = [
+            threading.Thread(target=send, args=(publisher, *(f"{t}-{n}" for n in range(100))))
+            for t in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(set(broker.got)) == 400
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher.stats.published == publisher.stats.confirmed == 400
+
+
+@pytest.mark.usefixtures("unwatched")
+class TestALostConnection:
+    def test_what_was_not_confirmed_is_sent_again_before_anything_new(self, make, broker):
+        publisher = make()
+        send(publisher, *"abc")
+        broker.link.confirm(1)
+        publisher._tend()
+        broker.link.cut = True
+        send(publisher, "d")
+        assert broker.got == ["a", "b", "c", "b", "c", "d"]
+        assert len(broker.links) == 2
+        assert (publisher.stats.published, publisher.stats.resent) == (4, 2)
+        broker.link.confirm(3, multiple=True)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher._window_bytes == 0
+
+    def test_their_order_holds_through_several_losses(self, make, broker):
+        publisher = make()
+        send(publisher, *"abc")
+        for name in "de":
+            broker.link.cut = True
+            send(publisher, name)
+        assert broker.got[-5:] == ["a", "b", "c", "d", "e"]
+        assert [m.correlation_id for m in publisher._window.values()] == list("abcde")
+
+    def test_it_is_tried_again_as_often_as_the_policy_says(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 3, "interval_max": 0.01})
+        broker.down = True
+        tried: list = []
+        connect = publisher._connect
+        publisher._connect = lambda: tried.append(1) or connect()
+        with pytest.raises(OperationalError, match="down"):
+            send(publisher, "a")
+        assert len(tried) == 4
+        assert publisher.unconfirmed == 0
+
+    def test_a_refusal_is_final(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 1000, "interval_start": 1})
+        broker.refuses = True
+        started = time.monotonic()
+        with pytest.raises(OperationalError) as raised:
+            send(publisher, "a")
+        assert isinstance(raised.value.__cause__, AccessRefused)
+        assert time.monotonic() - started < 1
+
+    def test_the_others_in_the_window_outlive_one_that_was_given_up(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        broker.link.cut = broker.down = True
+        with pytest.raises(OperationalError):
+            send(publisher, "b")
+        assert publisher.unconfirmed == 1
+        broker.down = False
+        send(publisher, "c")
+        assert broker.got == ["a", "a", "c"]
+
+    def test_after_a_pause_the_connection_is_looked_at_before_it_is_written_to(
+        self, make, broker, monkeypatch
+    ):
+        monkeypatch.setattr(publisher_module, "IDLE", 0.02)
+        publisher = make()
+        send(publisher, "a")
+        broker.link.confirm(1)
+        time.sleep(0.05)
+        send(publisher, "b")
+        assert publisher.unconfirmed == 1
+
+    def test_a_broker_that_says_nothing_is_given_up(self, make, broker, monkeypatch):
+        monkeypatch.setattr(publisher_module, "SILENCE", 0.05)
+        publisher = make(confirm_window=1)
+        send(publisher, "a")
+        silent = broker.link
+        broker.confirms_at_once = True
+        send(publisher, "b")
+        assert silent.closed
+        assert broker.got == ["a", "a", "b"]
+
+
+@pytest.mark.usefixtures("unwatched")
+class TestRefusals:
+    """basic.nack: the broker could not take it, and may later."""
+
+    def test_what_the_broker_refuses_is_sent_again(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
+        send(publisher, *"ab")
+        broker.link.refuse(1)
+        broker.link.confirm(2)
+        publisher._tend()
+        assert publisher.unconfirmed == 1
+        publisher._tend()
+        assert broker.got == ["a", "b", "a"]
+        broker.link.confirm(3)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher._window_bytes == 0
+
+    def test_in_the_end_it_is_given_up_and_the_log_names_it(self, make, broker, caplog):
+        publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
+        send(publisher, "the-task")
+        for tag in (1, 2, 3):
+            broker.link.refuse(tag)
+            publisher._tend()
+            publisher._tend()
+        assert broker.got == ["the-task"] * 3
+        assert publisher.unconfirmed == 0
+        assert publisher._window_bytes == 0
+        assert "the-task 3 times" in caplog.text
+
+    def test_it_waits_as_the_policy_says(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_max": 1})
+        send(publisher, "a")
+        broker.link.refuse(1)
+        publisher._tend()
+        publisher._tend()
+        assert broker.got == ["a"]
+        time.sleep(0.12)
+        publisher._tend()
+        assert broker.got == ["a", "a"]
+
+
+class TestWhileNobodySends:
+    def test_confirms_are_looked_for_all_the_same_and_the_thread_ends(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        assert publisher._watcher is not None
+        broker.link.confirm(1)
+        wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
+        assert publisher.stats.confirmed == 1
+
+    def test_a_lost_connection_is_mended_and_the_rest_sent_again(self, make, broker):
+        publisher = make()
+        send(publisher, *"ab")
+        broker.confirms_at_once = True
+        broker.link.cut = True
+        wait_until(lambda: publisher.stats.confirmed == 2, 5, "both are confirmed")
+        assert broker.got == ["a", "b", "a", "b"]
+
+    def test_without_anything_unconfirmed_there_is_no_thread(self, make, broker):
+        publisher = make(publisher_confirms=False)
+        send(publisher, "a")
+        assert publisher._watcher is None
+
+
+class TestTheEnd:
+    def test_closing_waits_for_the_confirms(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        timer = threading.Timer(0.1, lambda: broker.link.confirm(1))
+        timer.start()
+        publisher.close(5)
+        assert publisher.stats.confirmed == 1
+        assert broker.links[0].said_goodbye
+        timer.join()
+
+    def test_it_reconnects_for_them_if_it_must(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        broker.link.cut = True
+        broker.confirms_at_once = True
+        publisher.close(5)
+        assert publisher.stats.confirmed == 1
+        assert broker.got == ["a", "a"]
+
+    def test_but_not_for_ever_and_the_log_says_how_many(self, make, broker, caplog):
+        publisher = make()
+        send(publisher, *"ab")
+        started = time.monotonic()
+        publisher.close(0.1)
+        assert 0.1 <= time.monotonic() - started < 2
+        assert "2 results were not confirmed" in caplog.text
+
+    def test_closing_what_was_never_opened(self, make, broker):
+        make().close(1)
+        assert broker.links == []
+
+    @pytest.mark.usefixtures("unwatched")
+    def test_a_forked_child_leaves_the_parents_window_and_connection_alone(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        publisher.after_fork()
+        assert broker.links[0].abandoned
+        assert not broker.links[0].said_goodbye
+        assert publisher.unconfirmed == 0
+        send(publisher, "b")
+        assert broker.got == ["a", "b"]
+        assert len(broker.links) == 2
+
+
+def test_the_way_out_fits_the_broker():
+    from celery import Celery
+
+    for url, kind in [
+        ("amqp://", "AMQPPublisher"),
+        ("pyamqp://", "AMQPPublisher"),
+        ("amqps://", "AMQPPublisher"),
+        ("memory://", "KombuPublisher"),
+        ("redis://", "KombuPublisher"),
+    ]:
+        app = Celery(broker=url, set_as_current=False)
+        made = make_publisher(app, None, 1, Options(), Stats())
+        assert type(made).__name__ == kind, url
+
+
+def test_the_pauses_of_a_full_window_do_not_burn_the_processor(make, broker):
+    publisher = make(confirm_window=1)
+    send(publisher, "a")
+    times: list[float] = []
+    read = broker.link.read
+
+    def noted(on_confirm, timeout=0):
+        if timeout:
+            times.append(timeout)
+            if len(times) == 3:
+                broker.link.confirm(1)
+        return read(on_confirm, timeout)
+
+    broker.link.read = noted
+    send(publisher, "b")
+    assert all(a == b == 1.0 for a, b in pairwise(times))
