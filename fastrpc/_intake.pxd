@@ -35,5 +35,6 @@ cdef class DeliveryLoop:
     cdef public uint64_t taken
     cdef public uint64_t duplicates
 
+    cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1
     cdef bint deliver(self, frame_event *e, double now) except -1
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1

@@ -203,13 +203,18 @@ cdef class DeliveryLoop:
         meta = _json_loads(self.reader.body_bytes())
         if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
             return False
-        for waiter in waiters:
-            self.fulfiller.fulfil(waiter() if type(waiter) is _ref else waiter, <dict>meta)
-        # Finished only now, for the same reason as `shown`.
-        for waiter in self.table.finish_bytes(id, size):
-            if not contains(waiters, waiter):  # it began to wait meanwhile
-                self.fulfiller.fulfil(waiter() if type(waiter) is _ref else waiter, <dict>meta)
+        self.fulfil(waiters, (), <dict>meta)
+        # Finished only now, for the same reason as `shown`; others may have begun to wait.
+        self.fulfil(self.table.finish_bytes(id, size), waiters, <dict>meta)
         return True
+
+    cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1:
+        for waiter in waiters:
+            if not contains(known, waiter):
+                result = waiter() if type(waiter) is _ref else waiter
+                self.fulfiller.fulfil(result, meta)
+                meta = dict(meta)  # each its own
+        return 0
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:
         """Whether it is the meta of a final state of the very task in the correlation id."""

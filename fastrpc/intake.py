@@ -115,8 +115,10 @@ class Intake:
         """
         raise NotImplementedError
 
-    #: Whether something was handed over and is not acknowledged yet.
-    owes_acknowledgement = False
+    @property
+    def owes_acknowledgement(self) -> bool:
+        """Whether something was handed over and is not acknowledged yet."""
+        return False
 
     def acknowledge(self) -> None:
         """Acknowledge all that was handed over."""

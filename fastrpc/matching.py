@@ -200,7 +200,7 @@ class ResultMatcher:
     def _fulfil_all(self, waiters: Iterable[Any], meta: dict[str, Any]) -> None:
         for waiter in waiters:
             result = waiter() if type(waiter) is weakref.ref else waiter
-            self.fulfiller.fulfil(result, meta)
+            self.fulfiller.fulfil(result, dict(meta))  # each its own
 
     def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
         """A message came whose body was not kept."""

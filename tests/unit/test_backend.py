@@ -413,7 +413,7 @@ class TestWaiting:
                 app.AsyncResult(f"t{n}").get(timeout=0)
         gc.collect()
         assert backend.stats()["waiting"] == 0
-        assert not backend.result_consumer._watched
+        assert not backend._matcher.fulfiller.watched
 
     def test_get_many_yields_what_is_there_as_it_comes(self, app, backend):
         for task_id in "ab":

@@ -16,8 +16,8 @@ PACKAGE = Path(fastrpc.__file__).parent
 #: they are named in WITHIN.
 LAYERS = [
     {"errors"},
-    {"_amqp", "_pending", "_json", "serialization", "options", "retry", "stats"},
-    {"queues", "transport"},
+    {"_amqp", "_pending", "_json", "serialization", "options", "retry", "stats", "settings"},
+    {"_intake", "queues", "transport"},
     {"matching", "intake", "link"},
     {"consumer", "publisher", "meta"},
     {"backend"},

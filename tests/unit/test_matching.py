@@ -18,6 +18,7 @@ from kombu.serialization import registry
 
 from fastrpc import ResultDropped
 from fastrpc import matching as matching_module
+from fastrpc._intake import Fulfiller
 from fastrpc._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
 from fastrpc.matching import JSON, ResultMatcher, body_format
 from fastrpc.stats import Stats
@@ -38,6 +39,26 @@ class Result:
                 self.callback(self)
 
 
+class Recording(Fulfiller):
+    """Tells a Matching of every result made ready, and of what its callback raised."""
+
+    def __new__(cls, matching):
+        return super().__new__(cls)
+
+    def __init__(self, matching) -> None:
+        super().__init__(
+            is_plain=lambda cls: False,
+            as_python=matching.matcher._as_python,
+            on_error=lambda result, error: matching.errors.append(error),
+        )
+        self.matching = matching
+
+    def fulfil(self, result, meta) -> None:
+        super().fulfil(result, meta)
+        if result is not None:
+            self.matching.fulfilled.append(result)
+
+
 class Matching:
     """A matcher and what it did."""
 
@@ -52,13 +73,8 @@ class Matching:
             to_python=to_python,
             stats=self.stats,
             max_age=max_age,
-            on_fulfilled=self._on_fulfilled,
         )
-
-    def _on_fulfilled(self, result, error) -> None:
-        self.fulfilled.append(result)
-        if error is not None:
-            self.errors.append(error)
+        self.matcher.fulfiller = Recording(self)
 
     def wait_for(self, task_id: str, **options) -> Result:
         result = Result(task_id, options.pop("callback", None))
@@ -68,6 +84,7 @@ class Matching:
     def deliver(self, task_id, body, format=JSON, **kwargs) -> None:
         correlation_id = task_id.encode() if isinstance(task_id, str) else task_id
         self.matcher.deliver(correlation_id, body, format, **kwargs)
+        self.matcher.tidy(matching_module.time.monotonic())  # as after each batch
 
 
 def meta(task_id: str, result="r", status=states.SUCCESS, **more) -> bytes:
@@ -110,7 +127,7 @@ class TestMatching:
         assert result._cache["result"] == 42
         assert m.fulfilled == [result]
         assert m.table.state("a") == DONE
-        assert (m.stats.received, m.stats.fulfilled) == (1, 1)
+        assert m.matcher.fulfiller.fulfilled == 1
 
     def test_nobody_else_does(self, m):
         other = m.wait_for("b")
@@ -128,7 +145,7 @@ class TestMatching:
     def test_what_nobody_waits_for_is_kept_as_it_came_until_asked_for(self, m):
         m.deliver("a", meta("a", 42))
         assert m.table.state("a") == UNCLAIMED
-        assert m.stats.fulfilled == 0
+        assert m.matcher.fulfiller.fulfilled == 0
         result = m.wait_for("a")
         assert result._cache["result"] == 42
         assert m.table.state("a") == DONE
