@@ -34,13 +34,13 @@ def test_ten_thousand_tasks_come_back_right(pair, pool, make_worker, make_client
 @pytest.mark.slow
 @pytest.mark.parametrize("pool", GREEN_POOLS)
 def test_two_thousand_tasks_come_back_right_from_greenlets(pair, pool, make_worker, make_client):
-    worker = make_worker(pair[1], pool, concurrency=50)
+    worker = make_worker(pair[1], pool, concurrency=10)
     run(make_client(pair[0], worker), many(pair, 2_000))
 
 
 @pytest.mark.parametrize("pool", [*POOLS, *GREEN_POOLS])
 def test_errors_and_progress_come_back_from_every_pool(pair, pool, make_worker, make_client):
-    options = {"concurrency": 50} if pool in GREEN_POOLS else {}
+    options = {"concurrency": 10} if pool in GREEN_POOLS else {}
     app = make_client(pair[0], make_worker(pair[1], pool, **options))
     seen: list[dict] = []
     assert app.tasks["tests.progress"].delay(3).get(timeout=30, on_message=seen.append) == 3
