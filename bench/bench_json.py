@@ -14,6 +14,9 @@ import pytest
 
 from fastrpc import _json, serialization
 
+from .arena import QUICK, contestants, rounds
+from .cost import timed
+
 JSON = "application/json"
 ACCEPT = frozenset({JSON})
 
@@ -58,22 +61,35 @@ DECODERS = {
 }
 
 
-@pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("implementation", ENCODERS)
-def test_encode(benchmark, implementation, name):
-    benchmark.group = f"encode {name}"
-    benchmark(ENCODERS[implementation], VALUES[name])
+# What a value is like, not only how long its text is, decides which of them is fast.
+SOME = ("meta", "1000 metas") if QUICK else tuple(VALUES)
 
 
-@pytest.mark.parametrize("name", BODIES)
-@pytest.mark.parametrize("implementation", DECODERS)
-def test_decode(benchmark, implementation, name):
-    benchmark.group = f"decode {name}"
-    benchmark(DECODERS[implementation], BODIES[name])
+@pytest.mark.parametrize("name", SOME)
+@contestants(*ENCODERS)
+def test_encode(race, who, name):
+    """A value to bytes; the bytes may differ, what they mean must not."""
+    value = VALUES[name]
+    if who != "orjson":
+        assert json.loads(_payload(ENCODERS[who](value))) == json.loads(BODIES[name])
+    race(lambda who: timed(ENCODERS[who], value), rounds(9))
 
 
-@pytest.mark.parametrize("name", SCANNED)
-def test_scan(benchmark, name):
-    benchmark.group = "needs_kombu alone"
-    benchmark.extra_info["bytes"] = len(SCANNED[name])
-    benchmark(_json.needs_kombu, SCANNED[name])
+@pytest.mark.parametrize("name", SOME)
+@contestants(*DECODERS)
+def test_decode(race, who, name):
+    body = BODIES[name]
+    if who != "orjson":
+        assert DECODERS[who](body) == DECODERS["kombu"](body)
+    race(lambda who: timed(DECODERS[who], body), rounds(9))
+
+
+@pytest.mark.parametrize("name", ("meta",) if QUICK else SCANNED)
+@contestants("fastrpc")
+def test_scan(race, who, name):
+    """Finding out whether orjson may read a text."""
+    race(lambda who: timed(_json.needs_kombu, SCANNED[name]), rounds(9))
+
+
+def _payload(encoded):
+    return encoded[2]

@@ -1,11 +1,8 @@
 """The table of pending ids against dicts that do exactly the same job.
 
-``pytest bench/bench_pending.py --benchmark-only``, or ``python bench/bench_pending.py`` for the
-ratios of interleaved medians.
+pytest bench/bench_pending.py --benchmark-only
 """
 
-import gc
-import statistics
 import subprocess
 import sys
 import time
@@ -16,7 +13,10 @@ import pytest
 
 from fastrpc._pending import PendingTable
 
-COUNT = 50_000
+from .arena import QUICK, ROOT, contestants, rounds
+from .cost import timed
+
+COUNT = 10_000 if QUICK else 50_000
 BODY = b'{"status": "SUCCESS", "result": 42, "traceback": null, "children": []}'
 
 
@@ -200,8 +200,8 @@ WORK = {
 }
 
 MEMORY = """
-import gc, os, sys
-from bench_pending import BODY, TABLES
+import gc, os, sys, time
+from bench.bench_pending import BODY, TABLES
 count = int(sys.argv[2])
 def rss():
     with open("/proc/self/statm") as f:
@@ -211,56 +211,45 @@ body = bytearray(BODY)
 for n in range(1000):  # what the first ones cost alone
     table.store(b"%08x-warm-up" % n, bytes(body), b"", 1.0)
 gc.collect()
-before = rss()
+before, start = rss(), time.perf_counter()
 for n in range(count):
     table.store(b"%08x-1111-2222-3333-444444444444" % n, bytes(body), b"", 1.0)
-print((rss() - before) / count - len(BODY))
+wall = time.perf_counter() - start
+print((rss() - before) / count - len(BODY), wall / count)
 """
 
 
 def memory_per_unclaimed(name, count):
-    """Bytes of RSS for each unclaimed result, beyond its body."""
+    """Bytes of RSS for each unclaimed result beyond its body, and the seconds to store it."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, name, str(count)],
         check=True,
         capture_output=True,
         text=True,
-        env={"PYTHONPATH": ":".join([str(__file__).rsplit("/", 1)[0], *sys.path])},
+        cwd=ROOT,
     )
-    return float(done.stdout)
+    beyond, seconds = map(float, done.stdout.split())
+    return beyond, seconds
 
 
-@pytest.mark.parametrize("name", TABLES)
-@pytest.mark.parametrize("work", WORK)
-def test_pending(benchmark, work, name):
+@pytest.mark.parametrize("work", [w for w in WORK if not QUICK or "1e6" not in w])
+@contestants(*TABLES)
+def test_pending(race, who, work):
     prepare, run = WORK[work]
-    benchmark.group = f"pending: {work}"
-    benchmark.extra_info["operations"] = COUNT
-    if work == "store_take":
-        benchmark.extra_info["rss_per_unclaimed_beyond_body"] = round(
-            memory_per_unclaimed(name, 300_000), 1
-        )
-    benchmark.pedantic(run, setup=lambda: (prepare(TABLES[name]), {}), rounds=5)
+
+    def sample(who):
+        return timed(run, *prepare(TABLES[who]), operations=COUNT, at_least=0)
+
+    race(sample, rounds(7))
 
 
-def interleaved(rounds=7):
-    for work, (prepare, run) in WORK.items():
-        times = {name: [] for name in TABLES}
-        for _ in range(rounds):
-            for name, make in TABLES.items():
-                arguments = prepare(make)
-                gc.collect()
-                start = time.perf_counter()
-                run(*arguments)
-                times[name].append((time.perf_counter() - start) / COUNT * 1e9)
-                del arguments
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        figures = "  ".join(f"{name} {median:6.0f} ns" for name, median in medians.items())
-        print(f"{work:18} {figures}  ratio {medians['dict'] / medians['table']:.2f}")
-    for count in (300_000, 500_000, 1_000_000):
-        figures = "  ".join(f"{n} {memory_per_unclaimed(n, count):5.1f}" for n in TABLES)
-        print(f"bytes beyond the body, {count:7} unclaimed: {figures}")
+@pytest.mark.parametrize("count", [100_000] if QUICK else [300_000, 1_000_000])
+@contestants(*TABLES)
+def test_table_memory(race, who, count):
+    """`bytes_beyond_body` of each unclaimed result in the table."""
 
+    def sample(who):
+        beyond, seconds = memory_per_unclaimed(who, count)
+        return {"wall": seconds, "bytes_beyond_body": beyond}
 
-if __name__ == "__main__":
-    interleaved()
+    race(sample, rounds(3))

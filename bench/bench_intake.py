@@ -1,0 +1,87 @@
+"""Results on their way in: they wait in the reply queue, or come while others are waited for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .arena import QUICK, contestants, full_only, rounds
+
+EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "raw")
+
+
+@pytest.mark.parametrize("count", [1_000] if QUICK else [1_000, 10_000])
+@contestants(*EVERYBODY)
+def test_intake(race, arena, who, count):
+    """`count` waiting results, one ResultSet; connecting included."""
+    race(lambda who: arena.client(who).intake(count=count), rounds(5))
+
+
+# Half a minute a round for stock: only those who say most, and fewer rounds.
+@full_only
+@pytest.mark.parametrize("count", [100_000])
+@contestants("rpc", "fastrpc", "raw")
+def test_intake_many(race, arena, who, count):
+    race(lambda who: arena.client(who).intake(count=count), 3)
+
+
+# Stock keeps 8,192 of them and drops the others without a word, so these are fewer.
+@pytest.mark.parametrize("count", [1_000 if QUICK else 5_000])
+@contestants("rpc", "rpc-cython", "fastrpc")
+def test_unclaimed(race, arena, who, count):
+    """Results that nobody has asked for yet, ahead of the one that is waited for."""
+    race(lambda who: arena.client(who).unclaimed(count=count), rounds(5))
+
+
+@full_only
+@pytest.mark.parametrize("threads", [1, 8, 64])
+@contestants("rpc", "redis", "fastrpc")
+def test_threads(race, arena, who, threads):
+    """Threads that get() their own results one by one, all waiting in the queues."""
+    race(lambda who: arena.client(who).threads(threads=threads, count=6_400), rounds(3))
+
+
+@full_only
+@pytest.mark.parametrize("outstanding", [1_000, 100_000, 1_000_000])
+@contestants("rpc", "fastrpc")
+def test_outstanding(race, arena, who, outstanding):
+    """Results that come in while so many others are waited for."""
+    clients = {}
+
+    def prepare(who: str) -> None:
+        if free_memory() < outstanding * 8_000:
+            pytest.skip(f"{outstanding} AsyncResults for each need {outstanding * 8e-6:.0f} GB free")
+        clients[who] = arena.start_client(who)
+        clients[who].outstanding(outstanding=outstanding, count=100)
+
+    def finish() -> None:
+        for client in clients.values():
+            client.close()
+
+    race(
+        lambda who: clients[who].outstanding(outstanding=outstanding, count=5_000),
+        rounds(5),
+        prepare,
+        finish,
+    )
+
+
+def free_memory() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contestants("rpc", "redis", "fastrpc")
+def test_ready(race, arena, who):
+    """ready() of a task that still runs."""
+    race(lambda who: arena.client(who).ready(count=200 if QUICK else 2_000), rounds(5))
+
+
+@full_only
+@contestants(*EVERYBODY)
+def test_intake_100_kib(race, arena, who):
+    """1,000 results of 100 KiB each."""
+    race(lambda who: arena.client(who).intake(count=1_000, size=100 * 1024), rounds(3))

@@ -1,0 +1,36 @@
+"""Memory, weighed in processes that have done nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from .arena import QUICK, contestants, full_only, rounds
+
+MIB = 1024 * 1024
+
+
+def fresh(arena, who, measure, **arguments):
+    with arena.fresh_client(who) as client:
+        return getattr(client, measure)(**arguments)
+
+
+@pytest.mark.parametrize("count", [20_000 if QUICK else 100_000])
+@contestants("rpc", "fastrpc")
+def test_pending_memory(race, arena, who, count):
+    """AsyncResults that wait: `bytes_each`, the AsyncResult itself included."""
+    race(lambda who: fresh(arena, who, "pending", count=count), 1 if QUICK else 3)
+
+
+@full_only
+@pytest.mark.parametrize("count", [20_000])
+@contestants("rpc", "fastrpc")
+def test_unclaimed_memory(race, arena, who, count):
+    """Results that nobody has asked for: `bytes_beyond_body`, and how many were `lost`."""
+    race(lambda who: fresh(arena, who, "unclaimed", count=count), 3)
+
+
+@full_only
+@contestants("rpc", "redis", "fastrpc", "raw")
+def test_large(race, arena, who):
+    """One result of 24 MiB: `peak_per_body`, the most memory beyond what was held before."""
+    race(lambda who: fresh(arena, who, "large", size=24 * MIB), rounds(3))

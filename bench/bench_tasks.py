@@ -1,0 +1,45 @@
+"""Calls, and whole rounds with real workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from .arena import QUICK, contestants, full_only, rounds
+
+EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "raw")
+
+
+@contestants(*EVERYBODY)
+def test_call(race, arena, who):
+    """send_task of a task without arguments to speak of, until all are in the queue."""
+    race(lambda who: arena.client(who).call(count=200 if QUICK else 1_000), rounds(5))
+
+
+def whole(race, arena, measure, pool, count, full_rounds):
+    race(
+        lambda who: getattr(arena.client(who), measure)(count=count, **arena.at_work(who, pool)),
+        rounds(full_rounds),
+        prepare=lambda who: arena.worker(who, pool),
+    )
+
+
+# The workers of a pool run until those of the next are asked for: these two go together.
+@contestants(*EVERYBODY)
+def test_round_solo(race, arena, who):
+    """No-op tasks to a real worker with the solo pool, and their results."""
+    whole(race, arena, "whole", "solo", 300 if QUICK else 4_000, 3)
+
+
+@full_only
+@contestants(*EVERYBODY)
+def test_group(race, arena, who):
+    """group(1,000)().get(), the same workers."""
+    whole(race, arena, "group", "solo", 1_000, 5)
+
+
+@full_only
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@contestants("rpc", "redis", "fastrpc")
+def test_round(race, arena, who, pool):
+    """The same with the other pools, two threads or processes each."""
+    whole(race, arena, "whole", pool, 4_000, 3)

@@ -1,0 +1,63 @@
+"""The servers of the tests, the arena, and the run's own clock for every benchmark."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+
+from tests.conftest import broker, redis_server  # noqa: F401
+
+from .arena import QUICK, ROOT, Arena, Race, replayed_time
+
+#: Seconds: the first parameter of a benchmark runs all of its implementations.
+TIMEOUT = 1800
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.benchmark(timer=replayed_time))
+        if config.pluginmanager.hasplugin("timeout"):
+            item.add_marker(pytest.mark.timeout(TIMEOUT))
+
+
+def pytest_report_header() -> str:
+    size = "quick: small sizes, few rounds" if QUICK else "full"
+    return f"fastrpc benchmarks: {size}; figures while running are microseconds per operation"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
+    """What the report says beside the figures."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    output_json["fastrpc"] = {
+        "quick": QUICK,
+        "commit": commit.stdout.strip(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory / 2**30, 1),
+        "versions": config.stash.get(VERSIONS, {}),
+    }
+
+
+VERSIONS = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def arena(request):
+    arena = Arena(request)
+    request.config.stash[VERSIONS] = arena.versions
+    yield arena
+    arena.close()
+
+
+@pytest.fixture
+def race(request, benchmark, arena):
+    return Race(request, benchmark, arena)
