@@ -38,6 +38,7 @@ system:
 	[ -n "$(NO_SERVERS)" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -n "$${FASTRPC_TEST_BROKER_URL:-}" ] \
 		|| missing+=(rabbitmq-server); \
 	[ -n "$(NO_SERVERS)" ] || command -v redis-server >/dev/null || missing+=(redis-server); \
+	for tool in $(WITH); do command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 		printf '\033[1m==> installing %s\033[0m\n' "$${missing[*]}"; \
 		sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
@@ -116,15 +117,51 @@ test-pythons: system ## unit tests and a short integration run on every Python f
 			tests/integration/test_semantics.py -k 'not Serializers' ); \
 	done; [ $$found = 1 ]
 
+BENCH_OUT ?= .make/bench
+AMQP = $$($(PY) -c 'import importlib.metadata as m; print(m.version("amqp"))')
+AMQP_SPEEDUPS := .make/amqp-speedups
+
+# py-amqp once more, built with the Cython speed-ups it offers. Without it that one is left out.
+$(AMQP_SPEEDUPS)/.tried: $(VENV)/.installed
+	$(call say,'building py-amqp with its own Cython speed-ups')
+	@rm -rf $(AMQP_SPEEDUPS); mkdir -p $(AMQP_SPEEDUPS)
+	@CELERY_ENABLE_SPEEDUPS=1 $(PY) -m pip install -q --disable-pip-version-check --no-deps \
+		--no-cache-dir --no-binary amqp --target $(AMQP_SPEEDUPS) "amqp==$(AMQP)" \
+		|| printf '\033[1m==> it does not build here: the benchmarks leave it out\033[0m\n'
+	@touch $@
+
+.PHONY: bench-deps
+bench-deps: build $(AMQP_SPEEDUPS)/.tried
+
 .PHONY: bench
-bench: build ## stock and fast side by side
-	$(call say,'running the benchmarks')
-	@$(PY) -m pytest bench --benchmark-only
+bench: bench-deps ## stock, redis, fast and raw bytes in turns; report and plots in .make/bench
+	$(call say,'running the benchmarks: about ten minutes')
+	@mkdir -p $(BENCH_OUT)
+	@$(PY) -m pytest bench -q --benchmark-only --benchmark-quiet --benchmark-json=$(BENCH_OUT)/results.json
+	@$(PY) -m bench.report $(BENCH_OUT)/results.json
 
 .PHONY: bench-quick
-bench-quick: build ## as bench, in a minute and less exact
-	$(call say,'running the benchmarks quickly')
-	@$(PY) -m pytest bench --benchmark-only --benchmark-max-time=0.2 --benchmark-min-rounds=3
+bench-quick: bench-deps ## as bench, in a minute: small sizes, few rounds
+	$(call say,'running the benchmarks quickly: about a minute')
+	@mkdir -p $(BENCH_OUT)
+	@FASTRPC_BENCH_QUICK=1 $(PY) -m pytest bench -q --benchmark-only --benchmark-quiet \
+		--benchmark-json=$(BENCH_OUT)/results-quick.json
+	@$(PY) -m bench.report $(BENCH_OUT)/results-quick.json --out $(BENCH_OUT)/quick
+
+.PHONY: bench-instructions
+bench-instructions: WITH := valgrind
+bench-instructions: NO_SERVERS := 1
+bench-instructions: system ## instructions of the C code against bench/instructions.json
+	$(call say,'counting instructions')
+	@$(or $(wildcard $(PY)),$(PYTHON)) -m bench.instructions
+
+.PHONY: docs
+docs: $(PY) ## the documentation, strictly, into site/
+	$(call say,'building the documentation')
+	@$(PY) -m mkdocs --version >/dev/null 2>&1 || \
+		$(PY) -m pip install -q --disable-pip-version-check 'mkdocs>=1.6' 'mkdocs-material>=9.5'
+	@$(PY) -m mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 .PHONY: fuzz
 fuzz: build ## hostile bytes for the parsers, FUZZ_SECONDS each

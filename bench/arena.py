@@ -347,6 +347,6 @@ def _combined(values: list[Any]) -> Any:
 def quantiles(values: Iterable[float]) -> dict[str, float]:
     """What a plot of a distribution needs, by share."""
     ordered = sorted(values)
-    shares = [*(n / 100 for n in range(100)), 0.995, 0.999, 0.9995, 1.0]
+    shares = [n / 100 for n in range(100)] + [n / 1000 for n in range(991, 1000)] + [1.0]
     last = len(ordered) - 1
     return {str(share): round(ordered[min(last, int(share * len(ordered)))], 9) for share in shares}

@@ -1,0 +1,31 @@
+/* A program whose `measured` runs alone under callgrind (--toggle-collect=measured): what it has to
+ * prepare does not count. It prints how many operations that was. */
+#ifndef MEASURED_H
+#define MEASURED_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { OPERATIONS = 20000 };
+
+#define MEASURED __attribute__((noinline)) void measured(void)
+
+#define CHECK(condition)                                               \
+    do {                                                               \
+        if (!(condition)) {                                            \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            exit(1);                                                   \
+        }                                                              \
+    } while (0)
+
+static inline void make_id(char id[37], unsigned n)
+{
+    snprintf(id, 37, "%08x-7c0e-4d2b-9a52-0d5b1a7c1f10", n * 2654435761u);
+}
+
+static const char BODY[] =
+    "{\"task_id\":\"6d3c7a52-7c0e-4d2b-9a52-0d5b1a7c1f10\",\"status\":\"SUCCESS\",\"result\":42,"
+    "\"traceback\":null,\"children\":[]}";
+
+#endif
