@@ -24,7 +24,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 
 from ._pending import PendingTable
 from .consumer import ResultConsumer
-from .errors import BacklogLimitExceeded, BadOption, ResultDropped
+from .errors import BacklogLimitExceeded, BadOption
 from .matching import ResultMatcher
 from .meta import MetaBuilder
 from .options import Options
@@ -297,34 +297,29 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self, results: list[Any], timeout: float | None, on_interval: Any, on_message: Any
     ) -> Iterator[Any]:
         """Yield each of ``results`` once it is ready, until all are."""
-        waiting = []
+        waiting: dict[int, Any] = {}
         for node in results:
             if node._cache:
                 yield node
             else:
-                waiting.append(node)
-        consumer = self.result_consumer
-        with consumer.watching(waiting, timeout, on_message, self.oid) as wait:
-            left = len(waiting)
-            for node in waiting:
-                try:
-                    self._matcher.check_obtainable(node.id)
-                except ResultDropped:
-                    # Looked at last: the reader fills in the result before it is handed out.
-                    if not node._cache:
-                        raise
+                waiting[id(node)] = node
+        nodes = list(waiting.values())
+        consumer, matcher = self.result_consumer, self._matcher
+        with consumer.watching(nodes, timeout, on_message, self.oid) as wait:
+            for node in nodes:
+                # The reader fills in a result before its id counts as handed out.
+                gone = matcher.is_gone(node.id)
                 if node._cache:  # it came before it was watched
                     wait.arrived.append(node)
-            seen = set()
-            while left:
+                elif gone:
+                    matcher.check_obtainable(node.id)
+            while waiting:
                 consumer.until_news(wait, on_interval)
                 wait.run_on_message()
                 wait.raise_errors()
                 while wait.arrived:
                     node = wait.arrived.popleft()
-                    if id(node) not in seen:
-                        seen.add(id(node))
-                        left -= 1
+                    if waiting.pop(id(node), None) is not None:
                         yield node
 
     def get_many(

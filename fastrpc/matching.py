@@ -34,6 +34,9 @@ READY_STATES = states.READY_STATES
 #: The format of nearly every body: JSON in UTF-8, not compressed.
 JSON = b""
 
+#: States of an id whose result arrived and is not kept.
+GONE = frozenset({DONE, LOST})
+
 #: In a body the task id stands this close to the end, with every serializer we know.
 TAIL = 24
 
@@ -129,6 +132,10 @@ class ResultMatcher:
     def knows_plain_json(self) -> bool:
         """Whether JSON is accepted, and decoded by kombu's own meaning of it."""
         return means_kombu_json(self.accept)
+
+    def is_gone(self, task_id: str) -> bool:
+        """Whether the result of ``task_id`` arrived and is no longer kept."""
+        return self.table.state(task_id) in GONE
 
     def check_obtainable(self, task_id: str) -> None:
         """Raise ResultDropped if waiting for ``task_id`` would never end."""

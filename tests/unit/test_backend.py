@@ -383,13 +383,13 @@ class TestWaiting:
         """The reader hands it out just when a thread has seen that it is not there."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
-        check = backend._matcher.check_obtainable
+        is_gone = backend._matcher.is_gone
 
         def interrupted(task_id):
             arrives(backend, task_id, "just now")
-            check(task_id)
+            return is_gone(task_id)
 
-        monkeypatch.setattr(backend._matcher, "check_obtainable", interrupted)
+        monkeypatch.setattr(backend._matcher, "is_gone", interrupted)
         assert result.get(timeout=5) == "just now"
 
     def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
