@@ -437,9 +437,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
         The reply queues of this process are deleted, unless ``auto_delete=False``.
         """
+        self._flush()
+        self.result_consumer.close(delete_queues=self.auto_delete)
+
+    def _flush(self) -> None:
         if self._publisher is not None:
             self._publisher.close(self.options.shutdown_timeout)
-        self.result_consumer.close(delete_queues=self.auto_delete)
 
     def _after_fork(self) -> None:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
@@ -468,6 +471,11 @@ def _close_all(**kwargs: Any) -> None:
         backend.close()
 
 
+def _flush_all(**kwargs: Any) -> None:
+    for backend in list(_living):
+        backend._flush()
+
+
 def _after_fork_in_child() -> None:
     # Only forgotten: to close one would say goodbye on the parent's socket.
     kombu.pools.connections.clear()
@@ -476,8 +484,9 @@ def _after_fork_in_child() -> None:
         backend._after_fork()
 
 
-# A prefork child leaves without running atexit's; Celery tells it first.
+# A prefork child leaves without running atexit's; Celery tells it first. The process of a
+# worker may live on, and wait for results, as it does in tests.
 worker_process_shutdown.connect(_close_all, weak=False)
-worker_shutdown.connect(_close_all, weak=False)
+worker_shutdown.connect(_flush_all, weak=False)
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -29,7 +29,7 @@ from .options import Options
 from .queues import ReplyQueues
 from .retry import backoff
 from .stats import Stats
-from .transport import is_refusal
+from .transport import connect, is_refusal
 
 __all__ = ["ResultConsumer", "Wait"]
 
@@ -50,6 +50,9 @@ CONNECT_TIMEOUT = 10.0
 
 #: What was handed over is acknowledged this many seconds later, if no reader did it before.
 ACKNOWLEDGE_AFTER = 1.0
+
+#: How long, in seconds, each step of closing may take.
+CLOSE_TIMEOUT = 2.0
 
 #: How long, in seconds, a first look waits for what the queues hold already.
 BACKLOG_TIMEOUT = 2.0
@@ -425,15 +428,39 @@ class ResultConsumer:
         intake.close()
 
     def close(self, delete_queues: bool) -> None:
-        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them."""
-        with self._reading:
+        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them.
+
+        Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
+        """
+        if not self._reading.acquire(timeout=CLOSE_TIMEOUT):
+            logger.debug("not closing the connection for results: a thread waits on it")
+            return
+        try:
             intake, self._intake = self._intake, None
-            if intake is None:
-                return
-            try:
-                intake.acknowledge()
-                if delete_queues:
-                    self.queues.delete(intake.connection.default_channel)
-                intake.connection.close()
-            except intake.errors as exc:
-                logger.debug("closing the connection for results: %s", exc)
+            if intake is not None:
+                self._close(intake, delete_queues)
+            elif delete_queues and self.queues.names:
+                self._delete_queues()
+        finally:
+            self._reading.release()
+
+    def _close(self, intake: Intake, delete_queues: bool) -> None:
+        try:
+            intake.limit(CLOSE_TIMEOUT)
+            intake.acknowledge()
+            if delete_queues:
+                self.queues.delete(intake.connection.default_channel)
+            intake.connection.close()
+        except intake.errors as exc:
+            logger.debug("closing the connection for results: %s", exc)
+
+    def _delete_queues(self) -> None:
+        """Delete the queues where tasks were sent and nobody waited for their results."""
+        connection = self.app.connection_for_write()
+        connection.connect_timeout = CLOSE_TIMEOUT
+        try:
+            connect(connection)
+            self.queues.delete(connection.default_channel)
+            connection.close()
+        except (OperationalError, *connection.connection_errors, *connection.channel_errors) as exc:
+            logger.debug("cannot delete the reply queues: %s", exc)

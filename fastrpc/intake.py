@@ -76,8 +76,11 @@ class Intake:
         connect(connection)
         self._open_channels()
         for name in self.queues.names:
-            self.backlog += self.queues.declare(name, connection.default_channel)
+            self.backlog += self.queues.declare(name, self.connection.default_channel)
             self.consume(name)
+
+    def limit(self, timeout: float) -> None:
+        """Let nothing that is still to be said on this connection take longer than this."""
 
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
@@ -266,6 +269,9 @@ class AMQPIntake(Intake):
 
     def heartbeat(self) -> None:
         self._amqp.heartbeat_tick()
+
+    def limit(self, timeout: float) -> None:
+        self.connection.connection.limit(timeout)
 
     def abandon(self) -> None:
         self._amqp.abandon()

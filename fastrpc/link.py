@@ -158,7 +158,7 @@ class Link:
     def goodbye(self, timeout: float) -> None:
         """Close in order, so that the broker has taken in all that was sent."""
         try:
-            self._amqp.sock.settimeout(timeout)
+            self._amqp.limit(timeout)
             self._connection.close()
         except (*self._errors, AttributeError) as exc:  # AttributeError: it is closed already
             logger.debug("closing the connection for sending results: %r", exc)

@@ -40,6 +40,9 @@ NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK}
 class Connection(pyamqp.Connection):
     """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
 
+    #: How long, in seconds, a read without a timeout of its own may wait; None is for ever.
+    patience: float | None = None
+
     _transport: Any
 
     def __init__(self, *args: Any, max_body: int = 512 * 1024 * 1024, **kwargs: Any) -> None:
@@ -82,10 +85,12 @@ class Connection(pyamqp.Connection):
         system calls for each read; writes then fail after that time without progress, too.
 
         Raises:
-            TimeoutError: nothing came in ``timeout`` seconds; None waits for ever.
+            TimeoutError: nothing came in ``timeout`` seconds.
         """
         transport = self.transport
         sock = transport.sock
+        if timeout is None:
+            timeout = self.patience
         before = sock.gettimeout()
         if before != timeout:
             sock.settimeout(timeout)
@@ -107,6 +112,11 @@ class Connection(pyamqp.Connection):
         sock = self.transport.sock
         pending = getattr(sock, "pending", None)
         return bool(pending and pending()) or readable(sock.fileno())
+
+    def limit(self, timeout: float) -> None:
+        """From now on no read or write waits longer than ``timeout`` seconds."""
+        self.patience = timeout
+        self.transport.sock.settimeout(timeout)
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""
