@@ -29,7 +29,7 @@ from .options import Options
 from .queues import ReplyQueues
 from .retry import backoff
 from .stats import Stats
-from .transport import connect, is_refusal
+from .transport import connect, errors_of, is_refusal
 
 __all__ = ["ResultConsumer", "Wait"]
 
@@ -462,5 +462,5 @@ class ResultConsumer:
             connect(connection)
             self.queues.delete(connection.default_channel)
             connection.close()
-        except (OperationalError, *connection.connection_errors, *connection.channel_errors) as exc:
+        except errors_of(connection) as exc:
             logger.debug("cannot delete the reply queues: %s", exc)

@@ -23,7 +23,7 @@ from .errors import ProtocolError
 from .matching import READY_STATES, ResultMatcher, body_format
 from .options import Options
 from .queues import ReplyQueues
-from .transport import connect, is_amqp, use_our_transport
+from .transport import connect, errors_of, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 
@@ -67,7 +67,7 @@ class Intake:
         self.taken = 0
         self._consuming = threading.Lock()
         #: What a lost or refused connection raises.
-        self.errors = connection.connection_errors + connection.channel_errors
+        self.errors = errors_of(connection)
 
     def open(self, timeout: float) -> None:
         """Connect, within about ``timeout`` seconds, and consume from every reply queue."""

@@ -14,7 +14,7 @@ from amqp.serialization import dumps
 
 from ._amqp import FRAME, PublishEncoder
 from .stats import Stats
-from .transport import connect, use_our_transport
+from .transport import connect, errors_of, use_our_transport
 
 __all__ = ["Link", "Lost", "Message"]
 
@@ -75,7 +75,7 @@ class Link:
             write_timeout=WRITE_TIMEOUT,
             confirm_publish=False,  # py-amqp's own way waits for each message
         )
-        self._errors = connection.connection_errors + connection.channel_errors
+        self._errors = errors_of(connection)
         with self._lost():
             connect(self._connection)
             self._amqp = self._connection.connection

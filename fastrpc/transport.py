@@ -15,6 +15,7 @@ from typing import Any
 from amqp import spec
 from amqp.basic_message import Message
 from amqp.exceptions import AccessRefused, NotAllowed, UnexpectedFrame
+from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 
 from ._amqp import DELIVERY, FrameReader, readable
@@ -25,6 +26,8 @@ __all__ = [
     "Connection",
     "SSLTransport",
     "Transport",
+    "connect",
+    "errors_of",
     "is_amqp",
     "is_refusal",
     "use_our_transport",
@@ -195,8 +198,17 @@ def connect(connection: Any) -> None:
     )
 
 
+def errors_of(connection: Any) -> tuple[type[Exception], ...]:
+    """What a lost, refused or impossible connection raises."""
+    return (OperationalError, *connection.connection_errors, *connection.channel_errors)
+
+
 def is_refusal(exc: BaseException | None) -> bool:
     """Whether the broker, or TLS, refuses us as we are: trying again is no use."""
-    if isinstance(exc, NotAllowed):
-        return "is down" not in str(exc)  # a vhost that is only starting
-    return isinstance(exc, (AccessRefused, SSLCertVerificationError))
+    while exc is not None:
+        if isinstance(exc, NotAllowed):
+            return "is down" not in str(exc)  # a vhost that is only starting
+        if isinstance(exc, (AccessRefused, SSLCertVerificationError)):
+            return True
+        exc = exc.__cause__
+    return False
