@@ -51,7 +51,9 @@ def test_outstanding(race, arena, who, outstanding):
 
     def prepare(who: str) -> None:
         if free_memory() < outstanding * 8_000:
-            pytest.skip(f"{outstanding} AsyncResults for each need {outstanding * 8e-6:.0f} GB free")
+            pytest.skip(
+                f"{outstanding} AsyncResults for each need {outstanding * 8e-6:.0f} GB free"
+            )
         clients[who] = arena.start_client(who)
         clients[who].outstanding(outstanding=outstanding, count=100)
 

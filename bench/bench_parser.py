@@ -32,8 +32,10 @@ def test_parser(race, arena, who, bench_frame):
     count = 5_000 if QUICK else 50_000
     frame = str(bench_frame)
     race(
-        lambda who: arena.client(who).parser(count=count)
-        if who != "raw"
-        else arena.client(who).c_parser(binary=frame),
+        lambda who: (
+            arena.client(who).parser(count=count)
+            if who != "raw"
+            else arena.client(who).c_parser(binary=frame)
+        ),
         rounds(7),
     )

@@ -426,9 +426,7 @@ class RawClient(CeleryClient):
         self.wire.declare(queue)
         ids, values = [uuid() for _ in range(count)], values_of(count, size)
         encode = wire.encoder(2 if persistent else 1)
-        frames = [
-            encode(queue, i, result_body(i, v)) for i, v in zip(ids, values, strict=True)
-        ]
+        frames = [encode(queue, i, result_body(i, v)) for i, v in zip(ids, values, strict=True)]
         send = wire.sock.sendall
         with self.meter(count) as sample:
             start = time.perf_counter()
@@ -472,9 +470,7 @@ class RawClient(CeleryClient):
         """What stock writes for `count` tasks: one is really sent, the others are its copies."""
         app, sink = self.app(), f"bench-copy-{uuid()}"
         old = uuid()
-        app.send_task(
-            "tests.echo", (FIRST_VALUE,), task_id=old, queue=sink, reply_to=replies
-        )
+        app.send_task("tests.echo", (FIRST_VALUE,), task_id=old, queue=sink, reply_to=replies)
         wire = Wire(self.config["broker"])
         ((_, header, body),) = list(wire.messages(sink, 1))
         wire.close()

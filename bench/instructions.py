@@ -83,10 +83,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
         counts = dict(
-            zip(PROGRAMS, threads.map(lambda name: count(name, Path(folder)), PROGRAMS), strict=True)
+            zip(
+                PROGRAMS, threads.map(lambda name: count(name, Path(folder)), PROGRAMS), strict=True
+            )
         )
     if options.store:
-        bounds = {"toolchain": toolchain(), "instructions": {k: round(v, 1) for k, v in counts.items()}}
+        bounds = {
+            "toolchain": toolchain(),
+            "instructions": {k: round(v, 1) for k, v in counts.items()},
+        }
         BOUNDS.write_text(json.dumps(bounds, indent=4) + "\n")
         print(f"stored in {BOUNDS.relative_to(ROOT)}")
     bounds = json.loads(BOUNDS.read_text())
