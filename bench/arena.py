@@ -311,11 +311,7 @@ class Race:
     def _record(self, who: str, arguments: dict[str, Any], samples: list[dict[str, Any]]) -> None:
         walls = [sample["wall"] for sample in samples]
         info = self.benchmark.extra_info
-        info["who"], info["what"], info["arguments"] = (
-            who,
-            self.request.node.originalname,
-            arguments,
-        )
+        info.update(who=who, what=self.request.node.originalname, arguments=arguments)
         info["cpu_us"] = {
             part: _spread([s["cpu"][part] * 1e6 for s in samples])
             for part in CPU

@@ -82,16 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", action="store_true", help="make these counts the bounds")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
-        counts = dict(
-            zip(
-                PROGRAMS, threads.map(lambda name: count(name, Path(folder)), PROGRAMS), strict=True
-            )
-        )
+        counting = {name: threads.submit(count, name, Path(folder)) for name in PROGRAMS}
+        counts = {name: future.result() for name, future in counting.items()}
     if options.store:
-        bounds = {
-            "toolchain": toolchain(),
-            "instructions": {k: round(v, 1) for k, v in counts.items()},
-        }
+        rounded = {name: round(found, 1) for name, found in counts.items()}
+        bounds = {"toolchain": toolchain(), "instructions": rounded}
         BOUNDS.write_text(json.dumps(bounds, indent=4) + "\n")
         print(f"stored in {BOUNDS.relative_to(ROOT)}")
     bounds = json.loads(BOUNDS.read_text())

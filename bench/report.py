@@ -154,8 +154,10 @@ def group_table(entries: dict[str, Entry]) -> str:
             ]
         )
     return table(
-        ["", "µs", "spread", "per second", "to stock", "of the limit"]
-        + ["CPU client", "worker", "servers"],
+        [
+            *("", "µs", "spread", "per second", "to stock", "of the limit"),
+            *("CPU client", "worker", "servers"),
+        ],
         rows,
     )
 
