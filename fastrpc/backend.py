@@ -477,7 +477,10 @@ def _flush_all(**kwargs: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
-    # Only forgotten: to close one would say goodbye on the parent's socket.
+    # Only forgotten: to close one would say goodbye on the parent's socket. That is what
+    # kombu has multiprocessing do in a moment, but for pools that are closed already.
+    for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):
+        pool._closed = True
     kombu.pools.connections.clear()
     kombu.pools.producers.clear()
     for backend in list(_living):

@@ -53,7 +53,10 @@ class MetaBuilder:
         return meta
 
     def _now(self) -> str:
-        clock = self.app.now
-        if getattr(clock, "__func__", None) is CELERYS_NOW:
-            return datetime.now(self.app.timezone).isoformat()
-        return str(clock().isoformat())
+        app = self.app
+        clock = app.now
+        if getattr(clock, "__func__", None) is not CELERYS_NOW:
+            return str(clock().isoformat())
+        # From the app's dict: kombu's cached_property takes a lock at each access, and a process
+        # forked while another thread holds it would wait for it for ever.
+        return datetime.now(vars(app).get("timezone") or app.timezone).isoformat()

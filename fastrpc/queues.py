@@ -83,14 +83,19 @@ class ReplyQueues:
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
         """
-        declared_here = channel.connection.client.declared_entities
-        if name not in declared_here or time.monotonic() >= self._renew_at.get(name, 0.0):
-            queue = self.make(name)(channel)
-            with explained_mismatch(name):
-                maybe_declare(queue, retry=True)
-            self._declared(name, queue.channel)
-        elif speaks_amqp(channel):
-            self.make(name)(channel).queue_declare(nowait=True)
+        client = channel.connection.client
+        queue = self.make(name)(channel)
+        if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
+            if not speaks_amqp(channel):
+                return
+            try:
+                queue.queue_declare(nowait=True)
+                return
+            except client.recoverable_connection_errors:
+                pass  # it died while nobody looked: reconnected below, as stock does
+        with explained_mismatch(name):
+            maybe_declare(queue, retry=True)
+        self._declared(name, queue.channel)
 
     def declare(self, name: str, channel: Any) -> int:
         """Declare ``name`` now; returns the number of messages in it.

@@ -1,0 +1,369 @@
+"""After a fork: the child has its own queue, connection and table, the parent keeps its own."""
+
+from __future__ import annotations
+
+import atexit
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.faults.proxy import Proxy
+from tests.faults.support import ROOT, Background, answer, await_true, expect, run_threads
+from tests.integration.broker import free_port
+from tests.integration.worker import Worker
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+    # Python 3.12 says so of every fork with threads: here it is the point.
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+]
+
+
+class Child:
+    """A forked child that runs `target` and sends what it returned, as JSON."""
+
+    def __init__(self, target: Callable[[], Any], leave: Callable[[], Any] | None = None) -> None:
+        self._read, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(write)
+            return
+        try:
+            # A child that hangs must not outlive the tests, and says where it was.
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            faulthandler.register(signal.SIGALRM, chain=True)
+            signal.alarm(25)
+            try:
+                said = {"value": target()}
+            except BaseException:
+                said = {"error": traceback.format_exc()}
+            os.write(write, json.dumps(said).encode())
+            os.close(write)
+            if leave is not None:
+                leave()
+        finally:
+            os._exit(0)
+
+    def result(self, timeout: float = 30) -> Any:
+        timer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
+        timer.start()
+        with os.fdopen(self._read) as pipe:
+            text = pipe.read()
+        os.waitpid(self.pid, 0)
+        timer.cancel()
+        assert text, f"the child said nothing within {timeout:g} s"
+        said = json.loads(text)
+        assert "error" not in said, said["error"]
+        return said["value"]
+
+
+def sys_exit_with_atexit() -> None:
+    """Leave as the main module of a program does: handlers run, objects are collected."""
+    try:
+        sys.exit(0)
+    except SystemExit:
+        atexit._run_exitfuncs()
+
+
+@pytest.fixture
+def live(app, sender) -> Celery:
+    """A client in the middle of its life: connected, one result received, one waited for."""
+    first, _ = expect(app, 2)
+    answer(sender, app.backend.oid, [first], "first")
+    assert first.get(timeout=10) == "first"
+    return app
+
+
+def call(app: Celery, sender: Celery, count: int) -> list[Any]:
+    results = expect(app, count)
+    answer(sender, app.backend.oid, results)
+    return [result.get(timeout=20) for result in results]
+
+
+@contextmanager
+def connected(app: Celery, sender: Celery):
+    """Within, neither of the connections that are open at the start is replaced."""
+    consumer, publisher = app.backend.result_consumer, sender.backend._publisher
+    intake, link = consumer._intake, publisher._link
+    yield
+    assert (call(app, sender, 10), consumer._intake, publisher._link) == (
+        list(range(10)),
+        intake,
+        link,
+    )
+    assert app.backend.stats()["reconnects"] == 0
+    assert sender.backend.stats()["resent"] == 0
+
+
+class TestPlainFork:
+    def test_parent_and_child_call_and_wait_at_the_same_time(self, live, sender):
+        with connected(live, sender):
+            children = [Child(lambda: call(live, sender, 500)) for _ in range(3)]
+            mine = call(live, sender, 500)
+            assert [child.result() for child in children] == [list(range(500))] * 3
+            assert mine == list(range(500))
+
+    def test_the_child_has_its_own_queue_connection_and_table(self, live, sender):
+        backend = live.backend
+
+        def look() -> dict[str, Any]:
+            before = backend.stats()
+            call(live, sender, 1)
+            return {
+                "oid": backend.oid,
+                "queues": backend._queues.names,
+                "socket": backend.result_consumer._intake.connection.connection.sock.getsockname(),
+                "before": before,
+                "after": backend.stats()["received"],
+            }
+
+        [waiting] = expect(live, 1)
+        waiting.ready()
+        backend.add_pending_result(waiting)
+        mine = backend.result_consumer._intake.connection.connection.sock.getsockname()
+        child = Child(look).result()
+        assert child["oid"] != backend.oid
+        assert child["queues"] == [child["oid"]]
+        assert tuple(child["socket"]) != mine
+        assert (child["before"]["waiting"], child["before"]["received"]) == (0, 0)
+        assert child["after"] == 1
+        assert backend.stats()["waiting"] == 1
+
+    @pytest.mark.parametrize("leave", [None, sys_exit_with_atexit], ids=["_exit", "sys.exit"])
+    @pytest.mark.parametrize("uses", [True, False], ids=["calls", "idle"])
+    def test_the_parent_goes_on_when_the_child_has_left(self, live, sender, leave, uses):
+        with connected(live, sender):
+            for _ in range(3):
+                child = Child(lambda: call(live, sender, 20) if uses else None, leave)
+                child.result()
+
+    def test_the_child_leaves_the_parents_sockets_open(self, private_broker, make_client):
+        """Not a byte, nor an end, on any of the parent's connections: counted by a proxy."""
+        with Proxy(private_broker.host, private_broker.port) as proxy:
+            app = make_client(private_broker.url_for(proxy.port))
+            call(app, app, 5)
+            await_true(lambda: app.backend.stats()["unconfirmed"] == 0, 10, "all is confirmed")
+            before = proxy.stats
+            Child(lambda: None, sys_exit_with_atexit).result()
+            Child(lambda: None).result()
+            assert proxy.stats == before
+            # The connection that calls travel on is Celery's own; it must live as well.
+            assert call(app, app, 5) == list(range(5))
+            assert proxy.stats["accepted"] == before["accepted"]
+
+    def test_results_of_the_parents_calls_reach_the_parent(self, live, sender):
+        """Called before the fork, answered after it."""
+        results = expect(live, 100)
+        oid = live.backend.oid
+        child = Child(lambda: call(live, sender, 100))
+        answer(sender, oid, results)
+        assert child.result() == list(range(100))
+        assert [result.get(timeout=10) for result in results] == list(range(100))
+
+    def test_forked_while_another_thread_reads_and_others_sleep(self, live, sender):
+        """The child inherits locks that nobody there will ever release."""
+        results = expect(live, 4)
+        oid = live.backend.oid
+        waiters = Background(lambda: run_threads(4, lambda n: results[n].get(timeout=30)))
+        await_true(lambda: len(live.backend.result_consumer._sleepers) == 3, 10, "they wait")
+        children = [Child(lambda: call(live, sender, 50)) for _ in range(4)]
+        assert [child.result() for child in children] == [list(range(50))] * 4
+        answer(sender, oid, results)
+        assert waiters.result(10) == list(range(4))
+
+    def test_forked_while_another_thread_sends_results(self, app, sender):
+        """The child starts with no window: the unconfirmed results are the parent's."""
+        stop = threading.Event()
+        oid = app.backend.oid
+        assert call(app, sender, 1) == [0]
+        results = expect(app, 2_000)
+
+        def send() -> None:
+            for n, result in enumerate(results):
+                answer(sender, oid, [result], n)
+            stop.set()
+
+        def begin_anew() -> list[Any]:
+            return [sender.backend.stats()["unconfirmed"], call(app, sender, 5)]
+
+        sending = Background(send)
+        children = []
+        while not stop.is_set() and len(children) < 8:
+            children.append(
+                Child(lambda: (sender.backend.stats()["unconfirmed"], call(app, sender, 5)))
+            )
+        for child in children:
+            assert child.result() == [0, list(range(5))]
+        sending.result(30)
+        assert [result.get(timeout=20) for result in results] == list(range(2_000))
+        assert app.backend.stats()["duplicates"] == 0
+
+    def test_the_child_of_a_child(self, live, sender):
+        def child() -> list[Any]:
+            inner = Child(lambda: call(live, sender, 10))
+            return [call(live, sender, 10), inner.result()]
+
+        assert Child(child).result() == [list(range(10))] * 2
+
+    def test_a_child_that_leaves_takes_its_queue_along(self, live, sender, private_broker):
+        def child() -> str:
+            call(live, sender, 1)
+            return live.backend.oid
+
+        clean = Child(child, sys_exit_with_atexit).result()
+        queues = private_broker.queues()
+        assert clean not in queues
+        assert live.backend.oid in queues
+
+
+def _child_of_multiprocessing(app: Celery, sender: Celery, pipe: Any) -> None:
+    pipe.send(call(app, sender, 100))
+    pipe.close()
+
+
+_inherited: list[Celery] = []
+
+
+def _in_pool(count: int) -> list[Any]:
+    app, sender = _inherited
+    return call(app, sender, count)
+
+
+class TestMultiprocessing:
+    def test_processes(self, live, sender):
+        context = multiprocessing.get_context("fork")
+        with connected(live, sender):
+            pipes, processes = [], []
+            for _ in range(3):
+                mine, theirs = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_child_of_multiprocessing, args=(live, sender, theirs), daemon=True
+                )
+                process.start()
+                pipes.append(mine)
+                processes.append(process)
+            assert call(live, sender, 100) == list(range(100))
+            for pipe, process in zip(pipes, processes, strict=True):
+                assert pipe.poll(30)
+                assert pipe.recv() == list(range(100))
+                process.join(20)
+                assert process.exitcode == 0
+
+    def test_a_pool(self, live, sender):
+        _inherited[:] = [live, sender]
+        with connected(live, sender), multiprocessing.get_context("fork").Pool(3) as pool:
+            waiting = pool.map_async(_in_pool, [50] * 12, chunksize=1)
+            assert call(live, sender, 100) == list(range(100))
+            assert waiting.get(30) == [list(range(50))] * 12
+
+
+def test_prefork_children_send_tasks_and_read_their_results(private_broker, make_client):
+    """allow_join_result: the children are forked from a worker that has sent results itself."""
+    queue = "fastrpc-faults-joins"
+    with (
+        Worker(private_broker.url, "fastrpc://", queues=(queue,), concurrency=3),
+        Worker(private_broker.url, "fastrpc://", pool="solo", queues=(f"{queue}-leaf",)),
+    ):
+        app = make_client(private_broker.url, queue)
+        join_one = app.tasks["tests.join_one"]
+        results = [join_one.delay(n) for n in range(60)]
+        assert [result.get(timeout=40) for result in results] == list(range(60))
+
+
+SERVER = '''
+"""As gunicorn --preload: the application is made, and used, before the workers are forked."""
+import os, signal, socket, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from tests.faults.support import client
+
+app = client(sys.argv[1], "fastrpc-faults")
+echo = app.tasks["tests.echo"]
+assert echo.delay("preloaded").get(timeout=30) == "preloaded"
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        said = echo.delay(self.path).get(timeout=20)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"{os.getpid()} {said}".encode())
+    def log_message(self, *args):
+        pass
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+server = Server(("127.0.0.1", int(sys.argv[2])), Handler)
+server.socket.setblocking(False)
+children = []
+for _ in range(3):
+    pid = os.fork()
+    if not pid:
+        signal.alarm(90)
+        signal.signal(signal.SIGTERM, lambda *args: sys.exit(0))
+        server.serve_forever()
+    children.append(pid)
+print("serving", flush=True)
+sys.stdin.read()
+assert echo.delay("the parent").get(timeout=20) == "the parent"
+for pid in children:
+    os.kill(pid, signal.SIGTERM)
+for pid in children:
+    print("left with", os.waitpid(pid, 0)[1], flush=True)
+assert echo.delay("the parent").get(timeout=20) == "the parent"
+print("reconnects", app.backend.stats()["reconnects"])
+'''
+
+
+def test_a_preloading_server(private_broker, worker):
+    port = free_port()
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, private_broker.url, str(port)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout.readline() == "serving\n"
+
+            def ask(n: int) -> set[str]:
+                seen = set()
+                for i in range(20):
+                    url = f"http://127.0.0.1:{port}/{n}-{i}"
+                    pid, said = urllib.request.urlopen(url, timeout=30).read().decode().split()
+                    assert said == f"/{n}-{i}"
+                    seen.add(pid)
+                return seen
+
+            seen = set().union(*run_threads(12, ask))
+            server.stdin.close()
+            told = server.stdout.read()
+            assert server.wait(20) == 0, told
+        finally:
+            server.kill()
+    assert len(seen) >= 2, "the requests did not spread over the forked servers"
+    assert re.findall(r"left with (\d+)", told) == ["0"] * 3
+    assert "reconnects 0" in told
+
+
+def test_time_is_not_lost_in_a_fork(live, sender):
+    """The exit of a child neither waits for the parent's confirms nor for its queues."""
+    began = time.monotonic()
+    for _ in range(5):
+        Child(lambda: None, sys_exit_with_atexit).result()
+    assert time.monotonic() - began < 5
