@@ -12,6 +12,10 @@ PY := $(BIN)/python
 CC ?= cc
 CWARN := -std=c11 -Wall -Wextra -Werror
 FUZZ_SECONDS ?= 60
+CLANG ?= clang
+# libFuzzer and the sanitizers come in packages of their own; a program that links is the proof.
+CLANG_WORKS = echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
+	$(CLANG) -xc -fsanitize=fuzzer,address,undefined -o /dev/null - >/dev/null 2>&1
 SOURCES := pyproject.toml setup.py $(wildcard fastrpc/*.pyx fastrpc/*.pxd src_c/*.c src_c/*.h)
 
 # The newest of our own choosing, else any python3 that is new enough.
@@ -39,6 +43,7 @@ system:
 		|| missing+=(rabbitmq-server); \
 	[ -n "$(NO_SERVERS)" ] || command -v redis-server >/dev/null || missing+=(redis-server); \
 	for tool in $(WITH); do command -v $$tool >/dev/null || missing+=($$tool); done; \
+	if [ -n "$(WITH_CLANG)" ] && ! $(CLANG_WORKS); then missing+=(clang); fi; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 		printf '\033[1m==> installing %s\033[0m\n' "$${missing[*]}"; \
 		sudo=; if [ "$$(id -u)" != 0 ]; then sudo=sudo; fi; \
@@ -51,6 +56,12 @@ system:
 		{ $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null </dev/null; } \
 			|| { echo "apt-get failed; please install: $${missing[*]}" >&2; exit 1; }; \
+		if [ -n "$(WITH_CLANG)" ] && ! $(CLANG_WORKS); then \
+			runtime=libclang-rt-$$($(CLANG) -dumpversion | cut -d. -f1)-dev; \
+			$$sudo env DEBIAN_FRONTEND=noninteractive \
+				apt-get install -y -qq --no-install-recommends $$runtime >/dev/null </dev/null \
+				|| { echo "apt-get failed; please install: $$runtime" >&2; exit 1; }; \
+		fi; \
 	fi
 
 $(PY):
@@ -80,6 +91,7 @@ demo: system $(VENV)/.installed ## a real worker and a client: single tasks, gro
 	@$(PY) -m examples.demo
 
 .PHONY: test
+test: WITH_CLANG := 1
 test: build lint compile ## everything: lint, C warnings as errors, all tests
 	$(call say,'running every test')
 	@$(PY) -m pytest tests
@@ -103,7 +115,7 @@ compile: ## src_c alone, warnings are errors
 	@shopt -s nullglob; for source in src_c/*.c; do $(CC) $(CWARN) -O2 -Isrc_c -c -o /dev/null $$source; done
 
 .PHONY: test-pythons
-test-pythons: system ## unit tests and a short integration run on every Python from 3.10 to 3.13
+test-pythons: system ## unit tests and the semantics on every Python from 3.10 to 3.13
 	@found=0; for version in 3.10 3.11 3.12 3.13; do \
 		python=$$(ls -d $$HOME/.pyenv/versions/$$version.*/bin/python 2>/dev/null | tail -1 || true); \
 		[ -n "$$python" ] || python=$$(command -v python$$version || true); \
@@ -111,10 +123,10 @@ test-pythons: system ## unit tests and a short integration run on every Python f
 		found=1; printf '\033[1m==> Python %s\033[0m\n' "$$version"; \
 		env=.make/python$$version; \
 		[ -x $$env/bin/python ] || $$python -m venv $$env; \
-		$$env/bin/python -m pip install -q --disable-pip-version-check '.[test]'; \
+		rm -rf build; $$env/bin/python -m pip install -q --disable-pip-version-check '.[test]'; rm -rf build; \
 		rm -rf .make/run; mkdir -p .make/run; cp -r tests pyproject.toml src_c .make/run/; \
-		( cd .make/run && "$(CURDIR)/$$env/bin/python" -m pytest -q tests/unit tests/integration/test_transports.py \
-			tests/integration/test_semantics.py -k 'not Serializers' ); \
+		( cd .make/run && "$(CURDIR)/$$env/bin/python" -m pytest -q tests/unit \
+			tests/integration/test_semantics.py -k 'unit or (fast-fast and not Serializers)' ); \
 	done; [ $$found = 1 ]
 
 BENCH_OUT ?= .make/bench
@@ -132,6 +144,22 @@ $(AMQP_SPEEDUPS)/.tried: $(VENV)/.installed
 
 .PHONY: bench-deps
 bench-deps: build $(AMQP_SPEEDUPS)/.tried
+
+# An interpreter that was not built with ASan needs its runtime loaded first. What Python itself
+# never frees is not our leak: the C tests, which have no Python in them, look for leaks.
+.PHONY: test-sanitize
+test-sanitize: NO_SERVERS := 1
+test-sanitize: system ## the unit tests with the extension modules under ASan and UBSan
+	$(call say,'building under ASan and UBSan and running the unit tests')
+	@[ -x .make/sanitize/bin/python ] || $(PYTHON) -m venv .make/sanitize
+	@rm -rf build # what was compiled without them would be taken as it is, and the other way round
+	@FASTRPC_SANITIZE=1 .make/sanitize/bin/python -m pip install -q --disable-pip-version-check '.[test]'
+	@rm -rf build .make/run-sanitize; mkdir -p .make/run-sanitize
+	@cp -r tests pyproject.toml src_c .make/run-sanitize/
+	@cd .make/run-sanitize && LD_PRELOAD="$$($(CC) -print-file-name=libasan.so):$$($(CC) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONMALLOC=malloc FASTRPC_SANITIZE=1 \
+		"$(CURDIR)/.make/sanitize/bin/python" -m pytest -q tests/unit
 
 .PHONY: bench
 bench: bench-deps ## stock, redis, fast and raw bytes in turns; report and plots in .make/bench
@@ -164,10 +192,11 @@ docs: $(PY) ## the documentation, strictly, into site/
 	@echo "site/index.html"
 
 .PHONY: fuzz
-fuzz: build ## hostile bytes for the parsers, FUZZ_SECONDS each
+fuzz: WITH_CLANG := 1
+fuzz: NO_SERVERS := 1
+fuzz: system ## hostile bytes for the parsers, FUZZ_SECONDS each
 	$(call say,'fuzzing for $(FUZZ_SECONDS) s each')
-	@if [ -x tests/fuzz/run ]; then FUZZ_SECONDS=$(FUZZ_SECONDS) PYTHON=$(PY) tests/fuzz/run; \
-	else echo 'there are no fuzz targets yet (tests/fuzz/run)'; exit 1; fi
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) CLANG=$(CLANG) tests/fuzz/run
 
 .PHONY: clean
 clean: ## remove all that was built, .venv too
