@@ -6,16 +6,20 @@ of day. Both are asked for here at each result too, only more directly.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from celery import Celery, states
+from celery.backends.base import Backend
 
 from .settings import Setting
 
 __all__ = ["MetaBuilder"]
 
 READY_STATES = states.READY_STATES
+
+#: Before Celery asked the app for the time of day, the time of a result was always UTC's.
+ALWAYS_UTC = "utc" in Backend._get_result_meta.__code__.co_names
 
 #: The clock whose meaning is known here: the time of day in the app's zone.
 CELERYS_NOW = Celery.now
@@ -53,6 +57,8 @@ class MetaBuilder:
         return meta
 
     def _now(self) -> str:
+        if ALWAYS_UTC:
+            return datetime.now(timezone.utc).isoformat()
         app = self.app
         clock = app.now
         if getattr(clock, "__func__", None) is not CELERYS_NOW:
