@@ -42,7 +42,7 @@ COLOURS = {
 
 #: What the plots show, and how they call it.
 SHOWN = {
-    ("test_intake_many", "100000"): "take in 100,000 results",
+    ("test_intake_many", "50000"): "take in 50,000 results",
     ("test_intake", "10000"): "take in 10,000 results",
     ("test_intake", "1000"): "take in 1,000 results",
     ("test_unclaimed", "*"): "take in, nobody asked yet",
@@ -255,7 +255,7 @@ def at_most(most: float) -> Callable[[float], bool]:
     return lambda value: value <= most
 
 
-MANY = ("test_intake_many", "100000")
+MANY = ("test_intake_many", "50000")
 SMALL, KEPT = ("test_store_transient", "100"), ("test_store_persistent", "100")
 LATENCY, SOLO = ("test_latency", ""), ("test_round_solo", "")
 MOST, FEW = ("test_outstanding", "1000000"), ("test_outstanding", "1000")

@@ -37,7 +37,8 @@ class Wire:
         self.connection = kombu.Connection(url)
         self.channel = self.connection.default_channel
         self._amqp = self.connection.connection
-        self._reader: FrameReader | None = None
+        # py-amqp's is one second; a broker that pushes back for longer would cut us off.
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TIMEOUT * 1000))
 
     def close(self) -> None:
         # collect(): once the bytes were read here, py-amqp would wait for an answer in vain.
