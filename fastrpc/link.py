@@ -157,11 +157,13 @@ class Link:
 
     def goodbye(self, timeout: float) -> None:
         """Close in order, so that the broker has taken in all that was sent."""
+        if not self._connection.connected:
+            return
         try:
             self._amqp.limit(timeout)
             self._connection.close()
-        except (*self._errors, AttributeError) as exc:  # AttributeError: it is closed already
-            logger.debug("closing the connection for sending results: %r", exc)
+        except self._errors as exc:
+            logger.debug("closing the connection for sending results: %s", exc)
 
     def abandon(self) -> None:
         """Let go of the connection without a word on it: it is the parent process's."""
