@@ -5,6 +5,8 @@ Client and worker share one app, one process, and therefore one backend object.
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from celery import chain, group, states
 from celery.contrib.testing.worker import start_worker
@@ -42,12 +44,14 @@ def app(request, transport):
     url, conf = transport
     queue = f"fastrpc-tests-in-process-{request.param.partition(':')[0]}"
     app = make_app(url, request.param, queue, **conf)
+    level = logging.root.level
     # The reply to start_worker's own ping would need celery.ping in this app.
     with (
         start_worker(app, perform_ping_check=False, pool="solo", shutdown_timeout=20),
         allow_join_result(),
     ):
         yield app
+    logging.root.setLevel(level)  # start_worker lets nothing below an error through
 
 
 @pytest.fixture
