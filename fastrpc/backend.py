@@ -92,9 +92,23 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
+        with _making:
+            twin = next((backend for backend in _living if backend.app is app), None)
+            if twin is None:
+                self._make_client_side()
+            else:
+                self._share_client_side(twin)
+            _living.add(self)
+        self._always_eager = Setting(app, "task_always_eager")
+        self._meta = MetaBuilder(self)
+        self._publisher: AMQPPublisher | KombuPublisher | None = None
+
+    def _make_client_side(self) -> None:
         self._counters = Stats()
         self._queues = ReplyQueues(self._make_queue, self.expires)
-        self.result_consumer = self.ResultConsumer(app, self._queues, self.options, self._counters)
+        self.result_consumer = self.ResultConsumer(
+            self.app, self._queues, self.options, self._counters
+        )
         self._table = PendingTable(
             max_unclaimed=self.options.max_unclaimed,
             max_unclaimed_bytes=self.options.max_unclaimed_bytes,
@@ -106,11 +120,15 @@ class RPCBackend(AsyncBackendMixin, Backend):
             stats=self._counters,
             max_age=self.expires,
         )
-        self._always_eager = Setting(app, "task_always_eager")
-        self._meta = MetaBuilder(self)
-        self._making = threading.Lock()
-        self._publisher: AMQPPublisher | KombuPublisher | None = None
-        _living.add(self)
+
+    def _share_client_side(self, twin: RPCBackend) -> None:
+        # Two consumers of one reply queue would take each other's results. Celery makes a second
+        # backend when two threads ask for the first one at once, or when a result is unpickled.
+        self._counters = twin._counters
+        self._queues = twin._queues
+        self.result_consumer = twin.result_consumer
+        self._table = twin._table
+        self._matcher = twin._matcher
 
     def _options(self) -> Options:
         given = dict(self.app.conf.result_backend_transport_options or {})
@@ -203,7 +221,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return result
 
     def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
-        with self._making:
+        with _making:
             if self._publisher is None:
                 self._publisher = make_publisher(
                     self.app, self.exchange, self.delivery_mode, self.options, self._counters
@@ -450,7 +468,6 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._queues.clear()
         self._matcher.clear()
         self.result_consumer.after_fork()
-        self._making = threading.Lock()
         if self._publisher is not None:
             self._publisher.after_fork()
         # Celery caches the name of the thread's reply queue, and keeps pooled connections.
@@ -463,7 +480,9 @@ def has_listeners(result: Any) -> bool:
     return any(listener is not None for listener in result.on_ready.listeners)
 
 
+#: Every backend of this process, and the lock under which they, and their parts, are made.
 _living: weakref.WeakSet[RPCBackend] = weakref.WeakSet()
+_making = threading.Lock()
 
 
 def _close_all(**kwargs: Any) -> None:
@@ -477,6 +496,8 @@ def _flush_all(**kwargs: Any) -> None:
 
 
 def _after_fork_in_child() -> None:
+    global _making
+    _making = threading.Lock()
     # Only forgotten: to close one would say goodbye on the parent's socket. That is what
     # kombu has multiprocessing do in a moment, but for pools that are closed already.
     for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):

@@ -446,3 +446,22 @@ class TestCallbacksThatFail:
         result.then(lambda result: 1 / 0)
         arrives(backend, "id")
         assert "a callback of the result of task id failed" in caplog.text
+
+
+class TestTwins:
+    """Celery makes a second backend for an app when two threads ask for the first at once."""
+
+    def test_they_wait_on_the_same_queues(self, app, backend):
+        twin = RPCBackend(app, url="fastrpc://")
+        assert twin is not backend
+        assert twin.result_consumer is backend.result_consumer
+        assert twin.stats() == backend.stats()
+
+    def test_so_does_the_backend_of_a_result_that_was_unpickled(self, app, backend):
+        app.set_current()
+        result = app.AsyncResult("id")
+        unpickled = pickle.loads(pickle.dumps(result))
+        assert unpickled.backend.result_consumer is backend.result_consumer
+
+    def test_another_app_has_a_client_side_of_its_own(self, backend):
+        assert make_app().backend.result_consumer is not backend.result_consumer
