@@ -45,14 +45,17 @@ READERS_ONLY_INTERVAL = 0.05
 #: Least time allowed for connecting, even where the caller's own timeout is shorter.
 LEAST_CONNECT_TIMEOUT = 0.2
 
+#: A wait that is over sooner than this still tries to connect, where a pause is due until then.
+LEAST_PAUSE = 0.01
+
 #: Without a timeout of the caller each attempt to connect may take this many seconds.
 CONNECT_TIMEOUT = 10.0
 
 #: What was handed over is acknowledged this many seconds later, if no reader did it before.
 ACKNOWLEDGE_AFTER = 1.0
 
-#: How long, in seconds, each step of closing may take.
-CLOSE_TIMEOUT = 2.0
+#: How long, in seconds, each answer may take when the connection is closed.
+GOODBYE_TIMEOUT = 2.0
 
 #: How long, in seconds, a first look waits for what the queues hold already.
 BACKLOG_TIMEOUT = 2.0
@@ -150,6 +153,7 @@ class ResultConsumer:
         self._sleepers: dict[Wait, None] = {}
         self._listening: dict[Wait, None] = {}
         self._pauses = backoff()
+        self._connect_at = 0.0
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -392,9 +396,10 @@ class ResultConsumer:
         """Connect, trying until the deadline of ``wait``; None if that passed."""
         while True:
             remaining = wait.remaining()
-            pause = next(self._pauses)
-            if remaining is not None and pause >= remaining > 0:
-                time.sleep(remaining)
+            pause = max(self._connect_at - time.monotonic(), 0.0)
+            if remaining is not None and pause >= max(remaining, LEAST_PAUSE):
+                # Kept for the next wait: one of many short waits must be the one that connects.
+                time.sleep(max(remaining, 0.0))
                 return None
             time.sleep(pause)
             timeout = CONNECT_TIMEOUT
@@ -406,7 +411,10 @@ class ResultConsumer:
                 if is_refusal(exc.__cause__):
                     raise
                 logger.warning("no connection to the broker for results, trying again: %s", exc)
-            if remaining is not None and remaining <= pause:
+            finally:
+                self._connect_at = time.monotonic() + next(self._pauses)
+            remaining = wait.remaining()
+            if remaining is not None and remaining <= 0:
                 return None
 
     def _open(self, timeout: float) -> Intake:
@@ -432,32 +440,28 @@ class ResultConsumer:
 
         Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
         """
-        if not self._reading.acquire(timeout=CLOSE_TIMEOUT):
+        if not self._reading.acquire(timeout=GOODBYE_TIMEOUT):
             logger.debug("not closing the connection for results: a thread waits on it")
             return
         try:
             intake, self._intake = self._intake, None
             if intake is not None:
-                self._close(intake, delete_queues)
+                self._say_goodbye(intake, delete_queues)
             elif delete_queues and self.queues.names:
                 self._delete_queues()
         finally:
             self._reading.release()
 
-    def _close(self, intake: Intake, delete_queues: bool) -> None:
+    def _say_goodbye(self, intake: Intake, delete_queues: bool) -> None:
         try:
-            intake.limit(CLOSE_TIMEOUT)
-            intake.acknowledge()
-            if delete_queues:
-                self.queues.delete(intake.connection.default_channel)
-            intake.connection.close()
+            intake.goodbye(GOODBYE_TIMEOUT, delete_queues)
         except intake.errors as exc:
             logger.debug("closing the connection for results: %s", exc)
 
     def _delete_queues(self) -> None:
         """Delete the queues where tasks were sent and nobody waited for their results."""
         connection = self.app.connection_for_write()
-        connection.connect_timeout = CLOSE_TIMEOUT
+        connection.connect_timeout = GOODBYE_TIMEOUT
         try:
             connect(connection)
             self.queues.delete(connection.default_channel)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from ssl import SSLSocket
 from typing import Any
 
@@ -33,6 +33,11 @@ Deliver = Callable[[bytes | None, bytes, bytes, str], None]
 #: The broker counts as idle when nothing came from it for this many seconds.
 IDLE = 0.01
 
+#: Least time, in seconds, allowed for each answer while a connection is being opened …
+LEAST_ANSWER_TIMEOUT = 0.05
+#: … and the time for each answer afterwards.
+ANSWER_TIMEOUT = 10.0
+
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
 
@@ -43,7 +48,10 @@ def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: Result
     connection = app.connection_for_read(heartbeat=heartbeat)
     if is_amqp(connection):
         return AMQPIntake(
-            use_our_transport(connection, max_body=options.max_body), queues, options, matcher
+            use_our_transport(connection, max_body=options.max_body, answer_timeout=ANSWER_TIMEOUT),
+            queues,
+            options,
+            matcher,
         )
     return KombuIntake(connection, queues, options, matcher)
 
@@ -72,15 +80,14 @@ class Intake:
     def open(self, timeout: float) -> None:
         """Connect, within about ``timeout`` seconds, and consume from every reply queue."""
         connection = self.connection
+        end = time.monotonic() + timeout
         connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
         connect(connection)
-        self._open_channels()
-        for name in self.queues.names:
-            self.backlog += self.queues.declare(name, self.connection.default_channel)
-            self.consume(name)
-
-    def limit(self, timeout: float) -> None:
-        """Let nothing that is still to be said on this connection take longer than this."""
+        with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
+            self._open_channels()
+            for name in self.queues.names:
+                self.backlog += self.queues.declare(name, connection.default_channel)
+                self.consume(name)
 
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
@@ -93,6 +100,19 @@ class Intake:
         """Hang up; what was not acknowledged stays in the queues."""
         with suppress(*self.errors):  # it is lost already: that is why it is closed
             self.connection.collect(0.1)
+
+    @contextmanager
+    def answered_within(self, timeout: float) -> Iterator[None]:
+        """Within, each answer of the broker may take ``timeout`` seconds, where we can say so."""
+        yield
+
+    def goodbye(self, timeout: float, delete_queues: bool) -> None:
+        """Close in order; each answer may take ``timeout`` seconds."""
+        with self.answered_within(timeout):
+            self.acknowledge()
+            if delete_queues:
+                self.queues.delete(self.connection.default_channel)
+            self.connection.close()
 
     def abandon(self) -> None:
         """Let go of the connection without a word on it: it is the parent process's."""
@@ -188,6 +208,7 @@ class AMQPIntake(Intake):
             self._amqp.fill(timeout)
         except TimeoutError:
             return False
+        self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
         return True
 
     def readable(self) -> bool:
@@ -208,7 +229,6 @@ class AMQPIntake(Intake):
             self.taken += loop.taken - taken
             stats.received += loop.taken - taken
             stats.duplicates += loop.duplicates - duplicates
-        self._amqp.bytes_recv += 1
 
     def _deliver_shown(self) -> None:
         """The delivery the reader shows, the long way."""
@@ -267,11 +287,17 @@ class AMQPIntake(Intake):
         self.matcher.stats.received += 1
         self.taken += 1
 
+    @contextmanager
+    def answered_within(self, timeout: float) -> Iterator[None]:
+        amqp = self.connection.connection
+        usual, amqp.answer_timeout = amqp.answer_timeout, timeout
+        try:
+            yield
+        finally:
+            amqp.answer_timeout = usual
+
     def heartbeat(self) -> None:
         self._amqp.heartbeat_tick()
-
-    def limit(self, timeout: float) -> None:
-        self.connection.connection.limit(timeout)
 
     def abandon(self) -> None:
         self._amqp.abandon()

@@ -27,6 +27,9 @@ BASIC_NACK = b"\x00\x3c\x00\x78"
 #: Seconds after which a write that makes no progress means that the connection is lost.
 WRITE_TIMEOUT = 30
 
+#: Seconds that each answer of the broker may take.
+ANSWER_TIMEOUT = 10.0
+
 NO_HEADERS = dumps("F", [{}])
 
 #: Called with delivery tag, ``multiple`` and whether the broker took the message(s).
@@ -73,6 +76,7 @@ class Link:
         self._connection = use_our_transport(
             connection,
             write_timeout=WRITE_TIMEOUT,
+            answer_timeout=ANSWER_TIMEOUT,
             confirm_publish=False,  # py-amqp's own way waits for each message
         )
         self._errors = errors_of(connection)
@@ -160,7 +164,8 @@ class Link:
         if not self._connection.connected:
             return
         try:
-            self._amqp.limit(timeout)
+            self._amqp.sock.settimeout(timeout)
+            self._amqp.answer_timeout = timeout
             self._connection.close()
         except self._errors as exc:
             logger.debug("closing the connection for sending results: %s", exc)

@@ -43,13 +43,19 @@ NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK}
 class Connection(pyamqp.Connection):
     """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
 
-    #: How long, in seconds, a read without a timeout of its own may wait; None is for ever.
-    patience: float | None = None
-
     _transport: Any
 
-    def __init__(self, *args: Any, max_body: int = 512 * 1024 * 1024, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        max_body: int = 512 * 1024 * 1024,
+        answer_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``answer_timeout``: seconds that the answer to a method may take; py-amqp waits for
+        ever, and so does None."""
         super().__init__(*args, **kwargs)
+        self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
 
     def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
@@ -65,7 +71,7 @@ class Connection(pyamqp.Connection):
         """
         kind = self.next()
         while not kind:
-            self.fill(timeout)
+            self.fill(self.answer_timeout if timeout is None else timeout)
             kind = self.next()
         return self.dispatch(kind)
 
@@ -92,8 +98,6 @@ class Connection(pyamqp.Connection):
         """
         transport = self.transport
         sock = transport.sock
-        if timeout is None:
-            timeout = self.patience
         before = sock.gettimeout()
         if before != timeout:
             sock.settimeout(timeout)
@@ -115,11 +119,6 @@ class Connection(pyamqp.Connection):
         sock = self.transport.sock
         pending = getattr(sock, "pending", None)
         return bool(pending and pending()) or readable(sock.fileno())
-
-    def limit(self, timeout: float) -> None:
-        """From now on no read or write waits longer than ``timeout`` seconds."""
-        self.patience = timeout
-        self.transport.sock.settimeout(timeout)
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""

@@ -80,6 +80,10 @@ class Proxy:
         """Half-open: connections are accepted and stay, nothing passes, nobody is told."""
         self._do("freeze")
 
+    def freeze_after(self, count: int, direction: str = TO_CLIENT) -> None:
+        """Let exactly `count` more bytes pass in that direction, then freeze()."""
+        self._do("freeze_after", count=count, direction=direction)
+
     def thaw(self) -> None:
         """Pass on what was held back by freeze(), and all that follows."""
         self._do("thaw")
@@ -157,6 +161,7 @@ class _Serve:
         self.counts = {TO_SERVER: 0, TO_CLIENT: 0, "accepted": 0, "cut": 0}
         self.budget: dict[str, int] = {}  # direction -> bytes until the cut
         self.frozen = False
+        self.freezes = False  # what is to happen when a budget is used up: a cut, or this
         self.interval: float | None = None
         self.next_cut = 0.0
         self.port = 0
@@ -215,6 +220,11 @@ class _Serve:
         if direction not in (TO_SERVER, TO_CLIENT):
             raise ValueError(direction)
         self.budget[direction] = count
+        self.freezes = False
+
+    def do_freeze_after(self, count: int, direction: str) -> None:
+        self.do_cut_after(count, direction)
+        self.freezes = True
 
     def do_freeze(self) -> None:
         self.frozen = True
@@ -337,7 +347,10 @@ class _Serve:
                 if not self.budget[pipe.direction]:
                     del self.budget[pipe.direction]
                     self.await_delivery(pipe.sink)
-                    self.do_cut()
+                    if self.freezes:
+                        self.do_freeze()
+                    else:
+                        self.do_cut()
                     return
         if pipe.ended and not pipe.held:
             pipe.sink.shutdown(socket.SHUT_WR)

@@ -1,0 +1,397 @@
+"""The caller's connection breaks, in every way: nothing is lost, nothing hangs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
+
+from fastrpc.errors import ReplyQueueMismatch
+from tests.faults.proxy import TO_CLIENT, Proxy
+from tests.faults.support import (
+    LATE,
+    Background,
+    answer,
+    await_confirms,
+    await_true,
+    client,
+    expect,
+    run_threads,
+    stopwatch,
+)
+
+
+@pytest.fixture
+def cut_app(private_broker, proxy, make_client) -> Iterator[Celery]:
+    """A client whose connections all go through the proxy."""
+    yield make_client(private_broker.url_for(proxy.port))
+    proxy.listen()
+    proxy.thaw()
+
+
+def connect(app: Celery, sender: Celery) -> None:
+    """One result received: the client is connected and at ease."""
+    [result] = expect(app, 1)
+    answer(sender, app.backend.oid, [result], "connected")
+    assert result.get(timeout=10) == "connected"
+
+
+def reading(app: Celery) -> bool:
+    consumer = app.backend.result_consumer
+    return consumer._intake is not None and consumer._reading.locked()
+
+
+def has_ended(app: Celery) -> bool:
+    """Whether the broker has hung up (what it sends until then is taken, and dropped)."""
+    sock = app.backend.result_consumer._intake.connection.connection.sock
+    try:
+        sock.settimeout(0.5)
+        return not sock.recv(1 << 16)
+    except ConnectionResetError:
+        return True
+    except OSError:
+        return False
+
+
+class TestCut:
+    def test_ten_thousand_results_while_it_is_cut_every_half_second(self, cut_app, sender, proxy):
+        results = expect(cut_app, 10_000)
+        oid = cut_app.backend.oid
+        cut_app.backend.add_pending_results(results)
+        reader = Background(
+            lambda: list(cut_app.ResultSet(results, app=cut_app).iter_native(timeout=50))
+        )
+        proxy.cut_every(0.5)
+        # Spread over four seconds, so that each cut meets results on their way.
+        began = time.monotonic()
+        for n in range(0, 10_000, 100):
+            answer(sender, oid, results[n : n + 100], f"batch {n}")
+            time.sleep(max(0.0, began + n / 2_500 - time.monotonic()))
+        came = reader.result(50)
+        assert sorted(task_id for task_id, _ in came) == sorted(result.id for result in results)
+        for n, result in enumerate(results):
+            assert result.get(timeout=1) == f"batch {n // 100 * 100}"
+        stats = cut_app.backend.stats()
+        assert stats["reconnects"] >= 4
+        assert (stats["waiting"], stats["unclaimed"]) == (0, 0)
+
+    @pytest.mark.parametrize("count", [1, 7, 100, 1_000, 30_000])
+    def test_cut_in_the_middle_of_a_delivery(self, cut_app, sender, proxy, count):
+        """After so many bytes: in a frame's head, in its body, between two of them."""
+        results = expect(cut_app, 100)
+        connect(cut_app, sender)
+        proxy.cut_after(count, TO_CLIENT)
+        answer(sender, cut_app.backend.oid, results, "x" * 1_000)
+        assert [result.get(timeout=20) for result in results] == ["x" * 1_000] * 100
+        assert cut_app.backend.stats()["reconnects"] == 1
+
+    @pytest.mark.parametrize("rst", [True, False], ids=["rst", "fin"])
+    def test_those_who_wait_carry_on(self, cut_app, sender, proxy, rst):
+        results = expect(cut_app, 16)
+        oid = cut_app.backend.oid
+        waiters = Background(lambda: run_threads(16, lambda n: results[n].get(timeout=30)))
+        await_true(lambda: len(cut_app.backend.result_consumer._sleepers) == 15, 10, "all wait")
+        for _ in range(3):
+            proxy.cut(rst=rst)
+        answer(sender, oid, results)
+        assert waiters.result(30) == list(range(16))
+
+    def test_a_callback_hears_of_each_result_once(self, cut_app, sender, proxy):
+        """What was not acknowledged comes a second time, and is known."""
+        results = expect(cut_app, 3_000)
+        heard: list[str] = []
+        for result in results:
+            result.then(lambda result: heard.append(result.id))
+        connect(cut_app, sender)
+        proxy.cut_every(0.1)
+        answer(sender, cut_app.backend.oid, results)
+        cut_app.ResultSet(results, app=cut_app).join_native(timeout=40)
+        proxy.cut_every(None)
+        assert sorted(heard) == sorted(result.id for result in results)
+
+    def test_a_result_sent_while_the_client_was_away(self, cut_app, sender, proxy):
+        results = expect(cut_app, 10)
+        oid = cut_app.backend.oid
+        connect(cut_app, sender)
+        proxy.refuse()
+        proxy.cut()
+        answer(sender, oid, results)
+        await_confirms(sender)
+        assert sender.backend.stats()["returned"] == 0
+        proxy.listen()
+        assert [result.get(timeout=10) for result in results] == list(range(10))
+
+
+class TestUnreachable:
+    @pytest.mark.parametrize("timeout", [0.1, 0.5, 1.5])
+    @pytest.mark.parametrize("how", ["refused", "silent"])
+    def test_get_times_out_in_time(self, cut_app, sender, proxy, how, timeout):
+        """Refused at once, or accepted and never greeted."""
+        [result] = expect(cut_app, 1)
+        if how == "refused":
+            proxy.refuse()
+        else:
+            proxy.freeze()
+        proxy.cut()
+        with stopwatch(timeout + LATE, f"get({timeout})"), pytest.raises(TimeoutError):
+            result.get(timeout=timeout)
+
+    @pytest.mark.parametrize("connected", [True, False])
+    def test_every_thread_times_out_in_time(self, cut_app, sender, proxy, connected):
+        results = expect(cut_app, 12)
+        if connected:
+            connect(cut_app, sender)
+        proxy.refuse()
+        proxy.cut()
+
+        def wait(n: int) -> None:
+            timeout = 0.2 + n / 10
+            with stopwatch(timeout + LATE, f"get({timeout})"), pytest.raises(TimeoutError):
+                results[n].get(timeout=timeout)
+
+        run_threads(12, wait)
+
+    def test_a_patient_reader_does_not_hold_up_a_hasty_one(self, cut_app, sender, proxy):
+        """The thread that reconnects has no deadline; the others keep theirs."""
+        patient, hasty = expect(cut_app, 2)
+        connect(cut_app, sender)
+        proxy.freeze()
+        proxy.cut()
+        waiting = Background(lambda: patient.get(timeout=30))
+        await_true(cut_app.backend.result_consumer._reading.locked, 5, "it tries to connect")
+        with stopwatch(0.5 + LATE, "get(0.5)"), pytest.raises(TimeoutError):
+            hasty.get(timeout=0.5)
+        proxy.thaw()
+        answer(sender, cut_app.backend.oid, [patient], "in the end")
+        assert waiting.result(20) == "in the end"
+
+    def test_a_wait_without_timeout_carries_on_when_the_broker_is_back(
+        self, cut_app, sender, proxy, records
+    ):
+        [result] = expect(cut_app, 1)
+        oid = cut_app.backend.oid
+        waiting = Background(result.get)
+        await_true(lambda: reading(cut_app), 10, "it reads")
+        proxy.refuse()
+        proxy.cut()
+        await_true(lambda: records.count("trying again") >= 4, 20, "it tried four times")
+        assert waiting.running
+        proxy.listen()
+        answer(sender, oid, [result], "back")
+        assert waiting.result(15) == "back"
+
+    def test_one_of_many_short_waits_connects_again(self, cut_app, sender, proxy):
+        """Each is shorter than the pause that is due after so many attempts."""
+        [result] = expect(cut_app, 1)
+        connect(cut_app, sender)
+        proxy.refuse()
+        proxy.cut()
+
+        def look() -> bool:
+            try:
+                return result.get(timeout=0.3) == "seen"
+            except TimeoutError:
+                return False
+
+        assert not any(look() for _ in range(20))
+        proxy.listen()
+        answer(sender, cut_app.backend.oid, [result], "seen")
+        await_true(look, 10, "one of the waits gets the result")
+
+    def test_it_tries_again_with_pauses_that_grow(self, cut_app, proxy):
+        """No storm: within three seconds a handful of attempts."""
+        [result] = expect(cut_app, 1)
+        proxy.freeze()  # accepts, so that attempts are counted; answers nothing
+        proxy.cut()
+        before = proxy.stats["accepted"]
+        with pytest.raises(TimeoutError):
+            result.get(timeout=3)
+        assert 1 <= proxy.stats["accepted"] - before <= 8
+
+    @pytest.mark.parametrize("count", [1, 300, 500, 520, 535, 550, 570, 600, 620, 640, 660])
+    def test_frozen_at_any_point_of_connecting(self, private_broker, make_client, count):
+        """The handshake, opening the channels, declaring, consuming: each may stay unanswered."""
+        with Proxy(private_broker.host, private_broker.port) as proxy:
+            app = make_client(private_broker.url)
+            [result] = expect(app, 1)  # its queue is there: only the results come by the proxy
+            app.conf.broker_read_url = private_broker.url_for(proxy.port)
+            proxy.freeze_after(count, TO_CLIENT)
+
+            def wait() -> None:
+                with stopwatch(1 + LATE, "get(1)"), pytest.raises(TimeoutError):
+                    result.get(timeout=1)
+
+            Background(wait).result(5)
+
+    def test_ready_does_not_hang_where_nobody_answers(self, cut_app, sender, proxy):
+        [result] = expect(cut_app, 1)
+        connect(cut_app, sender)
+        proxy.freeze()
+        with stopwatch(1, "ready()"):
+            assert not result.ready()
+
+
+class TestHalfOpen:
+    """The peer is gone and nobody said so: no FIN, no RST, nothing more comes."""
+
+    def test_closing_does_not_hang(self, cut_app, sender, proxy):
+        connect(cut_app, sender)
+        proxy.freeze()
+        with stopwatch(10, "close()"):
+            cut_app.backend.close()
+
+    def test_heartbeats_notice_it(self, private_broker, proxy, make_client, sender):
+        app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 1})
+        [result] = expect(app, 1)
+        connect(app, sender)
+        waiting = Background(lambda: result.get(timeout=30))
+        await_true(lambda: reading(app), 5, "it reads")
+        proxy.freeze()
+        await_true(lambda: app.backend.stats()["reconnects"], 6, "it was noticed")
+        proxy.cut()
+        proxy.thaw()
+        answer(sender, app.backend.oid, [result], "after all")
+        assert waiting.result(20) == "after all"
+
+    def test_heartbeats_are_kept_while_waiting(self, private_broker, make_client, sender):
+        """The broker drops a client that is silent for two heartbeats; waiting is not silence."""
+        app = make_client(private_broker.url, options={"heartbeat": 1})
+        [result] = expect(app, 1)
+        connect(app, sender)
+        with pytest.raises(TimeoutError):
+            result.get(timeout=4)
+        answer(sender, app.backend.oid, [result], "still here")
+        assert result.get(timeout=5) == "still here"
+        assert app.backend.stats()["reconnects"] == 0
+
+    def test_an_idle_process_whose_broker_hung_up_recovers(
+        self, private_broker, make_client, sender
+    ):
+        """It sent no heartbeats while it did not wait: the next call connects again."""
+        app = make_client(private_broker.url, options={"heartbeat": 1})
+        connect(app, sender)
+        await_true(lambda: has_ended(app), 10, "the broker hangs up")
+        with stopwatch(3, "the next call"):
+            connect(app, sender)
+            results = expect(app, 5)
+            answer(sender, app.backend.oid, results)
+            assert [result.get(timeout=5) for result in results] == list(range(5))
+
+    def test_an_idle_process_that_only_looks_recovers(self, cut_app, sender, proxy):
+        [result] = expect(cut_app, 1)
+        connect(cut_app, sender)
+        proxy.cut()
+        answer(sender, cut_app.backend.oid, [result], "seen")
+        await_true(result.ready, 10, "it is ready")
+
+    def test_calls_go_on_over_connections_that_died(self, private_broker, proxy, worker):
+        """Also the one that calls travel on, which is Celery's own."""
+        app = client(private_broker.url_for(proxy.port), worker.queue)
+        echo = app.tasks["tests.echo"]
+        for n in range(4):
+            assert echo.delay(n).get(timeout=20) == n
+            proxy.cut(rst=bool(n % 2))
+        app.backend.close()
+
+
+class TestDisturbed:
+    """The connection stays; the broker takes something away from it."""
+
+    def test_the_queue_is_deleted_under_us(self, app, sender, private_broker):
+        [before, after] = expect(app, 2)
+        oid = app.backend.oid
+        waiting = Background(lambda: before.get(timeout=20))
+        await_true(lambda: reading(app), 10, "it reads")
+        private_broker.ctl("delete_queue", oid)
+        await_true(lambda: oid in private_broker.queues(), 10, "the queue is there again")
+        answer(sender, oid, [before, after])
+        assert waiting.result(20) == 0
+        assert after.get(timeout=5) == 1
+
+    def test_the_queue_is_deleted_while_nobody_waits(self, app, sender, private_broker, worker):
+        """Then the next call must not send its task into the void."""
+        app.conf.task_default_queue = worker.queue
+        echo = app.tasks["tests.echo"]
+        assert echo.apply_async((1,), queue=worker.queue).get(timeout=10) == 1
+        private_broker.ctl("delete_queue", app.backend.oid)
+        assert echo.apply_async((2,), queue=worker.queue).get(timeout=10) == 2
+
+    def test_other_queues_results_survive_that(self, app, sender, private_broker):
+        """One thread's queue goes while results stream into another's."""
+        theirs, _ = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)
+        results = expect(app, 6_000)
+        oid = app.backend.oid
+        connect(app, sender)
+        waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=40))
+        answer(sender, oid, results[:2_000])
+        deleting = Background(lambda: private_broker.ctl("delete_queue", theirs))
+        n = 2_000
+        while deleting.running and n < 5_900:
+            answer(sender, oid, results[n : n + 10], "during")
+            n += 10
+            time.sleep(0.002)
+        answer(sender, oid, results[n:], "after")
+        got = waiting.result(40)
+        assert got == [*range(2_000), *["during"] * (n - 2_000), *["after"] * (6_000 - n)]
+
+    def test_the_channel_is_closed_by_an_error(self, app, sender):
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        connect(app, sender)
+        # An acknowledgement of nothing: PRECONDITION_FAILED, and the broker closes the channel.
+        app.backend.result_consumer._intake.channel.basic_ack(4711, multiple=False)
+        answer(sender, oid, [result], "after")
+        assert result.get(timeout=10) == "after"
+        assert app.backend.stats()["reconnects"] == 1
+
+    def test_the_connection_is_closed_by_an_operator(self, app, sender, private_broker):
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        waiting = Background(lambda: result.get(timeout=20))
+        await_true(lambda: reading(app), 10, "it reads")
+        private_broker.ctl("close_all_connections", "by an operator")
+        answer(sender, oid, [result], "after")
+        assert waiting.result(20) == "after"
+
+    def test_a_short_lived_queue_expires_between_calls(
+        self, private_broker, make_client, sender, worker
+    ):
+        """x-expires passes while the client is away: the next call makes the queue again."""
+        app = make_client(private_broker.url, worker.queue, result_expires=1)
+        echo = app.tasks["tests.echo"]
+        assert echo.delay(1).get(timeout=10) == 1
+        oid = app.backend.oid
+        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        app.backend.result_consumer.look(oid)  # notices, and does not connect again
+        await_true(lambda: oid not in private_broker.queues(), 10, "it has expired")
+        assert echo.delay(2).get(timeout=10) == 2
+
+
+class TestQueueOfStock:
+    """rpc:// made a queue of our name, with other arguments (406)."""
+
+    @pytest.fixture
+    def app(self, private_broker, make_client) -> Celery:
+        app = make_client(private_broker.url)
+        oid = app.backend.oid
+        with app.connection_for_write() as connection:
+            as_stock = app.backend.Queue(oid, durable=False, auto_delete=True, expires=60)
+            as_stock(connection.default_channel).declare()
+        yield app
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_delete(app.backend.oid)
+
+    def test_a_call_says_so(self, app):
+        with stopwatch(5, "apply_async"), pytest.raises(ReplyQueueMismatch, match="other argu"):
+            app.tasks["tests.echo"].delay(1)
+
+    def test_waiting_says_so(self, app):
+        with (
+            stopwatch(5, "get"),
+            pytest.raises((ReplyQueueMismatch, OperationalError), match="other argu"),
+        ):
+            app.AsyncResult("some-id").get(timeout=3)
