@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
+from kombu.exceptions import OperationalError
 
 from ._amqp import FRAME, PublishEncoder
 from .stats import Stats
@@ -94,6 +95,9 @@ class Link:
     def _lost(self) -> Iterator[None]:
         try:
             yield
+        except OperationalError as exc:  # kombu's, of an attempt to connect
+            self.close()
+            raise Lost(str(exc) or repr(exc)) from (exc.__cause__ or exc)
         except self._errors as exc:
             self.close()
             raise Lost(str(exc) or repr(exc)) from exc

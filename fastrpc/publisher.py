@@ -39,6 +39,9 @@ SENDS_PER_LOOK = 32
 #: After this many idle seconds the connection is looked at before it is written to.
 IDLE = 1.0
 
+#: Least time, in seconds, allowed for closing the connection in order.
+LEAST_GOODBYE = 1.0
+
 #: Seconds without a word from the broker after which what is unconfirmed is sent again.
 SILENCE = 30.0
 
@@ -298,17 +301,26 @@ class AMQPPublisher:
         deadline = time.monotonic() + timeout
         pauses = backoff()
         while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
-            with self._lock:
+            # A send that waits for room holds the lock, and reads confirms itself.
+            if not self._lock.acquire(timeout=left):
+                break
+            try:
                 lost = self._tend(timeout=min(left, 0.1))
+            finally:
+                self._lock.release()
             if lost is not None:
                 time.sleep(min(next(pauses), left))
-        with self._lock:
-            if self.unconfirmed:
-                logger.error(
-                    "%d results were not confirmed within %g s of shutting down and may be lost",
-                    self.unconfirmed,
-                    timeout,
-                )
+        if self.unconfirmed:
+            logger.error(
+                "%d results were not confirmed within %g s of shutting down and may be lost",
+                self.unconfirmed,
+                timeout,
+            )
+        if not self._lock.acquire(timeout=LEAST_GOODBYE):
+            return  # it is not ours to close while somebody sends
+        try:
             link, self._link = self._link, None
             if link is not None:
-                link.goodbye(max(deadline - time.monotonic(), 1.0))
+                link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))
+        finally:
+            self._lock.release()

@@ -1,0 +1,314 @@
+"""The connection that results are sent on breaks, in every way: each arrives, and once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from tests.faults.proxy import TO_SERVER
+from tests.faults.support import (
+    Background,
+    answer,
+    await_confirms,
+    await_true,
+    client,
+    expect,
+    stopwatch,
+)
+from tests.integration.worker import Worker
+
+
+@pytest.fixture
+def cut_sender(private_broker, proxy, make_client) -> Celery:
+    """A sender whose connection goes through the proxy."""
+    return make_client(private_broker.url_for(proxy.port))
+
+
+def link_is_open(sender: Celery) -> bool:
+    return sender.backend._publisher is not None and sender.backend._publisher._link is not None
+
+
+class TestCut:
+    def test_twenty_thousand_results_while_it_is_cut_at_random(
+        self, app, cut_sender, proxy, private_broker
+    ):
+        rng = random.Random(4)
+        results = expect(app, 20_000)
+        oid = app.backend.oid
+        heard: Counter[str] = Counter()
+        for result in results[::20]:
+            result.then(lambda result: heard.update([result.id]))
+        reader = Background(
+            lambda: Counter(
+                task_id for task_id, _ in app.ResultSet(results, app=app).iter_native(timeout=60)
+            )
+        )
+        n = 0
+        while n < len(results):
+            batch = rng.randrange(100, 1_500)
+            # After so many bytes more: anywhere in a frame.
+            proxy.cut_after(rng.randrange(1, 300 * batch), TO_SERVER)
+            for i in range(n, min(n + batch, len(results))):
+                answer(cut_sender, oid, [results[i]], i + 1)
+            n += batch
+        await_confirms(cut_sender)
+        came = reader.result(60)
+        assert came == Counter({result.id: 1 for result in results})
+        assert [result.result for result in results] == list(range(1, 20_001))
+        assert set(heard.values()) == {1}
+        stats = cut_sender.backend.stats()
+        assert proxy.stats["cut"] >= 5
+        assert stats["resent"] > 0
+        assert stats["published"] == 20_000
+        assert app.backend.stats()["waiting"] == 0
+
+    @pytest.mark.parametrize("count", [0, 1, 50, 200])
+    def test_cut_after_the_last_result_and_nothing_is_sent_afterwards(
+        self, app, cut_sender, proxy, count
+    ):
+        """The broker never read it whole; nobody touches the sender any more."""
+        first, last = expect(app, 2)
+        oid = app.backend.oid
+        answer(cut_sender, oid, [first])
+        await_confirms(cut_sender)
+        if count:
+            proxy.cut_after(count, TO_SERVER)
+            answer(cut_sender, oid, [last], "the last")
+        else:
+            proxy.freeze()  # it lies in the proxy's socket, unread
+            answer(cut_sender, oid, [last], "the last")
+            proxy.cut()
+            proxy.thaw()
+        with stopwatch(5, "the last result"):
+            assert last.get(timeout=10) == "the last"
+        await_confirms(cut_sender)
+
+    def test_one_thousand_unconfirmed_are_sent_again(self, app, cut_sender, proxy):
+        """A whole window is on its way when the connection dies."""
+        results = expect(app, 900)
+        oid = app.backend.oid
+        answer(cut_sender, oid, expect(app, 1))
+        await_confirms(cut_sender)
+        proxy.freeze()
+        answer(cut_sender, oid, results)
+        proxy.cut()
+        proxy.thaw()
+        assert [result.get(timeout=20) for result in results] == list(range(900))
+        await_confirms(cut_sender)
+        assert cut_sender.backend.stats()["resent"] == 900
+
+    def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
+        answer(cut_sender, app.backend.oid, expect(app, 10))
+        await_confirms(cut_sender)
+        await_true(lambda: cut_sender.backend._publisher._watcher is None, 5, "it has ended")
+
+    def test_unreachable_and_retries_used_up(self, private_broker, make_client, proxy):
+        """Then the task's worker is told, as on stock."""
+        policy = {"max_retries": 2, "interval_start": 0, "interval_step": 0.1}
+        sender = make_client(private_broker.url_for(proxy.port), options={"retry_policy": policy})
+        proxy.refuse()
+        with stopwatch(5, "store_result"), pytest.raises(OperationalError):
+            answer(sender, "nowhere", ["some-id"])
+
+    def test_unreachable_for_a_while(self, app, cut_sender, proxy):
+        first, second = expect(app, 2)
+        oid = app.backend.oid
+        answer(cut_sender, oid, [first])
+        await_confirms(cut_sender)
+        proxy.refuse()
+        proxy.cut()
+        sending = Background(lambda: answer(cut_sender, oid, [second], "patient"))
+        await_true(lambda: not link_is_open(cut_sender), 5, "it is noticed")
+        proxy.listen()
+        assert second.get(timeout=15) == "patient"
+        sending.result(5)
+
+    @pytest.mark.slow
+    def test_a_silent_connection_is_given_up(self, app, cut_sender, proxy):
+        """Half-open: no FIN, no RST. Found out by the confirms that do not come."""
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        answer(cut_sender, oid, expect(app, 1))
+        await_confirms(cut_sender)
+        proxy.freeze()
+        answer(cut_sender, oid, [result], "in the end")
+        await_true(lambda: not link_is_open(cut_sender), 45, "it is given up")
+        proxy.cut()
+        proxy.thaw()
+        assert result.get(timeout=20) == "in the end"
+
+    def test_without_confirms_nothing_is_kept(self, private_broker, make_client, app):
+        sender = make_client(private_broker.url, options={"publisher_confirms": False})
+        results = expect(app, 100)
+        answer(sender, app.backend.oid, results)
+        stats = sender.backend.stats()
+        assert (stats["unconfirmed"], stats["confirmed"], stats["published"]) == (0, 0, 100)
+        assert [result.get(timeout=10) for result in results] == list(range(100))
+
+
+class TestWindow:
+    """What is not confirmed is kept, up to a limit; there the next send waits."""
+
+    @pytest.mark.parametrize(
+        ("options", "value", "fit"),
+        [
+            ({"confirm_window": 10}, "x", 10),
+            ({"confirm_window_bytes": 10_000}, "x" * 1_000, 10),
+        ],
+        ids=["count", "bytes"],
+    )
+    def test_the_limit_is_kept(self, private_broker, proxy, make_client, app, options, value, fit):
+        sender = make_client(private_broker.url_for(proxy.port), options=options)
+        results = expect(app, 50)
+        oid = app.backend.oid
+        answer(sender, oid, [expect(app, 1)[0]])
+        await_confirms(sender)
+        proxy.freeze()
+        sending = Background(lambda: answer(sender, oid, results, value))
+        publisher = sender.backend._publisher
+        await_true(lambda: publisher.unconfirmed >= fit - 1, 5, "the window is full")
+        assert sending.running
+        assert publisher.unconfirmed <= fit
+        proxy.thaw()
+        sending.result(10)
+        assert [result.get(timeout=10) for result in results] == [value] * 50
+        await_confirms(sender)
+        assert publisher._window_bytes == 0
+
+    def test_the_bytes_are_counted_right_after_cuts(self, app, cut_sender, proxy):
+        oid = app.backend.oid
+        results = expect(app, 3_000)
+        proxy.cut_every(0.05)
+        answer(cut_sender, oid, results, "x" * 500)
+        proxy.cut_every(None)
+        await_confirms(cut_sender)
+        assert cut_sender.backend._publisher._window_bytes == 0
+        assert [result.get(timeout=20) for result in results] == ["x" * 500] * 3_000
+
+
+class TestReturned:
+    def test_a_result_whose_caller_is_gone_is_counted(self, sender, app, records):
+        answer(sender, "a-queue-that-is-gone", ["one", "two", "three"])
+        await_confirms(sender)
+        stats = sender.backend.stats()
+        assert (stats["returned"], stats["confirmed"]) == (3, 3)
+        assert not [r for r in records.records if r.name == "fastrpc" and r.levelname != "DEBUG"]
+        [result] = expect(app, 1)
+        answer(sender, app.backend.oid, [result], "others are not held up")
+        assert result.get(timeout=10) == "others are not held up"
+
+
+class TestBlocked:
+    """The broker's alarm: publishing has to wait (connection.blocked)."""
+
+    @pytest.fixture
+    def alarm(self, own_broker):
+        def set_alarm(on: bool) -> None:
+            own_broker.ctl("set_vm_memory_high_watermark", "0" if on else "0.6")
+
+        yield set_alarm
+        set_alarm(False)
+
+    def test_sends_wait_say_so_and_go_on(self, own_broker, make_client, alarm, records):
+        app, sender = make_client(own_broker.url), make_client(own_broker.url)
+        results = expect(app, 20)
+        oid = app.backend.oid
+        alarm(True)
+        # The alarm is for those who publish: the first makes the broker say so.
+        answer(sender, oid, results[:1])
+        await_true(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        assert records.count("blocks publishing") == 1
+
+        def send_each() -> None:
+            for n, result in enumerate(results[1:], 1):
+                answer(sender, oid, [result], [n])
+
+        sending = Background(send_each)
+        sending.thread.join(1)
+        assert sending.running
+        published = sender.backend.stats()["published"]
+        assert published == 1
+        alarm(False)
+        sending.result(30)
+        assert [result.get(timeout=10) for result in results] == [0, *([n] for n in range(1, 20))]
+        assert records.count("takes results again") == 1
+
+    def test_shutting_down_while_blocked_does_not_hang(self, own_broker, make_client, alarm):
+        app = make_client(own_broker.url)
+        sender = client(own_broker.url, options={"shutdown_timeout": 2})
+        results = expect(app, 5)
+        oid = app.backend.oid
+        answer(sender, oid, results[:1])
+        await_confirms(sender)
+        alarm(True)
+        answer(sender, oid, results[1:2])
+        await_true(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        sending = Background(lambda: answer(sender, oid, results[2:]))
+        await_true(sender.backend._publisher._lock.locked, 5, "a send waits")
+        closing = Background(sender.backend.close)
+        try:
+            closing.result(10)
+        finally:
+            alarm(False)
+            closing.result(20)
+            sending.result(20)
+
+
+class TestShutdown:
+    """A worker that ends waits for its confirms first, whatever pool its tasks run in."""
+
+    @pytest.mark.parametrize("pool", ["solo", "threads", "prefork", "gevent", "eventlet"])
+    def test_nothing_is_lost_at_a_warm_shutdown(self, private_broker, make_client, pool):
+        """It is told to stop in the middle of its work: what it ran is answered."""
+        queue = f"fastrpc-faults-shutdown-{pool}"
+        app = make_client(private_broker.url, queue)
+        with Worker(
+            private_broker.url,
+            "fastrpc://",
+            pool=pool,
+            concurrency=1 if pool == "solo" else 4,
+            queues=(queue,),
+            conf={"worker_prefetch_multiplier": 50},
+        ) as worker:
+            echo = app.tasks["tests.echo"]
+            results = [echo.delay(n) for n in range(400)]
+            # Celery's prefork pool, with any backend, may hang when it is stopped with tasks
+            # waiting: there only the last results are still on their way.
+            known = 20 if pool != "prefork" else 399
+            assert results[known].get(timeout=30) == known
+            assert worker.stop() == 0
+        # What it had not begun is still in the queue, for another worker.
+        with Worker(private_broker.url, "fastrpc://", pool="solo", queues=(queue,)):
+            assert [result.get(timeout=30) for result in results] == list(range(400))
+
+    def test_the_window_is_flushed_over_a_new_connection(self, app, private_broker, proxy):
+        """The connection dies at the very end: close() makes another, and waits."""
+        sender = client(private_broker.url_for(proxy.port))
+        results = expect(app, 200)
+        oid = app.backend.oid
+        answer(sender, oid, expect(app, 1))
+        await_confirms(sender)
+        proxy.freeze()
+        answer(sender, oid, results)
+        proxy.cut()
+        proxy.thaw()
+        sender.backend.close()
+        assert sender.backend.stats()["unconfirmed"] == 0
+        assert [result.get(timeout=10) for result in results] == list(range(200))
+
+    def test_it_is_bounded_in_time_and_says_what_may_be_lost(
+        self, app, private_broker, proxy, records
+    ):
+        sender = client(private_broker.url_for(proxy.port), options={"shutdown_timeout": 1})
+        oid = app.backend.oid
+        answer(sender, oid, expect(app, 1))
+        await_confirms(sender)
+        proxy.freeze()
+        answer(sender, oid, expect(app, 3))
+        with stopwatch(5, "close()"):
+            sender.backend.close()
+        assert records.count("3 results were not confirmed") == 1
