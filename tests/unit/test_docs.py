@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -37,3 +38,23 @@ def test_every_counter():
 def test_every_error():
     page = text("troubleshooting.md")
     assert not [name for name in errors.__all__ if name not in page]
+
+
+def test_every_reason_of_a_bad_message():
+    source = (ROOT / "fastrpc" / "matching.py").read_text()
+    reasons = set(re.findall(r'BadMessage\("([^"]+)"', source))
+    assert reasons
+    for page in ("stats.md", "troubleshooting.md"):
+        assert not [reason for reason in reasons if reason not in text(page)]
+
+
+def test_every_log_line():
+    """By its words up to the first that is filled in."""
+    page = text("troubleshooting.md")
+    lines = []
+    for module in (ROOT / "fastrpc").glob("*.py"):
+        source = module.read_text()
+        lines += re.findall(r'logger\.(?:debug|info|warning|error)\(\s*"([^"]+)"', source)
+    assert len(lines) > 10
+    told = [max(re.split(r"%[sdgr]", line), key=len).strip(" ,:;(") for line in lines]
+    assert not [words for words in told if words not in page]
