@@ -165,16 +165,17 @@ test-sanitize: system ## the unit tests with the extension modules under ASan an
 bench: bench-deps ## stock, redis, fast and raw bytes in turns; report and plots in .make/bench
 	$(call say,'running the benchmarks: about ten minutes')
 	@mkdir -p $(BENCH_OUT)
-	@$(PY) -m pytest bench -q --benchmark-only --benchmark-quiet --benchmark-json=$(BENCH_OUT)/results.json
-	@$(PY) -m bench.report $(BENCH_OUT)/results.json
+	@failed=0; $(PY) -m pytest bench -q --benchmark-only --benchmark-quiet \
+		--benchmark-json=$(BENCH_OUT)/results.json || failed=$$?; \
+	$(PY) -m bench.report $(BENCH_OUT)/results.json; exit $$failed
 
 .PHONY: bench-quick
 bench-quick: bench-deps ## as bench, in a minute: small sizes, few rounds
 	$(call say,'running the benchmarks quickly: about a minute')
 	@mkdir -p $(BENCH_OUT)
-	@FASTRPC_BENCH_QUICK=1 $(PY) -m pytest bench -q --benchmark-only --benchmark-quiet \
-		--benchmark-json=$(BENCH_OUT)/results-quick.json
-	@$(PY) -m bench.report $(BENCH_OUT)/results-quick.json --out $(BENCH_OUT)/quick
+	@failed=0; FASTRPC_BENCH_QUICK=1 $(PY) -m pytest bench -q --benchmark-only --benchmark-quiet \
+		--benchmark-json=$(BENCH_OUT)/results-quick.json || failed=$$?; \
+	$(PY) -m bench.report $(BENCH_OUT)/results-quick.json --out $(BENCH_OUT)/quick; exit $$failed
 
 .PHONY: bench-instructions
 bench-instructions: WITH := valgrind

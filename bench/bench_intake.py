@@ -62,7 +62,7 @@ def test_outstanding(race, arena, who, outstanding):
             client.close()
 
     race(
-        lambda who: clients[who].outstanding(outstanding=outstanding, count=5_000),
+        lambda who: clients[who].outstanding(outstanding=outstanding, count=2_000),
         rounds(3),
         prepare,
         finish,

@@ -14,7 +14,7 @@ def fresh(arena, who, measure, **arguments):
         return getattr(client, measure)(**arguments)
 
 
-@pytest.mark.parametrize("count", [20_000 if QUICK else 100_000])
+@pytest.mark.parametrize("count", [20_000 if QUICK else 50_000])
 @contestants("rpc", "fastrpc")
 def test_pending_memory(race, arena, who, count):
     """AsyncResults that wait: `bytes_each`, the AsyncResult itself included."""
@@ -22,7 +22,7 @@ def test_pending_memory(race, arena, who, count):
 
 
 @full_only
-@pytest.mark.parametrize("count", [20_000])
+@pytest.mark.parametrize("count", [10_000])
 @contestants("rpc", "fastrpc")
 def test_unclaimed_memory(race, arena, who, count):
     """Results that nobody has asked for: `bytes_beyond_body`, and how many were `lost`."""

@@ -29,7 +29,7 @@ def bench_frame(tmp_path_factory):
 @contestants("rpc", "rpc-cython", "fastrpc", "raw")
 def test_parser(race, arena, who, bench_frame):
     """Delivery tag, correlation id and body of each; `raw` is the C reader without Python."""
-    count = 5_000 if QUICK else 50_000
+    count = 5_000 if QUICK else 20_000
     frame = str(bench_frame)
     race(
         lambda who: (
@@ -37,5 +37,5 @@ def test_parser(race, arena, who, bench_frame):
             if who != "raw"
             else arena.client(who).c_parser(binary=frame)
         ),
-        rounds(7),
+        rounds(5),
     )

@@ -7,7 +7,7 @@ import pytest
 from .arena import QUICK, contestants, rounds
 
 KIB, MIB = 1024, 1024 * 1024
-COUNTS = {100: 1_000} if QUICK else {100: 5_000, 10 * KIB: 2_000, MIB: 40}
+COUNTS = {100: 1_000} if QUICK else {100: 3_000, 10 * KIB: 2_000, MIB: 40}
 
 
 @pytest.mark.parametrize("size", COUNTS)

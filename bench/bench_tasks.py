@@ -34,7 +34,7 @@ def test_round_solo(race, arena, who):
 @contestants(*EVERYBODY)
 def test_group(race, arena, who):
     """group(1,000)().get(), the same workers."""
-    whole(race, arena, "group", "solo", 1_000, 5)
+    whole(race, arena, "group", "solo", 1_000, 3)
 
 
 @full_only
