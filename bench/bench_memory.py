@@ -26,7 +26,7 @@ def test_pending_memory(race, arena, who, count):
 @contestants("rpc", "fastrpc")
 def test_unclaimed_memory(race, arena, who, count):
     """Results that nobody has asked for: `bytes_beyond_body`, and how many were `lost`."""
-    race(lambda who: fresh(arena, who, "unclaimed", count=count), 3)
+    race(lambda who: fresh(arena, who, "unclaimed", count=count, weigh=True), 3)
 
 
 @full_only

@@ -497,11 +497,14 @@ def plot_latency(run: Run, pyplot: Any) -> Any:
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f} µs")
     axes.grid(axis="both", color="#e4e6ea", linewidth=0.7)
     axes.set_title("One reply there and back: distribution")
-    axes.legend(loc="upper left")
+    if axes.lines:
+        axes.legend(loc="upper left")
     return figure
 
 
 def plot_scaling(run: Run, pyplot: Any) -> Any:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     panels = [
         ("Results waiting", ("test_intake", "test_intake_many"), "count", "µs a result"),
         ("Results outstanding", ("test_outstanding",), "outstanding", "µs a result"),
@@ -533,7 +536,9 @@ def plot_scaling(run: Run, pyplot: Any) -> Any:
         if argument == "threads":
             axes.set_xticks([1, 8, 64], ["1", "8", "64"])
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", color="#e4e6ea", linewidth=0.7)
         axes.set_title(name)
         axes.set_ylabel(label)
