@@ -23,7 +23,7 @@ from typing import Any
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from .intake import Intake, make_intake
+from .intake import INTERVAL, Intake, make_intake
 from .matching import ResultMatcher
 from .options import Options
 from .queues import ReplyQueues
@@ -34,13 +34,6 @@ from .transport import connect, errors_of, is_refusal
 __all__ = ["ResultConsumer", "Wait"]
 
 logger = logging.getLogger("fastrpc")
-
-#: Longest time, in seconds, that a waiting thread goes without looking after its connection's
-#: heartbeat and calling its ``on_interval``.
-INTERVAL = 1.0
-
-#: The same where nobody but the reader may consume from the new queue of another thread.
-READERS_ONLY_INTERVAL = 0.05
 
 #: Least time allowed for connecting, even where the caller's own timeout is shorter.
 LEAST_CONNECT_TIMEOUT = 0.2
@@ -311,12 +304,11 @@ class ResultConsumer:
             try:
                 if intake.readers_only:
                     self._consume_all(intake)
-                    left = min(left, READERS_ONLY_INTERVAL)
-                elif timeout == INTERVAL:
-                    left = timeout  # each time: one that changes costs system calls
-                arrived = self._take_in(intake, left)
-                if not arrived:
-                    intake.heartbeat()
+                # The same interval each time, if it can be: one that changes costs system calls.
+                arrived = self._take_in(
+                    intake, min(timeout if timeout == INTERVAL else left, intake.interval)
+                )
+                intake.heartbeat()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue

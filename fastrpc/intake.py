@@ -30,6 +30,11 @@ __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 #: Called with correlation id, body, format and reply queue of each message.
 Deliver = Callable[[bytes | None, bytes, bytes, str], None]
 
+#: Longest time, in seconds, that a reader goes without looking after its connection …
+INTERVAL = 1.0
+#: … where nobody but the reader may consume from the new queue of another thread.
+READERS_ONLY_INTERVAL = 0.05
+
 #: The broker counts as idle when nothing came from it for this many seconds.
 IDLE = 0.01
 
@@ -61,6 +66,9 @@ class Intake:
 
     #: Whether nobody but the reader may touch the connection.
     readers_only = True
+
+    #: Longest time, in seconds, that the reader may go without looking after the connection.
+    interval = READERS_ONLY_INTERVAL
 
     def __init__(
         self, connection: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher
@@ -160,6 +168,9 @@ class AMQPIntake(Intake):
         self._amqp = self.connection.connection
         # py-amqp locks its writes, but no two threads may use one TLS connection at a time.
         self.readers_only = isinstance(self._amqp.sock, SSLSocket)
+        heartbeat = self._amqp.heartbeat or 4 * INTERVAL
+        self._heartbeat_at = 0.0
+        self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
@@ -297,7 +308,10 @@ class AMQPIntake(Intake):
             amqp.answer_timeout = usual
 
     def heartbeat(self) -> None:
-        self._amqp.heartbeat_tick()
+        now = time.monotonic()
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self.interval
+            self._amqp.heartbeat_tick()
 
     def abandon(self) -> None:
         self._amqp.abandon()

@@ -6,12 +6,12 @@ It lives as long as the socket: what must outlive it, the window, is the publish
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
-from kombu.exceptions import OperationalError
 
 from ._amqp import FRAME, PublishEncoder
 from .stats import Stats
@@ -27,6 +27,12 @@ BASIC_NACK = b"\x00\x3c\x00\x78"
 
 #: Seconds after which a write that makes no progress means that the connection is lost.
 WRITE_TIMEOUT = 30
+
+#: py-amqp has the kernel give up a connection on which the broker reads nothing for one second;
+#: a busy broker may well take longer.
+PATIENT_SOCKET = (
+    {socket.TCP_USER_TIMEOUT: WRITE_TIMEOUT * 1000} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+)
 
 #: Seconds that each answer of the broker may take.
 ANSWER_TIMEOUT = 10.0
@@ -74,10 +80,12 @@ class Link:
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
+        given = connection.transport_options
         self._connection = use_our_transport(
             connection,
-            write_timeout=WRITE_TIMEOUT,
+            write_timeout=given.get("write_timeout") or WRITE_TIMEOUT,
             answer_timeout=ANSWER_TIMEOUT,
+            socket_settings={**PATIENT_SOCKET, **(given.get("socket_settings") or {})},
             confirm_publish=False,  # py-amqp's own way waits for each message
         )
         self._errors = errors_of(connection)
@@ -95,9 +103,6 @@ class Link:
     def _lost(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as exc:  # kombu's, of an attempt to connect
-            self.close()
-            raise Lost(str(exc) or repr(exc)) from (exc.__cause__ or exc)
         except self._errors as exc:
             self.close()
             raise Lost(str(exc) or repr(exc)) from exc

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from amqp import spec
 from amqp.exceptions import PreconditionFailed
+from amqp.serialization import dumps
 from kombu import Queue
 from kombu.common import maybe_declare
 
@@ -58,6 +60,7 @@ class ReplyQueues:
         self.make = make
         self.expires = expires
         self._renew_at: dict[str, float] = {}
+        self._encoded: dict[str, bytes] = {}
 
     @property
     def names(self) -> list[str]:
@@ -71,6 +74,7 @@ class ReplyQueues:
 
     def clear(self) -> None:
         self._renew_at.clear()
+        self._encoded.clear()
 
     def use_at_least(self, name: str) -> None:
         """Have a queue to wait on, also where this process has sent no task yet."""
@@ -84,18 +88,30 @@ class ReplyQueues:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
         """
         client = channel.connection.client
-        queue = self.make(name)(channel)
         if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
             if not speaks_amqp(channel):
                 return
             try:
-                queue.queue_declare(nowait=True)
+                self._repeat(name, channel)
                 return
             except client.recoverable_connection_errors:
                 pass  # it died while nobody looked: reconnected below, as stock does
+        queue = self.make(name)(channel)
         with explained_mismatch(name):
             maybe_declare(queue, retry=True)
         self._declared(name, queue.channel)
+
+    def _repeat(self, name: str, channel: Any) -> None:
+        """Declare ``name`` once more without waiting; its arguments are encoded only once."""
+        arguments = self._encoded.get(name)
+        if arguments is None:
+            queue: Any = self.make(name)
+            table = channel.prepare_queue_arguments(queue.queue_arguments, expires=queue.expires)
+            passive, exclusive, auto_delete, nowait = False, False, queue.auto_delete, True
+            arguments = self._encoded[name] = dumps(
+                "BsbbbbbF", (0, name, passive, queue.durable, exclusive, auto_delete, nowait, table)
+            )
+        channel.connection.frame_writer(1, channel.channel_id, spec.Queue.Declare, arguments, None)
 
     def declare(self, name: str, channel: Any) -> int:
         """Declare ``name`` now; returns the number of messages in it.
@@ -116,6 +132,7 @@ class ReplyQueues:
         """Delete all queues of this process, with whatever is in them."""
         while self._renew_at:
             name, _ = self._renew_at.popitem()
+            self._encoded.pop(name, None)
             self.make(name)(channel).delete()
 
 

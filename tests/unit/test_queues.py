@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import kombu
 import pytest
+from amqp import spec
 from amqp.exceptions import PreconditionFailed
+from amqp.serialization import loads
 from kombu.transport.virtual import Channel as VirtualChannel
 
 from fastrpc import ReplyQueueMismatch
@@ -27,8 +29,10 @@ class Channel:
                 driver_type=driver_type, implements=SimpleNamespace(asynchronous=False)
             ),
             ensure=lambda obj, fun, **policy: fun,
+            recoverable_connection_errors=(OSError,),
         )
-        self.connection = SimpleNamespace(client=client)
+        self.connection = SimpleNamespace(client=client, frame_writer=self.write_frame)
+        self.channel_id = 7
         self.messages = messages
         self.calls: list[tuple] = []
         self.refuses = False
@@ -39,6 +43,22 @@ class Channel:
         if self.refuses:
             raise PreconditionFailed("inequivalent arg 'durable'")
         return queue, self.messages, 0
+
+    def write_frame(self, type_, channel_id, method, arguments, content):
+        assert (type_, channel_id, method, content) == (1, 7, spec.Queue.Declare, None)
+        (_, queue, passive, durable, exclusive, auto_delete, nowait, table), _ = loads(
+            "BsbbbbbF", arguments, 0
+        )
+        assert not passive
+        self.queue_declare(
+            queue,
+            nowait=nowait,
+            passive=passive,
+            durable=durable,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            arguments=table,
+        )
 
     def queue_bind(self, **kwargs):
         pytest.fail("the default exchange binds every queue by its name")
@@ -97,6 +117,13 @@ class TestDeclaringForCalls:
         for _ in range(3):
             queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")] + [("declare, no answer", "q")] * 2
+
+    def test_they_ask_for_the_very_same_queue(self, queues):
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        first = channel.arguments
+        queues.declare_for_call("q", channel)
+        assert channel.arguments == first
 
     def test_each_connection_has_its_own_first_call(self, queues):
         first, second = Channel(), Channel()
