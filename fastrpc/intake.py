@@ -183,7 +183,7 @@ class AMQPIntake(Intake):
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
             deliver_slowly=self._deliver_shown,
-            dispatch=self._amqp.dispatch,
+            dispatch=self._dispatch,
             acknowledge=self.acknowledge,
         )
 
@@ -227,10 +227,8 @@ class AMQPIntake(Intake):
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
         loop, stats = self._loop, self.matcher.stats
-        while self._strays:
-            self._deliver_stray(deliver, self._strays[0])
-            self._strays.popleft()
         self._deliver = deliver
+        self._deliver_strays()
         taken, duplicates = loop.taken, loop.duplicates
         try:
             loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
@@ -240,6 +238,17 @@ class AMQPIntake(Intake):
             self.taken += loop.taken - taken
             stats.received += loop.taken - taken
             stats.duplicates += loop.duplicates - duplicates
+
+    def _dispatch(self, kind: int) -> None:
+        self._amqp.dispatch(kind)
+        # What came meanwhile goes before what comes after it: an acknowledgement is for all up
+        # to a number.
+        self._deliver_strays()
+
+    def _deliver_strays(self) -> None:
+        while self._strays:
+            self._deliver_stray(self._strays[0])
+            self._strays.popleft()
 
     def _deliver_shown(self) -> None:
         """The delivery the reader shows, the long way."""
@@ -275,7 +284,7 @@ class AMQPIntake(Intake):
             )
             return format
 
-    def _deliver_stray(self, deliver: Deliver, message: Any) -> None:
+    def _deliver_stray(self, message: Any) -> None:
         """One that arrived while an answer to a declaration was waited for."""
         properties = message.properties
         headers = properties.get("application_headers") or {}
@@ -288,8 +297,9 @@ class AMQPIntake(Intake):
         if isinstance(body, str):
             body = body.encode()
         correlation_id = properties.get("correlation_id")
-        deliver(
-            correlation_id.encode() if correlation_id else None,
+        assert self._deliver is not None
+        self._deliver(
+            correlation_id.encode("utf-8", "surrogatepass") if correlation_id else None,
             body,
             format,
             message.delivery_info["consumer_tag"],

@@ -44,6 +44,13 @@ TAIL = 24
 #: another AsyncResult, this many of them; Celery's own backend keeps as many.
 MAX_SEEN = 8192
 
+#: The longest format that can be kept, and the one that stands for those that cannot.
+MAX_FORMAT = 255
+UNUSABLE = b"unusable content type\0binary\0"
+
+#: The longest correlation id, and so the longest task id, in UTF-8.
+MAX_ID = 255
+
 #: At most this often, in seconds, the log says that unclaimed results had to go …
 EVICTION_WARNING_INTERVAL = 60.0
 #: … and that a message was bad for the same reason as the last one.
@@ -54,7 +61,8 @@ def body_format(content_type: str, content_encoding: str, compression: str = "")
     """How a body is to be decoded, small enough to be kept beside each unclaimed one."""
     if content_type == "application/json" and content_encoding == "utf-8" and not compression:
         return JSON
-    return "\0".join((content_type, content_encoding, compression)).encode()
+    format = "\0".join((content_type, content_encoding, compression)).encode()
+    return format if len(format) <= MAX_FORMAT and format.count(0) == 2 else UNUSABLE
 
 
 class ResultMatcher:
@@ -368,4 +376,14 @@ def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:
         if meta.get("task_id") is not None or not correlation_id:
             raise BadMessage("not a result", "no task id")
         meta["task_id"] = correlation_id.decode("utf-8", "surrogateescape")
+    elif not _is_id(meta["task_id"]):
+        raise BadMessage("not a result", "no usable task id")
     return meta
+
+
+def _is_id(task_id: str) -> bool:
+    """Whether anybody could wait for it."""
+    try:
+        return 0 < len(task_id.encode()) <= MAX_ID
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False

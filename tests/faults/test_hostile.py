@@ -1,0 +1,276 @@
+"""Messages that are no results, or not ours, or far too much: no other waiter notices."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+from amqp.basic_message import Message
+from celery import Celery, states
+from celery.exceptions import TimeoutError
+
+from tests.faults.support import (
+    Background,
+    answer,
+    await_true,
+    client,
+    expect,
+    new_ids,
+    publish,
+    resident,
+)
+
+MIB = 1024 * 1024
+
+
+def meta(task_id: str, **more) -> bytes:
+    return json.dumps(
+        {"task_id": task_id, "status": states.SUCCESS, "result": 1, "traceback": None, **more}
+    ).encode()
+
+
+@pytest.fixture(scope="module")
+def app(private_broker) -> Iterator[Celery]:
+    app = client(private_broker.url)
+    yield app
+    app.backend.close()
+
+
+@pytest.fixture(scope="module")
+def bystander(app, private_broker) -> Iterator[Background]:
+    """Somebody waits all the while for a result of their own; in the end the queue is empty."""
+    sender = client(private_broker.url)
+    [result] = expect(app, 1)
+    oid = app.backend.oid
+    waiting = Background(lambda: result.get(timeout=100))
+    await_true(app.backend.result_consumer._reading.locked, 10, "it reads")
+    yield waiting
+    answer(sender, oid, [result], "undisturbed")
+    assert waiting.result(20) == "undisturbed"
+    assert app.backend.stats()["reconnects"] == 0
+    assert_nothing_comes_back(app)
+    sender.backend.close()
+
+
+@pytest.fixture
+def noticed_nothing(bystander):
+    yield
+    if not bystander.running:
+        raise AssertionError(f"somebody else was disturbed: {bystander.result()}")
+
+
+def assert_nothing_comes_back(app: Celery) -> None:
+    """All was acknowledged: a connection that looks again finds nothing."""
+    consumer = app.backend.result_consumer
+    await_true(lambda: not consumer._reading.locked(), 5, "nobody reads")
+    await_true(lambda: not consumer._intake.owes_acknowledgement, 5, "all is acknowledged")
+    received = app.backend.stats()["received"]
+    consumer._intake.goodbye(5, delete_queues=False)
+    consumer._intake = None
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            app.AsyncResult(new_ids(1)[0]).get(timeout=0.1)
+    assert consumer._intake is not None
+    assert app.backend.stats()["received"] == received
+
+
+def bad_messages(app: Celery) -> list[int]:
+    return list(app.backend.stats()["bad_messages"].values())
+
+
+def nested(depth: int) -> dict:
+    table: dict = {}
+    for _ in range(depth):
+        table = {"t": table}
+    return table
+
+
+BAD: dict[str, dict] = {
+    "empty": {"body": b""},
+    "not json": {"body": b"\xff\xfe{{{"},
+    "deep json": {"body": b"[" * 100_000},
+    "deep json in a result": {
+        "body": b'{"task_id": "x", "status": "SUCCESS", "result": ' + b"[" * 50_000 + b"}"
+    },
+    "a number": {"body": b"17"},
+    "an array": {"body": b"[1, 2]"},
+    "no status": {"body": b'{"task_id": "x", "result": 1}'},
+    "status of another kind": {"body": b'{"task_id": "x", "result": 1, "status": {"a": 1}}'},
+    "task id of another kind": {"body": b'{"task_id": [1], "result": 1, "status": "SUCCESS"}'},
+    "task id too long": {"body": meta("y" * 100_000)},
+    "a surrogate in its id": {"body": b'{"task_id": "\\ud800", "result": 1, "status": "SUCCESS"}'},
+    "unknown content type": {"body": b"x", "content_type": "application/x-evil"},
+    "pickle": {
+        "body": b"cos\nsystem\n(S'exit 1'\ntR.",
+        "content_type": "application/x-python-serialize",
+        "content_encoding": "binary",
+    },
+    "unknown encoding": {"body": meta("x"), "content_encoding": "no-such-encoding"},
+    "utf-16 that is not": {"body": b"\x00\xd8", "content_encoding": "utf-16"},
+    "encoding that is a codec of another kind": {"body": meta("x"), "content_encoding": "rot13"},
+    "encoding of 255 bytes": {"body": meta("x"), "content_encoding": "e" * 255},
+    "a zero in its type": {"body": meta("x"), "content_type": "application/\0json"},
+    "an empty task id": {"body": b'{"task_id": "", "result": 1, "status": "SUCCESS"}'},
+    "type of 255 bytes": {"body": meta("x"), "content_type": "t" * 255},
+    "unknown compression": {
+        "body": meta("x"),
+        "application_headers": {"compression": "application/x-evil"},
+    },
+    "compression that is none": {
+        "body": meta("x"),
+        "application_headers": {"compression": "application/x-gzip"},
+    },
+    "compression of another kind": {
+        "body": meta("x"),
+        "application_headers": {"compression": nested(3)},
+    },
+    "huge headers": {
+        "body": meta("x"),
+        "application_headers": {f"key{n}": "v" * 100 for n in range(1_000)},
+    },
+    "nested headers": {"body": meta("x"), "application_headers": nested(100)},
+    "an exception that is none": {
+        "body": meta("x", status=states.FAILURE, result={"exc_type": 17, "exc_message": {}})
+    },
+}
+
+
+@pytest.mark.parametrize("wanted", [False, True], ids=["unasked", "asked for"])
+@pytest.mark.parametrize("what", BAD)
+def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
+    properties = dict(BAD[what])
+    body = properties.pop("body")
+    [task_id] = new_ids(1)
+    received = app.backend.stats()["received"]
+    if wanted:
+        app.backend.add_pending_result(app.AsyncResult(task_id))
+    publish(app, app.backend.oid, body, correlation_id=task_id, **properties)
+    await_true(lambda: app.backend.stats()["received"] == received + 1, 10, "it is received")
+    app.AsyncResult(task_id).forget()
+
+
+@pytest.mark.parametrize(
+    "correlation_id", ["c" * 255, "", "\U0001f40d" * 60, "a\0b", "%s%n{0}"], ids=ascii
+)
+def test_any_correlation_id(app, noticed_nothing, correlation_id):
+    task_id = correlation_id or new_ids(1)[0]
+    result = app.AsyncResult(task_id)
+    publish(app, app.backend.oid, meta(task_id), correlation_id=correlation_id)
+    assert result.get(timeout=10) == 1
+
+
+def test_no_correlation_id_at_all(app, noticed_nothing):
+    [task_id] = new_ids(1)
+    publish(app, app.backend.oid, meta(task_id))
+    assert app.AsyncResult(task_id).get(timeout=10) == 1
+
+
+def test_results_for_other_tasks(app, noticed_nothing):
+    """Under the correlation id of one task the result of another: the body decides."""
+    mine, other = new_ids(2)
+    publish(app, app.backend.oid, meta(other, result="the other's"), correlation_id=mine)
+    with pytest.raises(TimeoutError):
+        app.AsyncResult(mine).get(timeout=0.5)
+    assert app.AsyncResult(other).get(timeout=5) == "the other's"
+    publish(app, app.backend.oid, meta(mine, result="mine"), correlation_id=mine)
+    assert app.AsyncResult(mine).get(timeout=5) == "mine"
+
+
+def test_a_result_twice_and_contradicting_itself(app, noticed_nothing):
+    [task_id] = new_ids(1)
+    for value in ("first", "second", "third"):
+        publish(app, app.backend.oid, meta(task_id, result=value), correlation_id=task_id)
+    result = app.AsyncResult(task_id)
+    got = result.get(timeout=5)
+    assert result.get(timeout=5) == got
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        {"exc_type": "system", "exc_message": ["touch /tmp/evil"], "exc_module": "os"},
+        {"exc_type": "Popen", "exc_message": ["true"], "exc_module": "subprocess"},
+        {"exc_type": "print", "exc_message": ["x"], "exc_module": "builtins"},
+        {"exc_type": "KeyError", "exc_message": {"a": "dict"}, "exc_module": "builtins"},
+        {"exc_type": "No.Such", "exc_message": [], "exc_module": "no.such.module"},
+    ],
+    ids=lambda exception: exception["exc_type"],
+)
+def test_an_exception_that_names_what_it_should_not(app, noticed_nothing, exception):
+    """Only classes of exceptions are made; the waiter gets an error, and nobody else notices."""
+    [task_id] = new_ids(1)
+    body = meta(task_id, status=states.FAILURE, result=exception)
+    publish(app, app.backend.oid, body, correlation_id=task_id)
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        app.AsyncResult(task_id).get(timeout=10)
+    assert not isinstance(raised.value, TimeoutError)
+
+
+def test_a_flood_stays_within_the_caps(private_broker, make_client, sender, caplog):
+    """200,000 results of tasks that nobody sent, while one is waited for."""
+    caplog.set_level(logging.WARNING)
+    app = make_client(
+        private_broker.url, options={"max_unclaimed": 1_000, "max_unclaimed_bytes": 200_000}
+    )
+    [result] = expect(app, 1)
+    oid = app.backend.oid
+    waiting = Background(lambda: result.get(timeout=60))
+    await_true(app.backend.result_consumer._reading.locked, 10, "it reads")
+    answer(sender, oid, new_ids(5_000), "warm up")
+    await_true(lambda: app.backend.stats()["received"] >= 5_000, 20, "it has begun")
+    memory = resident()
+    for _ in range(10):
+        answer(sender, oid, new_ids(5_000), "x" * 100)
+        stats = app.backend.stats()
+        assert stats["unclaimed"] <= 1_000
+        assert stats["unclaimed_bytes"] <= 200_000
+    answer(sender, oid, [result], "undisturbed")
+    assert waiting.result(60) == "undisturbed"
+    assert resident() - memory < 16 * MIB
+    assert len(caplog.records) < 5
+
+
+def test_a_flood_of_bad_messages_does_not_flood_the_log(app, sender, noticed_nothing, caplog):
+    caplog.set_level(logging.WARNING)
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        for _ in range(5_000):
+            channel.basic_publish(Message(b"17"), routing_key=app.backend.oid)
+        await_true(
+            lambda: sum(bad_messages(app)) == 5_000,
+            20,
+            "all are counted",
+        )
+    assert len([r for r in caplog.records if r.name == "fastrpc"]) <= 5
+
+
+class TestOversized:
+    """A body larger than max_body must neither be taken in nor come back for ever."""
+
+    @pytest.fixture
+    def app(self, private_broker, make_client) -> Celery:
+        return make_client(private_broker.url, options={"max_body": MIB})
+
+    def test_at_the_limit(self, app, sender):
+        [result] = expect(app, 1)
+        value = "x" * (MIB - 1_000)
+        answer(sender, app.backend.oid, [result], value)
+        assert result.get(timeout=20) == value
+
+    @pytest.mark.parametrize("connected", [True, False])
+    def test_over_it(self, app, sender, private_broker, connected, caplog):
+        large, *small = expect(app, 20)
+        oid = app.backend.oid
+        if connected:
+            answer(sender, oid, small[:1])
+            assert small.pop(0).get(timeout=10) == 0
+        answer(sender, oid, small[:9])
+        answer(sender, oid, [large], "x" * 2 * MIB)
+        answer(sender, oid, small[9:])
+        got = [result.get(timeout=10) for result in small]
+        assert got == [*range(9), *range(len(small) - 9)]
+        assert sum(bad_messages(app)) == 1
+        assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) <= 2
+        assert_nothing_comes_back(app)
