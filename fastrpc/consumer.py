@@ -402,7 +402,9 @@ class ResultConsumer:
             except OperationalError as exc:
                 if is_refusal(exc.__cause__):
                     raise
-                logger.warning("no connection to the broker for results, trying again: %s", exc)
+                logger.warning(
+                    "no connection to the broker for results, trying again: %s", str(exc)
+                )
             finally:
                 self._connect_at = time.monotonic() + next(self._pauses)
             remaining = wait.remaining()
@@ -422,7 +424,7 @@ class ResultConsumer:
         return intake
 
     def _lost(self, intake: Intake, exc: Exception) -> None:
-        logger.warning("lost the connection for results, reconnecting: %s", exc or repr(exc))
+        logger.warning("lost the connection for results, reconnecting: %s", str(exc) or repr(exc))
         self.stats.reconnects += 1
         self._intake = None
         intake.close()
