@@ -30,6 +30,8 @@ cdef class DeliveryLoop:
     cdef object dispatch
     cdef object acknowledge
     cdef bint shown
+    cdef bint delivering
+    cdef uint64_t runs
     cdef public uint64_t last_tag
     cdef public uint64_t acked_tag
     cdef public uint64_t taken

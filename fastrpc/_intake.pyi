@@ -70,4 +70,6 @@ class DeliveryLoop:
 
         What ``dispatch`` raises passes through, and so does ``ProtocolError``. An exception
         thrown in between loses nothing: the next call goes on with the same delivery.
+
+        A callback of a result may call it again, to wait for another one.
         """

@@ -3,7 +3,7 @@
 # which has the whole meaning (`matching.py`); here is only the short way to the same end.
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 cdef extern from "Python.h":
     void PyObject_GC_UnTrack(void *)
@@ -183,6 +183,10 @@ cdef class DeliveryLoop:
         cdef frame_event *e = &self.reader.event
         cdef int kind
         cdef uint64_t tag
+        cdef uint64_t run = self.runs + 1
+        self.runs = run
+        if self.delivering:
+            self.shown = False  # by the run that we are in, which goes on with it afterwards
         while True:
             # Shown until it is delivered: an exception thrown into this thread loses nothing.
             if not self.shown:
@@ -194,18 +198,27 @@ cdef class DeliveryLoop:
                     continue
                 self.shown = True
             tag = e.delivery_tag
-            if not (short_way and _is_plain_json(e) and self.deliver(e, now)):
-                self.deliver_slowly()
-            self.shown = False
+            self.delivering = True
+            try:
+                if not (short_way and _is_plain_json(e) and self.deliver(e, now)):
+                    self.deliver_slowly()
+            finally:
+                self.delivering = False
+            if run == self.runs:
+                self.shown = False
+            # Else a callback waited for another result: the reader has moved on meanwhile.
+            run = self.runs
             self.taken += 1
-            self.last_tag = tag
-            if tag - self.acked_tag >= self.ack_every:
+            if tag > self.last_tag:
+                self.last_tag = tag
+            if self.last_tag - self.acked_tag >= self.ack_every:
                 self.acknowledge()
 
     cdef bint deliver(self, frame_event *e, double now) except -1:
         """The short way; False if it does not lead to the end."""
         cdef const unsigned char *id = e.correlation_id.ptr
         cdef size_t size = e.correlation_id.len
+        cdef unsigned char[255] kept
         cdef int64_t evicted
         cdef tuple waiters = self.table.waiters_bytes(id, size)
         if not waiters:
@@ -222,9 +235,10 @@ cdef class DeliveryLoop:
         if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
             return False
         spare_the_collector(<dict>meta)
+        memcpy(kept, id, size)  # a callback may have the reader move on
         self.fulfil(waiters, (), <dict>meta)
         # Finished only now, for the same reason as `shown`; others may have begun to wait.
-        self.fulfil(self.table.finish_bytes(id, size), waiters, <dict>meta)
+        self.fulfil(self.table.finish_bytes(kept, size), waiters, <dict>meta)
         return True
 
     cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1:

@@ -140,7 +140,8 @@ class ResultConsumer:
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()
+        self._depth = 0  # how often the reader has the role
         self._watching = threading.Lock()
         self._acknowledger: threading.Timer | None = None
         self._sleepers: dict[Wait, None] = {}
@@ -225,7 +226,7 @@ class ResultConsumer:
         self._hand_over()
 
     def _try_reading(self, wait: Wait, timeout: float) -> bool:
-        if not self._reading.acquire(blocking=False):
+        if not self._become_reader():
             return False
         try:
             self._read(wait, timeout)
@@ -233,19 +234,35 @@ class ResultConsumer:
             self._leave()
         return True
 
+    @property
+    def reading(self) -> bool:
+        """Whether some thread has the reading role."""
+        return self._depth > 0
+
+    def _become_reader(self) -> bool:
+        """Take the reading role, unless another thread has it.
+
+        The reader may take it again: it calls callbacks, and they may wait for other results.
+        """
+        if not self._reading.acquire(blocking=False):
+            return False
+        self._depth += 1
+        return True
+
     def _leave(self) -> None:
-        """Give up the reading role; what is not acknowledged yet will be soon."""
+        """Give up the reading role, and have what is not acknowledged yet be so soon."""
         intake = self._intake
+        self._depth -= 1
+        self._reading.release()
         if intake is not None and intake.owes_acknowledgement and self._acknowledger is None:
             self._acknowledger = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge)
             self._acknowledger.name = "fastrpc-acknowledge"
             self._acknowledger.daemon = True
             self._acknowledger.start()
-        self._reading.release()
 
     def _acknowledge(self) -> None:
         self._acknowledger = None
-        if not self._reading.acquire(blocking=False):
+        if not self._become_reader():
             return  # the reader will, before it waits
         try:
             intake = self._intake
@@ -255,12 +272,12 @@ class ResultConsumer:
                 except intake.errors as exc:
                     self._lost(intake, exc)
         finally:
-            self._reading.release()
+            self._leave()
             self._hand_over()
 
     def _hand_over(self) -> None:
         """Wake one sleeper to become the reader, unless there is one."""
-        if self._sleepers and not self._reading.locked():
+        if self._sleepers and not self.reading:
             for sleeper in list(self._sleepers)[:1]:
                 sleeper.wake()
 
@@ -275,7 +292,7 @@ class ResultConsumer:
         Raises:
             kombu.exceptions.OperationalError: the first look could not connect.
         """
-        if not self._reading.acquire(blocking=False):
+        if not self._become_reader():
             return 0  # whoever reads takes in whatever arrives
         try:
             intake = self._intake
@@ -370,11 +387,11 @@ class ResultConsumer:
             return
         if not intake.readers_only:
             self._consume_all(intake)
-        elif self._reading.acquire(blocking=False):
+        elif self._become_reader():
             try:
                 self._consume_all(intake)
             finally:
-                self._reading.release()
+                self._leave()
                 self._hand_over()
 
     def _consume_all(self, intake: Intake) -> None:
@@ -426,7 +443,8 @@ class ResultConsumer:
     def _lost(self, intake: Intake, exc: Exception) -> None:
         logger.warning("lost the connection for results, reconnecting: %s", str(exc) or repr(exc))
         self.stats.reconnects += 1
-        self._intake = None
+        if self._intake is intake:  # else a callback that waited has reconnected already
+            self._intake = None
         intake.close()
 
     def close(self, delete_queues: bool) -> None:

@@ -229,15 +229,17 @@ class AMQPIntake(Intake):
         loop, stats = self._loop, self.matcher.stats
         self._deliver = deliver
         self._deliver_strays()
-        taken, duplicates = loop.taken, loop.duplicates
         try:
             loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
         except ProtocolError as exc:
             raise self._amqp.as_unexpected_frame(exc) from exc
         finally:
-            self.taken += loop.taken - taken
-            stats.received += loop.taken - taken
-            stats.duplicates += loop.duplicates - duplicates
+            # Zeroed at once: a callback may have had us pump in the midst of it.
+            taken, loop.taken = loop.taken, 0
+            duplicates, loop.duplicates = loop.duplicates, 0
+            self.taken += taken
+            stats.received += taken
+            stats.duplicates += duplicates
 
     def _dispatch(self, kind: int) -> None:
         self._amqp.dispatch(kind)
@@ -247,8 +249,12 @@ class AMQPIntake(Intake):
 
     def _deliver_strays(self) -> None:
         while self._strays:
-            self._deliver_stray(self._strays[0])
-            self._strays.popleft()
+            message = self._strays.popleft()
+            try:
+                self._deliver_stray(message)
+            except BaseException:
+                self._strays.appendleft(message)  # thrown into this thread: lose nothing
+                raise
 
     def _deliver_shown(self) -> None:
         """The delivery the reader shows, the long way."""
@@ -304,7 +310,7 @@ class AMQPIntake(Intake):
             format,
             message.delivery_info["consumer_tag"],
         )
-        self._loop.last_tag = message.delivery_info["delivery_tag"]
+        self._loop.last_tag = max(self._loop.last_tag, message.delivery_info["delivery_tag"])
         self.matcher.stats.received += 1
         self.taken += 1
 
@@ -375,21 +381,27 @@ class KombuIntake(Intake):
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
         while self._messages:
-            name, message = self._messages[0]
-            body = message.body
-            correlation_id = message.properties.get("correlation_id")
-            deliver(
-                correlation_id.encode() if correlation_id else None,
-                body.encode() if isinstance(body, str) else bytes(body),
-                body_format(
-                    message.content_type or "",
-                    message.content_encoding or "utf-8",
-                    # kombu has opened the body, if it could.
-                    str(message.headers.get("compression") or "") if message.errors else "",
-                ),
-                name,
-            )
+            name, message = self._messages.popleft()
+            try:
+                self._deliver_message(deliver, name, message)
+            except BaseException:
+                self._messages.appendleft((name, message))  # thrown into this thread
+                raise
             message.ack()
-            self._messages.popleft()
             self.matcher.stats.received += 1
             self.taken += 1
+
+    def _deliver_message(self, deliver: Deliver, name: str, message: Any) -> None:
+        body = message.body
+        correlation_id = message.properties.get("correlation_id")
+        deliver(
+            correlation_id.encode("utf-8", "surrogatepass") if correlation_id else None,
+            body.encode() if isinstance(body, str) else bytes(body),
+            body_format(
+                message.content_type or "",
+                message.content_encoding or "utf-8",
+                # kombu has opened the body, if it could.
+                str(message.headers.get("compression") or "") if message.errors else "",
+            ),
+            name,
+        )

@@ -87,7 +87,7 @@ class TestUnclaimed:
         [large] = expect(app, 1)
         oid = app.backend.oid
         waiting = Background(lambda: large.get(timeout=20))
-        await_true(app.backend.result_consumer._reading.locked, 5, "it reads")
+        await_true(lambda: app.backend.result_consumer.reading, 5, "it reads")
         answer(sender, oid, [large], "x" * 200_000)
         assert waiting.result(20) == "x" * 200_000
 

@@ -42,7 +42,7 @@ def connect(app: Celery, sender: Celery) -> None:
 
 def reading(app: Celery) -> bool:
     consumer = app.backend.result_consumer
-    return consumer._intake is not None and consumer._reading.locked()
+    return consumer._intake is not None and consumer.reading
 
 
 def has_ended(app: Celery) -> bool:
@@ -162,7 +162,7 @@ class TestUnreachable:
         proxy.freeze()
         proxy.cut()
         waiting = Background(lambda: patient.get(timeout=30))
-        await_true(cut_app.backend.result_consumer._reading.locked, 5, "it tries to connect")
+        await_true(lambda: cut_app.backend.result_consumer.reading, 5, "it tries to connect")
         with stopwatch(0.5 + LATE, "get(0.5)"), pytest.raises(TimeoutError):
             hasty.get(timeout=0.5)
         proxy.thaw()

@@ -45,7 +45,7 @@ def bystander(app, private_broker) -> Iterator[Background]:
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=100))
-    await_true(app.backend.result_consumer._reading.locked, 10, "it reads")
+    await_true(lambda: app.backend.result_consumer.reading, 10, "it reads")
     yield waiting
     answer(sender, oid, [result], "undisturbed")
     assert waiting.result(20) == "undisturbed"
@@ -64,7 +64,7 @@ def noticed_nothing(bystander):
 def assert_nothing_comes_back(app: Celery) -> None:
     """All was acknowledged: a connection that looks again finds nothing."""
     consumer = app.backend.result_consumer
-    await_true(lambda: not consumer._reading.locked(), 5, "nobody reads")
+    await_true(lambda: not consumer.reading, 5, "nobody reads")
     await_true(lambda: not consumer._intake.owes_acknowledgement, 5, "all is acknowledged")
     received = app.backend.stats()["received"]
     consumer._intake.goodbye(5, delete_queues=False)
@@ -217,7 +217,7 @@ def test_a_flood_stays_within_the_caps(private_broker, make_client, sender, capl
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=60))
-    await_true(app.backend.result_consumer._reading.locked, 10, "it reads")
+    await_true(lambda: app.backend.result_consumer.reading, 10, "it reads")
     answer(sender, oid, new_ids(5_000), "warm up")
     await_true(lambda: app.backend.stats()["received"] >= 5_000, 20, "it has begun")
     before = memory()
@@ -239,7 +239,7 @@ def test_a_flood_of_bad_messages_does_not_flood_the_log(app, sender, noticed_not
         channel = connection.default_channel
         for _ in range(5_000):
             channel.basic_publish(Message(b"17"), routing_key=app.backend.oid)
-        await_true(lambda: sum(bad_messages(app)) - before == 5_000, 20, "all are counted")
+        await_true(lambda: sum(bad_messages(app)) - before >= 5_000, 60, "all are counted")
     assert len([r for r in caplog.records if r.name == "fastrpc"]) <= 5
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -49,7 +50,7 @@ class FakeLink:
         self.sent = 0
         self.blocked = False
         self.cut = self.closed = self.said_goodbye = self.abandoned = False
-        self.frames: list[tuple[int, bool, bool]] = []
+        self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
 
     def send(self, message: Message) -> int:
@@ -65,12 +66,12 @@ class FakeLink:
         self.looks += 1
         if self.cut:
             raise Lost("cut") from ConnectionResetError("cut")
-        frames, self.frames = self.frames, []
-        for frame in frames:
-            on_confirm(*frame)
-        if not frames:
+        if not self.frames:
             time.sleep(min(timeout, 0.01))
-        return bool(frames)
+            return False
+        while self.frames:  # other threads append to it
+            on_confirm(*self.frames.popleft())
+        return True
 
     def confirm(self, tag: int, multiple: bool = False) -> None:
         self.frames.append((tag, multiple, True))
