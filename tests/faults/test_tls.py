@@ -1,0 +1,205 @@
+"""TLS with a certificate authority of our own: verified, or refused."""
+
+from __future__ import annotations
+
+import datetime
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+import trustme
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
+
+from tests.faults.proxy import Proxy
+from tests.faults.support import Background, answer, await_true, expect, run_threads, stopwatch
+from tests.faults.test_forks import Child, sys_exit_with_atexit
+from tests.integration.broker import RabbitMQ
+
+
+class Authority:
+    """A CA, a good server certificate and bad ones, as files."""
+
+    def __init__(self, folder) -> None:
+        self.ca = trustme.CA()
+        self.folder = folder
+        self.cafile = str(folder / "ca.pem")
+        self.ca.cert_pem.write_to_path(self.cafile)
+
+    def issue(self, name: str, *identities: str, **options) -> dict[str, str]:
+        leaf = self.ca.issue_cert(*identities, **options)
+        cert, key = str(self.folder / f"{name}.pem"), str(self.folder / f"{name}.key")
+        for n, blob in enumerate(leaf.cert_chain_pems):
+            blob.write_to_path(cert, append=n > 0)
+        leaf.private_key_pem.write_to_path(key)
+        return {"certfile": cert, "keyfile": key}
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture(scope="module")
+def tls_broker(broker, authority):
+    """It asks each client for a certificate, and is known as localhost only."""
+    del broker
+    tls = {
+        "cacertfile": authority.cafile,
+        **authority.issue("server", "localhost"),
+        "verify": "verify_peer",
+        "fail_if_no_peer_cert": "true",
+    }
+    with RabbitMQ(tls=tls) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def trusting(authority) -> dict:
+    mine = authority.issue("client", "fastrpc-client")
+    return {"ca_certs": authority.cafile, "cert_reqs": ssl.CERT_REQUIRED, **mine}
+
+
+def round_trip(app, count: int = 10, value=None) -> None:
+    results = expect(app, count)
+    answer(app, app.backend.oid, results, value)
+    want = list(range(count)) if value is None else [value] * count
+    assert [result.get(timeout=20) for result in results] == want
+
+
+def refused(app, words: str) -> None:
+    with stopwatch(5, "get()"), pytest.raises(OperationalError, match=words):
+        app.AsyncResult("some-id").get(timeout=20)
+    with stopwatch(5, "store_result"), pytest.raises(OperationalError, match=words):
+        answer(app, "some-queue", ["some-id"])
+
+
+def test_results_travel_over_tls(tls_broker, make_client, trusting):
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    round_trip(app)
+    sock = app.backend.result_consumer._intake.connection.connection.sock
+    assert isinstance(sock, ssl.SSLSocket)
+    assert sock.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize("size", [16_000, 16_384, 131_072, 1_000_000, 5_000_000])
+def test_big_results_across_records(tls_broker, make_client, trusting, size):
+    """A record holds 16 KiB; what was decrypted, but not read, is not in the socket any more."""
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    round_trip(app, 3, "x" * size)
+    round_trip(app, 50)
+
+
+def test_a_stream_while_others_sleep(tls_broker, make_client, trusting):
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    results = [expect(app, 200) for _ in range(8)]
+    oid = app.backend.oid
+    waiting = Background(lambda: run_threads(8, lambda n: [r.get(timeout=30) for r in results[n]]))
+    for each in results:
+        answer(app, oid, each)
+    assert waiting.result(40) == [list(range(200))] * 8
+
+
+def test_threads_call_and_wait_over_one_connection(tls_broker, make_client, trusting):
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+
+    def call(n: int) -> list[int]:
+        results = expect(app, 50)
+        answer(app, app.backend.oid, results)
+        return [result.get(timeout=30) for result in results]
+
+    assert run_threads(16, call) == [list(range(50))] * 16
+
+
+def test_verified_by_default(tls_broker, make_client, authority):
+    """amqps:// alone: the certificate must come from an authority the system trusts."""
+    app = make_client(tls_broker.tls_url)
+    refused(app, "(?i)certificate verify failed|unknown ca|self.signed")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"server_hostname": None},  # kombu's way to say: that of the URL
+        {"server_hostname": "elsewhere.example"},
+        pytest.param(
+            {},
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="py-amqp compares the name in the certificate only where server_hostname "
+                "is set, for tasks as for results",
+            ),
+        ),
+    ],
+    ids=["of the URL", "given", "default"],
+)
+def test_the_wrong_host_is_refused(tls_broker, make_client, trusting, more):
+    url = tls_broker.tls_url.replace("localhost", "127.0.0.1")
+    app = make_client(url, broker_use_ssl={**trusting, **more})
+    with stopwatch(5, "get()"), pytest.raises(OperationalError, match="(?i)mismatch"):
+        app.AsyncResult("some-id").get(timeout=1)
+    with stopwatch(5, "store_result"), pytest.raises(OperationalError, match="(?i)mismatch"):
+        answer(app, "some-queue", ["some-id"])
+
+
+@contextmanager
+def tls_server(files: dict[str, str]) -> Iterator[int]:
+    """Speaks TLS and nothing else: for clients that never get further."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files["certfile"], files["keyfile"])
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                with suppress(OSError), context.wrap_socket(sock, server_side=True) as secure:
+                    secure.recv(100)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = Background(serve)
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.result(5)
+
+
+def test_an_expired_certificate_is_refused(make_client, authority, trusting):
+    past = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    with tls_server(authority.issue("expired", "localhost", not_after=past)) as port:
+        app = make_client(f"amqps://guest:guest@localhost:{port}//", broker_use_ssl=trusting)
+        refused(app, "(?i)expired")
+
+
+def test_a_client_without_a_certificate_is_refused(tls_broker, make_client, trusting):
+    """By the broker, in the middle of it all: it is not for us to know that it is for ever."""
+    only_trusting = {k: v for k, v in trusting.items() if k not in ("certfile", "keyfile")}
+    app = make_client(tls_broker.tls_url, broker_use_ssl=only_trusting)
+    with stopwatch(2.5, "get(1)"), pytest.raises((OperationalError, TimeoutError)):
+        app.AsyncResult("some-id").get(timeout=1)
+
+
+def test_cut_in_the_middle_of_a_record(tls_broker, make_client, trusting):
+    with Proxy("localhost", tls_broker.tls_port) as proxy:
+        url = tls_broker.tls_url.replace(str(tls_broker.tls_port), str(proxy.port))
+        app = make_client(url, broker_use_ssl=trusting)
+        sender = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+        round_trip(app, 5)
+        results = expect(app, 50)
+        proxy.cut_after(100_000)
+        answer(sender, app.backend.oid, results, "x" * 10_000)
+        assert [result.get(timeout=20) for result in results] == ["x" * 10_000] * 50
+        assert app.backend.stats()["reconnects"] == 1
+
+
+def test_a_fork_leaves_the_parents_tls_connection_alone(tls_broker, make_client, trusting):
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    round_trip(app)
+    consumer = app.backend.result_consumer
+    intake = consumer._intake
+    for _ in range(3):
+        Child(lambda: round_trip(app), sys_exit_with_atexit).result()
+    round_trip(app)
+    await_true(lambda: app.backend.stats()["unconfirmed"] == 0, 5, "all is confirmed")
+    assert consumer._intake is intake
+    assert app.backend.stats()["reconnects"] == 0
