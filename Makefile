@@ -92,14 +92,19 @@ demo: system $(VENV)/.installed ## a real worker and a client: single tasks, gro
 
 .PHONY: test
 test: WITH_CLANG := 1
-test: build lint compile ## everything: lint, C warnings as errors, all tests
-	$(call say,'running every test')
-	@$(PY) -m pytest tests
+test: build lint compile ## everything: lint, C warnings as errors, all tests but the long ones
+	$(call say,'running the tests')
+	@$(PY) -m pytest tests -m 'not long'
+
+.PHONY: test-long
+test-long: build ## the tests that take many minutes: a million results, ten thousand threads
+	$(call say,'running the long tests')
+	@$(PY) -m pytest tests -m long
 
 .PHONY: test-quick
 test-quick: build lint compile ## as test, without the slow ones
 	$(call say,'running the quick tests')
-	@$(PY) -m pytest tests -m 'not slow'
+	@$(PY) -m pytest tests -m 'not slow and not long'
 
 .PHONY: lint
 lint: $(VENV)/.installed ## ruff and mypy

@@ -11,6 +11,7 @@ from tests.integration.broker import MissingServer, RabbitMQ, Redis
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
+    config.addinivalue_line("markers", "long: takes many minutes; only in test-long")
 
 
 class ForeignBroker:

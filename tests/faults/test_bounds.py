@@ -22,6 +22,8 @@ from tests.faults.support import (
     stopwatch,
 )
 
+LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
+
 MIB = 1024 * 1024
 
 
@@ -222,7 +224,7 @@ class TestNothingIsLeftBehind:
         assert open_files() <= files
         assert memory() - before < 4 * MIB
 
-    @pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("count", [50_000, pytest.param(1_000_000, marks=LONG)])
     def test_by_many_results_through_one_process(self, app, sender, count):
         oid = app.backend.oid
 

@@ -25,6 +25,8 @@ from tests.faults.support import (
     stopwatch,
 )
 
+LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
+
 THREADS = 64
 EACH = 200
 
@@ -267,9 +269,7 @@ def test_the_thread_safe_setting_changes_nothing(private_broker, make_client, se
 
 
 class TestShortLivedThreads:
-    @pytest.mark.parametrize(
-        "threads", [1_000, pytest.param(10_000, marks=pytest.mark.slow)], ids=str
-    )
+    @pytest.mark.parametrize("threads", [1_000, pytest.param(10_000, marks=LONG)], ids=str)
     def test_they_leave_neither_queues_nor_memory(
         self, app, sender, private_broker, threads, foreign
     ):
