@@ -12,6 +12,7 @@ PY := $(BIN)/python
 CC ?= cc
 CWARN := -std=c11 -Wall -Wextra -Werror
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 CLANG ?= clang
 # libFuzzer and the sanitizers come in packages of their own; a program that links is the proof.
 CLANG_WORKS = echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
@@ -196,6 +197,11 @@ docs: $(PY) ## the documentation, strictly, into site/
 		$(PY) -m pip install -q --disable-pip-version-check 'mkdocs>=1.6' 'mkdocs-material>=9.5'
 	@$(PY) -m mkdocs build --strict --quiet
 	@echo "site/index.html"
+
+.PHONY: soak
+soak: build ## SOAK_SECONDS (600) of load with random cuts, restarts and forks, and one line of counts
+	$(call say,'soaking for $(SOAK_SECONDS) s')
+	@$(PY) -m tests.soak $(SOAK_SECONDS)
 
 .PHONY: fuzz
 fuzz: WITH_CLANG := 1

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from amqp import spec
-from amqp.exceptions import PreconditionFailed
+from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
 from amqp.serialization import dumps
 from kombu import Queue
 from kombu.common import maybe_declare
@@ -87,6 +87,8 @@ class ReplyQueues:
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
         """
+        if channel.connection is None:  # closed while the producer was kept, as stock says
+            raise RecoverableConnectionError("channel disconnected")
         client = channel.connection.client
         if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
             if not speaks_amqp(channel):

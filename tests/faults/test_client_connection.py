@@ -297,6 +297,15 @@ class TestHalfOpen:
             proxy.cut(rst=bool(n % 2))
         app.backend.close()
 
+    def test_a_call_with_a_producer_that_was_kept_says_what_is_wrong(self, app):
+        """Its connection was closed meanwhile: an error to be tried again, as on stock."""
+        with app.connection_for_write() as connection:
+            producer = app.amqp.Producer(connection)
+            app.backend.on_task_call(producer, "some-id")
+            connection.collect()
+            with pytest.raises(connection.recoverable_connection_errors):
+                app.backend.on_task_call(producer, "some-id")
+
 
 class TestDisturbed:
     """The connection stays; the broker takes something away from it."""

@@ -1,0 +1,142 @@
+"""A client process that is monkey-patched before anything else is imported.
+
+python -m tests.faults.green_child gevent URL SCENARIO [QUEUE]
+"""
+
+import sys
+
+LIBRARY, URL, SCENARIO = sys.argv[1:4]
+if LIBRARY == "gevent":
+    from gevent import monkey
+
+    monkey.patch_all()
+else:
+    import eventlet
+
+    eventlet.monkey_patch()
+
+import time  # noqa: E402
+from itertools import pairwise  # noqa: E402
+
+from celery.exceptions import TimeoutError  # noqa: E402
+
+from tests.faults.proxy import Proxy  # noqa: E402
+from tests.faults.support import answer, await_true, client, expect  # noqa: E402
+
+
+def spawn(function, *args):
+    if LIBRARY == "gevent":
+        import gevent
+
+        return gevent.spawn(function, *args).get
+    return eventlet.spawn(function, *args).wait
+
+
+def each(count, function):
+    """`function(n)` in `count` greenlets at the same time."""
+    return [wait() for wait in [spawn(function, n) for n in range(count)]]
+
+
+def many_wait():
+    """Hundreds sleep; one reads, in turns; each gets its own."""
+    app, sender = client(URL), client(URL)
+    results = expect(app, 400)
+    oid = app.backend.oid
+    waits = [spawn(result.get, 30) for result in results]
+    sleepers = app.backend.result_consumer._sleepers
+    await_true(lambda: len(sleepers) == 399, 20, "all wait")
+    answer(sender, oid, results)
+    assert [wait() for wait in waits] == list(range(400))
+
+
+def call_and_wait():
+    """Each greenlet calls and waits for itself, through one connection."""
+    app, sender = client(URL), client(URL)
+    oid = app.backend.oid
+
+    def call(n):
+        results = expect(app, 10)
+        answer(sender, app.backend.oid, results, [n])
+        return [result.get(timeout=30) for result in results]
+
+    assert each(100, call) == [[[n]] * 10 for n in range(100)]
+    assert oid == app.backend.oid
+
+
+def latency():
+    """As in threads: no one-second steps on the way to a sleeper."""
+    app, sender = client(URL), client(URL)
+    results = expect(app, 100)
+    oid = app.backend.oid
+    sent = {}
+
+    def wait(n):
+        results[n].get(timeout=30)
+        return time.monotonic() - sent[n]
+
+    waits = [spawn(wait, n) for n in range(100)]
+    await_true(lambda: len(app.backend.result_consumer._sleepers) == 99, 20, "all wait")
+    for n in reversed(range(100)):
+        sent[n] = time.monotonic()
+        answer(sender, oid, [results[n]])
+    taken = sorted(wait() for wait in waits)
+    assert taken[50] < 0.3, taken
+    assert taken[-1] < 0.9, taken
+
+
+def timeouts():
+    """Each keeps its own while another reads, and the loop goes on turning."""
+    app = client(URL)
+    results = expect(app, 50)
+    ticks = []
+
+    def tick(_n):
+        for _ in range(20):
+            time.sleep(0.05)
+            ticks.append(time.monotonic())
+
+    def wait(n):
+        timeout = 0.2 + n / 50
+        began = time.monotonic()
+        try:
+            results[n].get(timeout=timeout)
+        except TimeoutError:
+            return time.monotonic() - began - timeout
+        raise AssertionError("there is no result")
+
+    ticking = spawn(tick, 0)
+    late = max(each(50, wait))
+    ticking()
+    assert late < 0.3, late
+    gaps = [after - before for before, after in pairwise(ticks)]
+    assert max(gaps) < 0.4, gaps
+
+
+def cuts():
+    """The connection is cut while hundreds wait."""
+    host, port = URL.split("@")[1].rstrip("/").split(":")
+    with Proxy(host, int(port)) as proxy:
+        app = client(URL.replace(port, str(proxy.port)))
+        sender = client(URL)
+        results = expect(app, 300)
+        oid = app.backend.oid
+        waits = [spawn(result.get, 30) for result in results]
+        consumer = app.backend.result_consumer
+        await_true(lambda: len(consumer._sleepers) == 299, 20, "all wait")
+        for n in range(0, 300, 50):
+            await_true(lambda: consumer._intake is not None, 10, "it is connected")
+            proxy.cut()
+            answer(sender, oid, results[n : n + 50], [n])
+            assert [wait() for wait in waits[n : n + 50]] == [[n]] * 50
+        assert app.backend.stats()["reconnects"] >= 5
+
+
+def tasks():
+    """Real tasks of a real worker."""
+    app = client(URL, sys.argv[4])
+    echo = app.tasks["tests.echo"]
+    assert each(30, lambda n: echo.delay(n).get(timeout=30)) == list(range(30))
+
+
+globals()[SCENARIO]()
+print("well")

@@ -1,0 +1,15 @@
+"""A minute of everything at once; `make soak` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.soak import soak
+
+
+@pytest.mark.timeout(300)
+def test_a_minute_of_load_while_everything_breaks(broker):
+    del broker  # its fixture has said what to install where there is none
+    line, well = soak(60, seed=20)
+    print(line)
+    assert well, line

@@ -1,0 +1,238 @@
+"""Load while everything breaks: random cuts, broker restarts, kills and forks.
+
+    python -m tests.soak [seconds]
+
+Ends in one line of counts, and with status 1 unless lost, duplicated and hung are all 0.
+Results are persistent, so not even `kill -9` of the broker excuses a lost one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
+
+from tests.faults.proxy import Proxy
+from tests.faults.support import answer, client, expect, memory
+from tests.faults.test_forks import Child, sys_exit_with_atexit
+from tests.integration.broker import RabbitMQ
+
+ROOT = Path(__file__).parents[1]
+PROCESSES = 2
+THREADS = 6
+#: Longer than a restart of the broker; a wait that ends with it has lost its result.
+PATIENCE = 60.0
+CONF = {
+    "result_persistent": True,
+    "result_expires": 600,
+    "options": {"heartbeat": 4, "retry_policy": {"max_retries": 60}},
+}
+
+
+class Load:
+    """One process: threads that call, have answered, and wait, until the time is up."""
+
+    def __init__(self, client_url: str, sender_url: str, seconds: float, seed: int) -> None:
+        # kombu tries to import it for each connection it makes; a process that is forked while
+        # another thread does would wait for Python's lock of that module for ever.
+        sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
+        self.app = client(client_url, **CONF)
+        self.sender = client(sender_url, **CONF)
+        self.rng = random.Random(seed)
+        self.end = time.monotonic() + seconds
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        #: A fork must not find one of kombu's own locks taken: nobody calls meanwhile.
+        self.calling = threading.Lock()
+
+    def run(self) -> dict[str, Any]:
+        threads = [
+            threading.Thread(target=self.repeat, args=(self.rng.random(),), daemon=True)
+            for _ in range(THREADS)
+        ]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        # Memory is compared once everything has happened a few times.
+        warm = None
+        while time.monotonic() < self.end:
+            time.sleep(min(2.0, max(0.0, self.end - time.monotonic())))
+            self.fork()
+            if warm is None and time.monotonic() - began > (self.end - began) / 3:
+                warm = memory()
+        for thread in threads:
+            thread.join(PATIENCE + 30)
+            self.count(hung=int(thread.is_alive()))
+        growth = memory() - (warm or memory())
+        for app in (self.app, self.sender):
+            app.backend.close()
+        return {**self.counts, "growth": growth}
+
+    def count(self, **more: int) -> None:
+        with self.lock:
+            self.counts.update(more)
+
+    def repeat(self, seed: float) -> None:
+        rng = random.Random(seed)
+        while time.monotonic() < self.end:
+            self.round(rng)
+
+    def round(self, rng: random.Random) -> None:
+        try:
+            with self.calling:
+                results = expect(self.app, rng.choice((1, 10, 300)))
+        except (OperationalError, *self.app.connection_for_write().connection_errors):
+            # Celery's own connection for calls: whoever calls hears of it, nothing was sent.
+            self.count(refused=1)
+            time.sleep(0.2)
+            return
+        self.count(sent=len(results))
+        heard: Counter[str] = Counter()
+        for result in results:
+            result.then(lambda result: heard.update([result.id]))
+        value = "x" * rng.choice((10, 1_000, 20_000)) + results[0].id
+        sending = threading.Thread(
+            target=answer, args=(self.sender, self.app.backend.oid, results, value), daemon=True
+        )
+        sending.start()
+        if rng.random() < 0.5:
+            sending.join()
+        for result in rng.sample(results, len(results)):
+            self.wait(result, value)
+        sending.join()
+        self.count(duplicated=sum(times - 1 for times in heard.values()))
+
+    def wait(self, result: Any, value: str) -> None:
+        began = time.monotonic()
+        try:
+            right = result.get(timeout=PATIENCE) == value
+        except TimeoutError:
+            late = time.monotonic() - began > PATIENCE + 1
+            self.count(lost=1, hung=int(late))
+        else:
+            self.count(received=int(right), wrong=int(not right))
+
+    def fork(self) -> None:
+        """A child that lives and ends beside its parent's threads."""
+        with self.calling:
+            child = Child(self.in_child, sys_exit_with_atexit)
+        try:
+            self.count(forks=1, **child.result(PATIENCE))
+        except AssertionError as exc:
+            print(f"a forked child failed: {exc}", file=sys.stderr)
+            self.count(hung=1)
+
+    def in_child(self) -> dict[str, int]:
+        self.counts, self.lock = Counter(), threading.Lock()
+        self.calling = threading.Lock()
+        self.round(random.Random(os.getpid()))
+        return dict(self.counts)
+
+
+def break_things(rng: random.Random, broker: RabbitMQ, proxies: list[Proxy], end: float) -> Counter:
+    """Cut every second or so; restart or kill the broker once in half a minute."""
+    done: Counter[str] = Counter()
+    next_restart = time.monotonic() + 15
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(rng.uniform(0.1, 2.0), left))
+        proxy = rng.choice(proxies)
+        what = rng.random()
+        if what < 0.7:
+            done["cuts"] += proxy.cut(rst=rng.random() < 0.5)
+        elif what < 0.9:
+            proxy.cut_after(rng.randrange(1, 100_000), rng.choice(("to_client", "to_server")))
+        else:
+            proxy.freeze()
+            time.sleep(rng.uniform(0, 1))
+            done["cuts"] += proxy.cut()
+            proxy.thaw()
+        if time.monotonic() > next_restart and left > 15:
+            done["restarts"] += 1
+            broker.kill() if rng.random() < 0.5 else broker.stop()
+            broker.start()
+            next_restart = time.monotonic() + rng.uniform(15, 45)
+    return done
+
+
+def soak(seconds: float, seed: int) -> tuple[str, bool]:
+    """The line of counts, and whether all is well."""
+    rng = random.Random(seed)
+    total: Counter[str] = Counter()
+    growth = []
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(RabbitMQ())
+        proxies = [stack.enter_context(Proxy(broker.host, broker.port)) for _ in range(2)]
+        urls = [broker.url_for(proxy.port) for proxy in proxies]
+        end = time.monotonic() + seconds
+        loads = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.soak", "--load", *urls, str(seconds), str(n)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONWARNINGS": "ignore"},
+            )
+            for n in range(PROCESSES)
+        ]
+        try:
+            total.update(break_things(rng, broker, proxies, end))
+            for load in loads:
+                try:
+                    said = json.loads(load.communicate(timeout=2 * PATIENCE + 60)[0])
+                    growth.append(said.pop("growth"))
+                    total.update(said)
+                except (subprocess.TimeoutExpired, json.JSONDecodeError) as exc:
+                    print(f"a process hung or died: {exc!r}", file=sys.stderr)
+                    total["hung"] += 1
+        finally:
+            for load in loads:
+                load.kill()
+                load.wait()
+    names = ("sent", "received", "lost", "wrong", "duplicated", "hung")
+    counts = ", ".join(f"{name} {total[name]}" for name in names)
+    mib = max(growth, default=0) / 1024 / 1024
+    line = (
+        f"soak: {counts}, memory growth {mib:+.1f} MiB "
+        f"({seconds:g} s, {total['cuts']} cuts, {total['restarts']} restarts, "
+        f"{total['forks']} forks, {total['refused']} calls refused)"
+    )
+    well = (
+        total["sent"] == total["received"] > 0
+        and not any(total[name] for name in names[2:])
+        and mib < 16
+    )
+    return line, well
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        client_url, sender_url, seconds, seed = args.load
+        print(json.dumps(Load(client_url, sender_url, float(seconds), int(seed)).run()))
+        return 0
+    seed = random.randrange(1 << 32) if args.seed is None else args.seed
+    print(f"soak: seed {seed}", file=sys.stderr)
+    line, well = soak(args.seconds, seed)
+    print(line)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
