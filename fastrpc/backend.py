@@ -167,7 +167,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """
         if not task_join_will_block():
             self._table.reset(task_id)
-            self._queues.declare_for_call(self.oid, producer.channel)
+            self._queues.declare_for_call(self.oid, open_channel(producer))
             self.result_consumer.consume_new()
 
     def ensure_chords_allowed(self) -> None:
@@ -473,6 +473,15 @@ class RPCBackend(AsyncBackendMixin, Backend):
         # Celery caches the name of the thread's reply queue, and keeps pooled connections.
         vars(self.app._local).pop("oid", None)
         self.app._after_fork()
+
+
+def open_channel(producer: Any) -> Any:
+    """The channel of a producer; one from the pool may have lost its connection meanwhile."""
+    channel = producer.channel
+    if channel.connection is None and producer.__connection__ is not None:
+        producer.revive(producer.__connection__.default_channel)
+        channel = producer.channel
+    return channel
 
 
 def has_listeners(result: Any) -> bool:

@@ -54,7 +54,7 @@ class TestPersistent:
             own_broker.start()
         else:
             own_broker.restart()
-        assert [result.get(timeout=30) for result in results] == list(range(2_000))
+        assert [result.get(timeout=60) for result in results] == list(range(2_000))
 
     def test_a_stream_in_which_it_is_killed(self, own_broker, pair):
         """Whoever sends, waits, or is in between when it dies: each result comes, and once."""
@@ -124,7 +124,7 @@ class TestTransient:
         results = expect(app, 100)
         oid = app.backend.oid
         waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=60))
-        await_true(app.backend.result_consumer._reading.locked, 5, "it waits")
+        await_true(lambda: app.backend.result_consumer.reading, 5, "it waits")
         own_broker.restart()
         answer(sender, oid, results)
         assert waiting.result(30) == list(range(100))

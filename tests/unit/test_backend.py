@@ -465,3 +465,13 @@ class TestTwins:
 
     def test_another_app_has_a_client_side_of_its_own(self, backend):
         assert make_app().backend.result_consumer is not backend.result_consumer
+
+
+def test_a_pooled_producer_that_lost_its_connection_is_revived(app, backend):
+    with app.producer_or_acquire() as producer:
+        backend.on_task_call(producer, "id")
+        lost = producer.channel
+        producer.__connection__.collect()
+        lost.connection = None  # as py-amqp's channel has it then
+        backend.on_task_call(producer, "id")
+        assert producer.channel is not lost
