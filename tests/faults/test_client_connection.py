@@ -297,14 +297,14 @@ class TestHalfOpen:
             proxy.cut(rst=bool(n % 2))
         app.backend.close()
 
-    def test_a_call_with_a_producer_that_was_kept_says_what_is_wrong(self, app):
-        """Its connection was closed meanwhile: an error to be tried again, as on stock."""
+    def test_a_call_with_a_producer_that_was_kept_connects_again(self, app):
+        """Its connection was closed meanwhile, and with it went its channel."""
         with app.connection_for_write() as connection:
             producer = app.amqp.Producer(connection)
             app.backend.on_task_call(producer, "some-id")
             connection.collect()
-            with pytest.raises(connection.recoverable_connection_errors):
-                app.backend.on_task_call(producer, "some-id")
+            app.backend.on_task_call(producer, "some-id")
+            assert producer.channel.connection is not None
 
 
 class TestDisturbed:
