@@ -319,6 +319,9 @@ class AMQPPublisher:
         if not self._lock.acquire(timeout=LEAST_GOODBYE):
             return  # it is not ours to close while somebody sends
         try:
+            self._window.clear()  # with what is given up, the watching thread ends
+            self._again.clear()
+            self._window_bytes = 0
             link, self._link = self._link, None
             if link is not None:
                 link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))

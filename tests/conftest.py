@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +14,16 @@ from tests.integration.broker import MissingServer, RabbitMQ, Redis
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
     config.addinivalue_line("markers", "long: takes many minutes; only in test-long")
+
+
+@pytest.fixture(autouse=True)
+def no_watcher_outlives_its_test() -> Iterator[None]:
+    """A thread that still mends its connection would meddle with the tests that follow."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "fastrpc-confirms":
+            thread.join(10)
+            assert not thread.is_alive(), "results are still unconfirmed: close the backend"
 
 
 class ForeignBroker:

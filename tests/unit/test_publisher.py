@@ -412,6 +412,8 @@ class TestTheEnd:
         publisher.close(0.1)
         assert 0.1 <= time.monotonic() - started < 2
         assert "2 results were not confirmed" in caplog.text
+        wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
+        assert len(broker.links) == 1, "nobody connects for what is given up"
 
     def test_closing_what_was_never_opened(self, make, broker):
         make().close(1)
