@@ -28,10 +28,13 @@ cdef class FrameReader:
     cdef bint receiving
     cdef Area area
     cdef bytes cached_body
+    cdef str cached_text
 
-    # Both need the GIL: bodies are assembled in bytes objects.
+    # All need the GIL: bodies are assembled in bytes objects.
     cdef int next_event(self) except -1
     cdef bytes body_bytes(self)
+    # The body decoded from UTF-8, in place of its bytes: `event.body` is empty afterwards.
+    cdef str body_text(self)
 
     cdef int begin(self) except -1
     cdef int check(self, int rc) except -1

@@ -202,7 +202,7 @@ cdef class FrameReader:
         if self.receiving:
             raise RuntimeError("the reader is in use: its recv() has not returned yet")
         self.kind = FRAME_NEED_MORE
-        self.cached_body = None
+        self.cached_body = self.cached_text = None
         return 0
 
     cdef int check(self, int rc) except -1:
@@ -380,6 +380,9 @@ cdef class FrameReader:
         cdef PyObject *body
         self.want_delivery()
         if self.cached_body is None:
+            if self.cached_text is not None:
+                self.cached_body = (<str>self.cached_text).encode()
+                return self.cached_body
             data = frame_reader_take_body(self.reader)
             if data == NULL:
                 self.cached_body = copy_view(self.event.body)
@@ -388,6 +391,13 @@ cdef class FrameReader:
                 self.cached_body = <bytes>body
                 drop(body)  # the reader's reference
         return self.cached_body
+
+    cdef str body_text(self):
+        if self.cached_text is None:
+            self.cached_text = self.body_bytes().decode("utf-8")
+            self.event.body.ptr, self.event.body.len = NULL, 0  # they may have shown the bytes
+            self.cached_body = None
+        return self.cached_text
 
     @property
     def body(self):

@@ -26,6 +26,7 @@ cdef class DeliveryLoop:
     cdef uint64_t ack_every
     cdef Fulfiller fulfiller
     cdef frozenset ready_states
+    cdef object load_text
     cdef object deliver_slowly
     cdef object dispatch
     cdef object acknowledge
@@ -38,5 +39,6 @@ cdef class DeliveryLoop:
     cdef public uint64_t duplicates
 
     cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1
+    cdef object load_large(self)
     cdef bint deliver(self, frame_event *e, double now) except -1
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1

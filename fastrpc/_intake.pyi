@@ -57,11 +57,13 @@ class DeliveryLoop:
         *,
         fulfiller: Fulfiller,
         ready_states: frozenset[str],
+        load_text: Callable[[str], Any],
         deliver_slowly: Callable[[], None],
         dispatch: Callable[[int], Any],
         acknowledge: Callable[[], None],
     ) -> None:
-        """``deliver_slowly`` is called with a delivery shown by the reader, for which there is no
+        """``load_text`` decodes very large bodies, with less memory than orjson needs.
+        ``deliver_slowly`` is called with a delivery shown by the reader, for which there is no
         short way; ``dispatch`` with every other event; ``acknowledge`` after each ``ack_every``
         deliveries."""
 

@@ -29,9 +29,11 @@ cdef inline bint _is(wire_view view, const char *text, size_t size) noexcept:
     return view.len == size and memcmp(view.ptr, text, size) == 0
 
 
-# The task id stands this close to the end of a body, as Celery and we write it.
 cdef enum:
+    # The task id stands this close to the end of a body, as Celery and we write it.
     TAIL = 24
+    # orjson copies its input. From this many bytes on memory matters more than its speed.
+    LARGE = 4 * 1024 * 1024
 
 
 cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size) noexcept:
@@ -165,6 +167,7 @@ cdef class DeliveryLoop:
         *,
         Fulfiller fulfiller not None,
         frozenset ready_states not None,
+        object load_text,
         object deliver_slowly,
         object dispatch,
         object acknowledge,
@@ -175,6 +178,7 @@ cdef class DeliveryLoop:
         self.ack_every = ack_every
         self.fulfiller = fulfiller
         self.ready_states = ready_states
+        self.load_text = load_text
         self.deliver_slowly = deliver_slowly
         self.dispatch = dispatch
         self.acknowledge = acknowledge
@@ -231,7 +235,7 @@ cdef class DeliveryLoop:
             if evicted < 0:
                 self.duplicates += 1
             return True
-        meta = _json_loads(self.reader.body_bytes())
+        meta = _json_loads(self.reader.body_bytes()) if e.body.len < LARGE else self.load_large()
         if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
             return False
         spare_the_collector(<dict>meta)
@@ -240,6 +244,13 @@ cdef class DeliveryLoop:
         # Finished only now, for the same reason as `shown`; others may have begun to wait.
         self.fulfil(self.table.finish_bytes(kept, size), waiters, <dict>meta)
         return True
+
+    cdef object load_large(self):
+        """As `_json_loads`, with the body in memory only once beside what is made of it."""
+        try:
+            return self.load_text(self.reader.body_text())
+        except Exception:
+            return _miss  # `deliver_slowly` says what is wrong with it
 
     cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1:
         for waiter in waiters:

@@ -17,6 +17,7 @@ from ssl import SSLSocket
 from typing import Any
 
 from amqp.serialization import loads
+from kombu.utils.json import loads as kombu_loads
 
 from ._intake import DeliveryLoop
 from .errors import ProtocolError
@@ -182,6 +183,7 @@ class AMQPIntake(Intake):
             max(1, self.options.prefetch // 4),
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
+            load_text=kombu_loads,
             deliver_slowly=self._deliver_shown,
             dispatch=self._dispatch,
             acknowledge=self.acknowledge,

@@ -150,6 +150,24 @@ def test_all_of_them_in_one_go_hold_nobody_up(app, waiting, send):
     assert left_in_queue(app) == 0
 
 
+LARGE = "ü" * (5 * 1024 * 1024)  # bodies of this size are decoded another way
+
+
+def test_large_bodies_of_every_kind(app, waiting, send):
+    first, second = waiting
+    send(first.id, LARGE.encode() + b"\xff")
+    send(first.id, f'{{"status": "{LARGE}'.encode())
+    send(first.id, json.dumps(LARGE).encode())
+    send(first.id, meta(first.id, LARGE, "PROGRESS"))
+    send(first.id, meta(second.id, LARGE))
+    assert second.get(timeout=WAIT) == LARGE
+    assert (first.state, first.info) == ("PROGRESS", LARGE)
+    assert app.backend.stats()["bad_messages"] == {"undecodable": 2, "not a result": 1}
+    send(first.id, meta(first.id, [LARGE]))
+    assert first.get(timeout=WAIT) == [LARGE]
+    assert left_in_queue(app) == 0
+
+
 def test_a_result_of_an_unknown_task_is_kept_for_whoever_asks(app, waiting, send):
     unknown = str(uuid.uuid4())
     send(unknown, meta(unknown, "found"))
