@@ -13,6 +13,8 @@ CC ?= cc
 CWARN := -std=c11 -Wall -Wextra -Werror
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
+# What is quickly known comes first.
+TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
 CLANG ?= clang
 # libFuzzer and the sanitizers come in packages of their own; a program that links is the proof.
 CLANG_WORKS = echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
@@ -95,17 +97,17 @@ demo: system $(VENV)/.installed ## a real worker and a client: single tasks, gro
 test: WITH_CLANG := 1
 test: build lint compile ## everything: lint, C warnings as errors, all tests but the long ones
 	$(call say,'running the tests')
-	@$(PY) -m pytest tests -m 'not long'
+	@$(PY) -m pytest $(TESTS) -m 'not long'
 
 .PHONY: test-long
 test-long: build ## the tests that take many minutes: a million results, ten thousand threads
 	$(call say,'running the long tests')
-	@$(PY) -m pytest tests -m long
+	@$(PY) -m pytest $(TESTS) -m long
 
 .PHONY: test-quick
 test-quick: build lint compile ## as test, without the slow ones
 	$(call say,'running the quick tests')
-	@$(PY) -m pytest tests -m 'not slow and not long'
+	@$(PY) -m pytest $(TESTS) -m 'not slow and not long'
 
 .PHONY: lint
 lint: $(VENV)/.installed ## ruff and mypy

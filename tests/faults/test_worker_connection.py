@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from fastrpc import publisher
 from tests.faults.proxy import TO_SERVER
 from tests.faults.support import (
     Background,
@@ -128,15 +129,16 @@ class TestCut:
         sending.result(5)
 
     @pytest.mark.slow
-    def test_a_silent_connection_is_given_up(self, app, cut_sender, proxy):
+    def test_a_silent_connection_is_given_up(self, app, cut_sender, proxy, monkeypatch):
         """Half-open: no FIN, no RST. Found out by the confirms that do not come."""
+        monkeypatch.setattr(publisher, "SILENCE", 5.0)
         [result] = expect(app, 1)
         oid = app.backend.oid
         answer(cut_sender, oid, expect(app, 1))
         await_confirms(cut_sender)
         proxy.freeze()
         answer(cut_sender, oid, [result], "in the end")
-        await_true(lambda: not link_is_open(cut_sender), 45, "it is given up")
+        await_true(lambda: not link_is_open(cut_sender), 20, "it is given up")
         proxy.cut()
         proxy.thaw()
         assert result.get(timeout=20) == "in the end"

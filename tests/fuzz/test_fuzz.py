@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).with_name("run")
-SECONDS = 20
+SECONDS = 10
 
 
 @pytest.mark.slow
