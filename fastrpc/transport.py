@@ -8,6 +8,8 @@ the socket, so it does from the first one on.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from contextlib import suppress
 from ssl import SSLCertVerificationError, SSLWantReadError, SSLWantWriteError
 from types import MethodType
 from typing import Any
@@ -45,6 +47,9 @@ class Connection(pyamqp.Connection):
 
     _transport: Any
 
+    #: Called when more was read than was served: no readable socket will tell an event loop of it.
+    on_rest: Callable[[], None] | None = None
+
     def __init__(
         self,
         *args: Any,
@@ -73,7 +78,15 @@ class Connection(pyamqp.Connection):
         while not kind:
             self.fill(self.answer_timeout if timeout is None else timeout)
             kind = self.next()
-        return self.dispatch(kind)
+        try:
+            return self.dispatch(kind)
+        finally:
+            self.tell_of_rest()
+
+    def tell_of_rest(self) -> None:
+        """Call ``on_rest`` if the buffer holds something."""
+        if self.on_rest is not None and self.reader.buffered:
+            self.on_rest()
 
     def next(self) -> int:
         """Let the reader show the next frame or delivery; 0 if it needs more bytes."""
@@ -148,11 +161,26 @@ class Transport(pyamqp.Transport):
 
     Connection = Connection
 
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        super().register_with_event_loop(connection, loop)
 
-class SSLTransport(pyamqp.SSLTransport):
+        def due() -> None:
+            connection.on_rest = None  # one at a time
+            loop.call_soon(serve)
+
+        def serve() -> None:
+            connection.on_rest = due
+            with suppress(TimeoutError):
+                # All of it: before the loop comes back here it may wait for a socket.
+                while connection.connected and connection.reader.buffered:
+                    connection.drain_events(timeout=0)
+
+        connection.on_rest = due
+        connection.tell_of_rest()
+
+
+class SSLTransport(Transport, pyamqp.SSLTransport):
     """The same over TLS."""
-
-    Connection = Connection
 
 
 OURS: dict[Any, type[pyamqp.Transport]] = {
