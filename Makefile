@@ -137,6 +137,22 @@ test-pythons: system ## unit tests and the semantics on every Python from 3.10 t
 			tests/integration/test_semantics.py -k 'unit or (fast-fast and not Serializers)' ); \
 	done; [ $$found = 1 ]
 
+KOMBU := .make/kombu
+
+# Their tests are in the source distribution only. Some are marked flaky, hence the reruns.
+$(KOMBU)/.fetched: $(VENV)/.installed
+	@rm -rf $(KOMBU); mkdir -p $(KOMBU)
+	@$(PY) -m pip install -q --disable-pip-version-check pytest-rerunfailures
+	@$(PY) -m pip download -q --disable-pip-version-check --no-deps --no-binary kombu -d $(KOMBU) \
+		kombu==$$($(PY) -c 'import kombu; print(kombu.__version__)')
+	@tar -C $(KOMBU) --strip-components=1 -xf $(KOMBU)/kombu-*.tar.gz
+	@touch $@
+
+.PHONY: test-kombu
+test-kombu: build $(KOMBU)/.fetched ## kombu's own AMQP integration tests, over our transport
+	$(call say,'running the tests of kombu over our transport')
+	@$(PY) -m tests.kombu_suite $(KOMBU)
+
 BENCH_OUT ?= .make/bench
 AMQP = $$($(PY) -c 'import importlib.metadata as m; print(m.version("amqp"))')
 AMQP_SPEEDUPS := .make/amqp-speedups

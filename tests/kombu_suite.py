@@ -1,0 +1,46 @@
+"""kombu's own integration tests of its AMQP transport, run over ours on a private broker.
+
+    python -m tests.kombu_suite SOURCES     # where kombu's tests, the folder `t`, are
+
+What kombu promises of ``pyamqp://`` holds for our transport too; `make test-kombu` gets the
+tests of the version that is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import kombu.transport
+import pytest
+
+from tests.integration.broker import RabbitMQ
+
+OURS = "fastrpc.transport:Transport"
+
+
+class Used:
+    """Sees to it that the tests did run over our transport."""
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        cls = kombu.transport.get_transport_cls("pyamqp")
+        if f"{cls.__module__}:{cls.__qualname__}" != OURS:
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+
+
+def main(sources: str) -> int:
+    """Run the tests; returns pytest's exit code."""
+    for alias in ("amqp", "pyamqp"):
+        kombu.transport.TRANSPORT_ALIASES[alias] = OURS
+    sys.path.append(sources)  # behind the kombu that is installed
+    with RabbitMQ() as broker:
+        os.environ["RABBITMQ_HOST"] = broker.host
+        os.environ["RABBITMQ_5672_TCP"] = str(broker.port)
+        tests = os.path.join(sources, "t", "integration", "test_py_amqp.py")
+        theirs = ["-c", os.devnull, "--rootdir", sources, "-o", "python_classes=test_*"]
+        quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
+        return pytest.main([*theirs, *quiet, tests], plugins=[Used()])
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
