@@ -78,6 +78,15 @@ def answer(
         store(task_id, n if value is None else value, state, request=request)
 
 
+def settle() -> None:
+    """Give the broker the time to write down a new queue, so that it survives a `kill -9`.
+
+    RabbitMQ answers queue.declare at once and writes within two seconds; if it is killed before
+    that the queue is gone, with all that was confirmed in it.
+    """
+    time.sleep(2.5)
+
+
 def await_confirms(sender: Celery, timeout: float = 30) -> None:
     await_true(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
 

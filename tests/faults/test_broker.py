@@ -15,6 +15,7 @@ from tests.faults.support import (
     await_true,
     client,
     expect,
+    settle,
     stopwatch,
 )
 
@@ -42,6 +43,7 @@ class TestPersistent:
     @pytest.mark.parametrize("how", ["restart", "kill"])
     def test_results_that_waited_in_the_queue(self, own_broker, pair, how):
         app, sender = pair(**PERSISTENT)
+        settle()
         results = expect(app, 2_000)
         oid = app.backend.oid
         # The caller is away, so that all of them lie in the broker when it goes.
@@ -59,6 +61,7 @@ class TestPersistent:
     def test_a_stream_in_which_it_is_killed(self, own_broker, pair):
         """Whoever sends, waits, or is in between when it dies: each result comes, and once."""
         app, sender = pair(**PERSISTENT)
+        settle()
         results = expect(app, 4_000)
         heard: list[str] = []
         for result in results:

@@ -32,7 +32,7 @@ def test_ten_thousand_tasks_come_back_right(pair, pool, make_worker, make_client
 def test_tasks_come_back_right_from_greenlets(pair, pool, make_worker, make_client):
     # Celery's own worker takes ten a second from the broker there, whatever the backend.
     worker = make_worker(pair[1], pool, concurrency=10)
-    run(make_client(pair[0], worker), 50)
+    run(make_client(pair[0], worker), 20)
 
 
 @pytest.mark.parametrize("pool", [*POOLS, *GREEN_POOLS])

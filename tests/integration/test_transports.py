@@ -13,37 +13,33 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import TimeoutError
 from celery.result import allow_join_result
 
-from tests.integration.backends import BACKENDS
+from tests.integration.backends import FAST, STOCK
 from tests.integration.tasks import CustomError, make_app
 
 WAIT = 20
 
 
-@pytest.fixture(scope="module", params=["memory", "filesystem", "redis", "amqp"])
-def transport(request, tmp_path_factory):
-    """(broker URL, settings) of one transport; a server is started where it needs one."""
-    if request.param == "filesystem":
-        folder = tmp_path_factory.mktemp("broker")
-        for name in ("queue", "control"):
-            (folder / name).mkdir()
-        options = {
-            "data_folder_in": str(folder / "queue"),
-            "data_folder_out": str(folder / "queue"),
-            "control_folder": str(folder / "control"),
-        }
-        return "filesystem://", {"broker_transport_options": options}
-    if request.param == "redis":
+def connect_to(transport: str, request) -> tuple[str, dict]:
+    """(broker URL, settings); a server is started where it needs one."""
+    if transport == "redis":
         return request.getfixturevalue("redis_server").url, {}
-    if request.param == "amqp":
+    if transport == "amqp":
         return request.getfixturevalue("broker").url, {}
     return "memory://", {"broker_transport_options": {"polling_interval": 0.01}}
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def app(request, transport):
-    url, conf = transport
-    queue = f"fastrpc-tests-in-process-{request.param.partition(':')[0]}"
-    app = make_app(url, request.param, queue, **conf)
+# Not kombu's filesystem: its reader may come between the making of a file and its writing, and
+# then loses the message. Stock over amqp is in test_semantics.py.
+@pytest.fixture(
+    scope="module",
+    params=[(STOCK, "memory"), (STOCK, "redis"), (FAST, "memory"), (FAST, "redis"), (FAST, "amqp")],
+    ids="".join,
+)
+def app(request):
+    backend, transport = request.param
+    url, conf = connect_to(transport, request)
+    queue = f"fastrpc-tests-in-process-{backend.partition(':')[0]}"
+    app = make_app(url, backend, queue, **conf)
     level = logging.root.level
     # The reply to start_worker's own ping would need celery.ping in this app.
     with (
@@ -81,16 +77,12 @@ def test_exceptions_come_back(task):
         task("fail").delay("broken").get(timeout=WAIT)
 
 
-def test_progress_comes_before_the_end(app, task):
+def test_progress_comes_before_the_end(task):
     seen: list[dict] = []
     result = task("progress").delay(3)
     assert result.get(timeout=WAIT, on_message=seen.append) == 3
     states_seen = [m["status"] for m in seen if m["task_id"] == result.id]
-    if app.conf.broker_url.startswith("filesystem"):
-        # Messages of one millisecond have no order there: the end may overtake.
-        assert states_seen[-1] == "SUCCESS"
-    else:
-        assert states_seen == ["PROGRESS"] * 3 + ["SUCCESS"]
+    assert states_seen == ["PROGRESS"] * 3 + ["SUCCESS"]
 
 
 def test_a_retried_task_comes_back(task):
