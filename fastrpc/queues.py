@@ -27,6 +27,11 @@ __all__ = ["ReplyQueues", "make_queue"]
 #: The part of ``x-expires`` after which a waiting declaration renews it.
 RENEW_AFTER = 0.25
 
+#: How often a quorum queue may deliver a result again before it drops it: each time a client
+#: reconnects is one, and RabbitMQ 4 allows 20. Its own word for «no limit», -1, means «not once»
+#: to the versions before.
+DELIVERY_LIMIT = 2**31 - 1
+
 
 def make_queue(
     name: str,
@@ -37,6 +42,9 @@ def make_queue(
     queue_type: str,
 ) -> Queue:
     """The reply queue ``name``; ``expires`` in seconds, None or 0 for never."""
+    arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    if queue_type == "quorum":
+        arguments["x-delivery-limit"] = DELIVERY_LIMIT
     return queue_class(
         name,
         exchange,
@@ -44,7 +52,7 @@ def make_queue(
         durable=True,
         auto_delete=False,
         expires=expires or None,
-        queue_arguments={"x-queue-type": queue_type},
+        queue_arguments=arguments,
     )
 
 

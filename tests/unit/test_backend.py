@@ -301,7 +301,7 @@ class TestReplyQueue:
 
     def test_it_may_be_a_quorum_queue(self):
         queue = make_app("fastrpc://?queue_type=quorum").backend.binding
-        assert queue.queue_arguments == {"x-queue-type": "quorum"}
+        assert queue.queue_arguments["x-queue-type"] == "quorum"
 
 
 class TestLooking:

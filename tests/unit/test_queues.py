@@ -243,7 +243,11 @@ class TestTheQueue:
         assert make("q", expires=expires).expires is None
 
     def test_it_may_be_a_quorum_queue(self):
-        assert make("q", queue_type="quorum").queue_arguments == {"x-queue-type": "quorum"}
+        """Without the broker's limit of redeliveries, which each reconnect counts as one."""
+        assert make("q", queue_type="quorum").queue_arguments == {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": 2**31 - 1,
+        }
 
 
 def test_the_channel_above_has_what_kombus_has():
