@@ -473,9 +473,8 @@ class ResultConsumer:
     def _delete_queues(self) -> None:
         """Delete the queues where tasks were sent and nobody waited for their results."""
         connection = self.app.connection_for_write()
-        connection.connect_timeout = GOODBYE_TIMEOUT
         try:
-            connect(connection)
+            connect(connection, GOODBYE_TIMEOUT)
             self.queues.delete(connection.default_channel)
             connection.close()
         except errors_of(connection) as exc:

@@ -88,14 +88,12 @@ class Intake:
 
     def open(self, timeout: float) -> None:
         """Connect, within about ``timeout`` seconds, and consume from every reply queue."""
-        connection = self.connection
         end = time.monotonic() + timeout
-        connection.connect_timeout = min(connection.connect_timeout or timeout, timeout)
-        connect(connection)
+        connect(self.connection, timeout)
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
             self._open_channels()
             for name in self.queues.names:
-                self.backlog += self.queues.declare(name, connection.default_channel)
+                self.backlog += self.queues.declare(name, self.connection.default_channel)
                 self.consume(name)
 
     def consume(self, name: str) -> None:

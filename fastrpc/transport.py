@@ -8,6 +8,7 @@ the socket, so it does from the first one on.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from ssl import SSLCertVerificationError, SSLWantReadError, SSLWantWriteError
@@ -37,6 +38,9 @@ __all__ = [
 
 #: From this many seconds on a read's timeout stays set on the socket.
 STICKY_TIMEOUT = 1.0
+
+#: Least time, in seconds, for the URLs that are still to be tried.
+LEAST_SHARE = 0.05
 
 #: Errors of a read that only mean «not now».
 NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
@@ -215,14 +219,25 @@ def use_our_transport(connection: Any, **options: Any) -> Any:
     return connection
 
 
-def connect(connection: Any) -> None:
-    """Open a kombu connection: one attempt for each broker URL, no pause between them."""
-    connection.ensure_connection(
-        max_retries=max(len(connection.alt) - 1, 0),
-        interval_start=0,
-        interval_step=0,
-        interval_max=0,
-    )
+def connect(connection: Any, timeout: float | None = None) -> None:
+    """Open a kombu connection: one attempt for each broker URL, no pause between them.
+
+    With ``timeout`` within about so many seconds: each URL gets its share of those left, so
+    that a silent node does not use up the time of the others.
+    """
+    usual = connection.connect_timeout
+    end = time.monotonic() + (timeout or 0)
+    for left in range(max(len(connection.alt), 1), 0, -1):
+        if timeout is not None:
+            share = max(end - time.monotonic(), LEAST_SHARE) / left
+            connection.connect_timeout = min(usual or share, share)
+        try:
+            connection.ensure_connection(max_retries=0)
+            return
+        except OperationalError:
+            if left == 1:
+                raise
+            connection.maybe_switch_next()  # which forgets the timeout
 
 
 def errors_of(connection: Any) -> tuple[type[Exception], ...]:
