@@ -326,6 +326,7 @@ class ResultConsumer:
                     intake, min(timeout if timeout == INTERVAL else left, intake.interval)
                 )
                 intake.heartbeat()
+                intake.retry_down()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue

@@ -8,6 +8,7 @@ role may call them, but for ``consume``.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from ssl import SSLSocket
 from typing import Any
 
+from amqp.exceptions import NotFound
 from amqp.serialization import loads
 from kombu.utils.json import loads as kombu_loads
 
@@ -27,6 +29,8 @@ from .queues import ReplyQueues
 from .transport import connect, errors_of, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
+
+logger = logging.getLogger("fastrpc")
 
 #: Called with correlation id, body, format and reply queue of each message.
 Deliver = Callable[[bytes | None, bytes, bytes, str], None]
@@ -43,6 +47,9 @@ IDLE = 0.01
 LEAST_ANSWER_TIMEOUT = 0.05
 #: … and the time for each answer afterwards.
 ANSWER_TIMEOUT = 10.0
+
+#: Seconds between two tries to get at a reply queue whose node is down.
+DOWN_INTERVAL = 1.0
 
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
@@ -79,6 +86,9 @@ class Intake:
         self.queues = queues
         self.options = options
         self.consumed: set[str] = set()
+        #: Those that exist, on a node of the broker's cluster that is down.
+        self.down: set[str] = set()
+        self._down_at = 0.0
         #: Messages that waited in the queues when they were opened, and that came since.
         self.backlog = 0
         self.taken = 0
@@ -93,15 +103,34 @@ class Intake:
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
             self._open_channels()
             for name in self.queues.names:
-                self.backlog += self.queues.declare(name, self.connection.default_channel)
-                self.consume(name)
+                self._declare_and_consume(name)
 
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
         with self._consuming:
-            if name not in self.consumed:
+            if name not in self.consumed and name not in self.down:
                 self._consume(name)
                 self.consumed.add(name)
+
+    def _declare_and_consume(self, name: str) -> None:
+        """Have ``name`` exist and consume it; one whose node is down must not stop the others."""
+        try:
+            self.backlog += self.queues.declare(name, self.connection.default_channel)
+        except NotFound as exc:
+            if name not in self.down:
+                logger.warning("the reply queue %s is down, trying again: %s", name, exc)
+            self.down.add(name)
+            self.queues.doubt(name)
+            self._down_at = time.monotonic() + DOWN_INTERVAL
+        else:
+            self.down.discard(name)
+            self.consume(name)
+
+    def retry_down(self) -> None:
+        """Consume the queues again whose nodes are back."""
+        if self.down and time.monotonic() >= self._down_at:
+            for name in list(self.down):
+                self._declare_and_consume(name)
 
     def close(self) -> None:
         """Hang up; what was not acknowledged stays in the queues."""
@@ -201,8 +230,7 @@ class AMQPIntake(Intake):
         if consumer_tag not in self.queues:
             return  # we deleted it ourselves
         self.consumed.discard(consumer_tag)
-        self.queues.declare(consumer_tag, self.connection.default_channel)
-        self.consume(consumer_tag)
+        self._declare_and_consume(consumer_tag)
 
     def read(self, timeout: float) -> bool:
         if self.owes_acknowledgement:

@@ -89,6 +89,11 @@ class ReplyQueues:
         if not self._renew_at:
             self._renew_at[name] = 0.0
 
+    def doubt(self, name: str) -> None:
+        """Have the next call wait for the broker's word on ``name``."""
+        if name in self._renew_at:
+            self._renew_at[name] = 0.0
+
     def declare_for_call(self, name: str, channel: Any) -> None:
         """Make sure that ``name`` exists when what is published next on ``channel`` arrives.
 

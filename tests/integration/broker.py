@@ -19,10 +19,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MissingServer", "RabbitMQ", "Redis", "free_port", "wait_until"]
+__all__ = ["Cluster", "MissingServer", "RabbitMQ", "Redis", "free_port", "wait_until"]
 
 # Debian's /usr/sbin/rabbitmq-server is a wrapper that switches user; these do not.
 RABBITMQ_SCRIPTS = (
@@ -152,9 +153,9 @@ class RabbitMQ(_Server):
     """A private RabbitMQ node (3.10 to 4.x).
 
     `config` are extra lines of rabbitmq.conf; `tls` names the files of a TLS listener
-    (`cacertfile`, `certfile`, `keyfile`, and any other `ssl_options` key); `join` is a running
-    node whose cluster this one becomes a member of. `scripts` is the folder of
-    rabbitmq-server and rabbitmqctl, for a version other than the installed one.
+    (`cacertfile`, `certfile`, `keyfile`, and any other `ssl_options` key); `beside` is a node
+    whose cookie and port mapper this one shares, so that it can join its cluster. `scripts` is
+    the folder of rabbitmq-server and rabbitmqctl, for a version other than the installed one.
     """
 
     user = "guest"
@@ -165,7 +166,7 @@ class RabbitMQ(_Server):
         *,
         config: Iterable[str] = (),
         tls: Mapping[str, object] | None = None,
-        join: RabbitMQ | None = None,
+        beside: RabbitMQ | None = None,
         scripts: str | None = None,
         env: Mapping[str, str] | None = None,
     ) -> None:
@@ -174,12 +175,11 @@ class RabbitMQ(_Server):
         self.port = free_port()
         self.tls_port = free_port() if tls is not None else None
         self.dist_port = free_port()
-        self.join = join
+        self.beside = beside
         self.epmd: subprocess.Popen | None = None
-        self.epmd_port = join.epmd_port if join else free_port()
+        self.epmd_port = beside.epmd_port if beside else free_port()
         self.nodename = f"fastrpc-{self.port}@localhost"
         self.pid_file = self.dir / "node.pid"
-        self._joined = False
         self._write_files(config, tls)
         self.env = self._environment(env or {})
 
@@ -212,12 +212,13 @@ class RabbitMQ(_Server):
         self.pid_file.unlink(missing_ok=True)
         self.process = self._spawn([f"{self.scripts}/rabbitmq-server"], self.env)
         self._await_answer()
-        if self.join and not self._joined:
-            self.ctl("stop_app")
-            self.ctl("join_cluster", self.join.nodename)
-            self.ctl("start_app")
-            self._await_answer()
-            self._joined = True
+
+    def join_cluster(self) -> None:
+        """Become a member of the cluster of the node beside; what this one held is dropped."""
+        self.ctl("stop_app")
+        self.ctl("join_cluster", self.beside.nodename)
+        self.ctl("start_app")
+        self._await_answer()
 
     def stop(self) -> None:
         """Stop cleanly: what is durable is kept for the next start()."""
@@ -228,7 +229,6 @@ class RabbitMQ(_Server):
                 self.process.wait(30)
             _end(self.process, signal.SIGKILL, 5)
             self.process = None
-        self._stop_epmd()
 
     def kill(self) -> None:
         """kill -9: no goodbye to anybody, nothing flushed."""
@@ -236,7 +236,12 @@ class RabbitMQ(_Server):
             os.kill(self.pid, signal.SIGKILL)
         _end(self.process, signal.SIGKILL, 5)
         self.process = None
-        self._stop_epmd()
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._stop_epmd()
 
     def answers(self) -> bool:
         """Whether the node greets an AMQP client: that is the last thing its boot enables."""
@@ -263,12 +268,12 @@ class RabbitMQ(_Server):
         return done.stdout
 
     def queues(self, vhost: str = "/") -> dict[str, int]:
-        """Name -> number of messages (ready and unacknowledged) of every queue."""
+        """Name -> number of messages (ready and unacknowledged) of every queue that is up."""
         table = self.ctl(
             "list_queues", "-p", vhost, "--no-table-headers", "name", "messages", "--silent"
         )
         rows = (line.rsplit("\t", 1) for line in table.splitlines() if "\t" in line)
-        return {name: int(messages) for name, messages in rows}
+        return {name: int(messages) for name, messages in rows if messages}
 
     # -- its files
 
@@ -296,8 +301,8 @@ class RabbitMQ(_Server):
         (self.dir / "enabled_plugins").write_text("[].\n")
         (self.dir / "rabbitmq-env.conf").write_text("")
         cookie = self.dir / ".erlang.cookie"
-        if self.join:
-            shutil.copy(self.join.dir / ".erlang.cookie", cookie)
+        if self.beside:
+            shutil.copy(self.beside.dir / ".erlang.cookie", cookie)
         else:
             cookie.write_text("".join(random.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=20)))
         cookie.chmod(0o400)
@@ -332,10 +337,11 @@ class RabbitMQ(_Server):
         }
 
     # -- its port mapper: Erlang nodes find each other through it. One of our own, in the
-    # foreground, ends with the node; Erlang's own would stay behind as a daemon.
+    # foreground, ends when the node is closed, and serves its cluster while it is only stopped;
+    # Erlang's own would stay behind as a daemon.
 
     def _start_epmd(self) -> None:
-        if self.join or self.epmd is not None:
+        if self.beside or self.epmd is not None:
             return
         command = self._find_epmd()
         self.epmd = self._spawn(
@@ -363,6 +369,42 @@ class RabbitMQ(_Server):
         if found is None:
             raise MissingServer("epmd was not found: apt-get install erlang-base")
         return found
+
+
+class Cluster:
+    """RabbitMQ nodes on this machine that make one cluster.
+
+    with Cluster(3) as cluster:
+        Celery(broker=cluster.urls(), backend="fastrpc://")
+    """
+
+    def __init__(self, size: int) -> None:
+        first = RabbitMQ()
+        self.nodes = [first, *(RabbitMQ(beside=first) for _ in range(size - 1))]
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.nodes[0]._start_epmd()
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(RabbitMQ.start, self.nodes))
+            for node in self.nodes[1:]:
+                node.join_cluster()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+    def close(self) -> None:
+        # The first has the port mapper of all.
+        for node in reversed(self.nodes):
+            node.close()
+
+    def urls(self, first: int = 0) -> list[str]:
+        """The URLs of all nodes in turn, that of number `first` ahead."""
+        return [node.url for node in self.nodes[first:] + self.nodes[:first]]
 
 
 class Redis(_Server):

@@ -165,6 +165,15 @@ class TestDeclaringForCalls:
         queues.declare_for_call("q", channel)
         assert channel.calls[-1] == ("declare, no answer", "q")
 
+    def test_one_that_is_in_doubt_is_due_at_once(self, queues):
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        queues.doubt("q")
+        queues.doubt("not ours")
+        queues.declare_for_call("q", channel)
+        assert channel.calls == [("declare", "q")] * 2
+        assert queues.names == ["q"]
+
     def test_other_transports_are_not_asked_again(self, queues):
         channel = Channel(driver_type="redis")
         queues.declare_for_call("q", channel)

@@ -1,0 +1,208 @@
+"""A cluster of three nodes, of which the one we talk to goes; broker URLs that do not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from amqp.exceptions import NotFound
+from celery import Celery
+from celery.exceptions import TimeoutError
+from kombu import Connection
+
+from tests.faults.support import (
+    LATE,
+    Background,
+    answer,
+    await_confirms,
+    await_true,
+    expect,
+    stopwatch,
+)
+from tests.integration.broker import Cluster, RabbitMQ
+
+COUNT = 1_000
+
+
+@pytest.fixture(scope="module")
+def cluster(broker) -> Iterator[Cluster]:
+    del broker  # its fixture has said what to install where there is none
+    with Cluster(3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["stopped", "killed"])
+def goes(request):
+    """`with goes(node)`: it is stopped in order, or by kill -9; afterwards it is back."""
+
+    @contextlib.contextmanager
+    def gone(node: RabbitMQ) -> Iterator[None]:
+        (node.stop if request.param == "stopped" else node.kill)()
+        try:
+            yield
+        finally:
+            node.start()
+
+    return gone
+
+
+def use_queue_on(node: RabbitMQ, app: Celery, oid: str) -> None:
+    """Have a classic queue on this node: it lives where it was declared first."""
+    with Connection(node.url) as connection:
+        app.backend._queues.declare(oid, connection.default_channel)
+
+
+class Stream:
+    """COUNT results on their way, of which some have arrived, and who waits for all of them."""
+
+    def __init__(self, app: Celery, sender: Celery) -> None:
+        self.app, self.sender = app, sender
+        self.results = expect(app, COUNT)
+        self.heard: list[str] = []
+        for result in self.results:
+            result.then(lambda result: self.heard.append(result.id))
+        self.waiting = Background(lambda: app.ResultSet(self.results, app=app).get(timeout=60))
+        self.node_gone = threading.Event()
+        oid = app.backend.oid
+        self.sending = Background(lambda: self.send(oid))
+        await_true(lambda: len(self.heard) >= COUNT // 10, 30, "it streams")
+
+    def send(self, oid: str) -> None:
+        answer(self.sender, oid, self.results[: COUNT // 2], "first half")
+        self.node_gone.wait(30)
+        answer(self.sender, oid, self.results[COUNT // 2 :], "second half")
+
+    def check(self) -> None:
+        """Nothing is lost, nothing comes twice."""
+        self.node_gone.set()
+        self.sending.result(30)
+        halves = ["first half"] * (COUNT // 2) + ["second half"] * (COUNT // 2)
+        assert self.waiting.result(30) == halves
+        assert sorted(self.heard) == sorted(result.id for result in self.results)
+        await_confirms(self.sender)
+        assert self.sender.backend.stats()["returned"] == 0
+
+
+@pytest.mark.slow
+def test_quorum_queue_outlives_the_connected_node(cluster, make_client, goes):
+    conf = {"options": {"queue_type": "quorum"}}
+    app, sender = make_client(cluster.urls(), **conf), make_client(";".join(cluster.urls()))
+    stream = Stream(app, sender)
+    with goes(cluster.nodes[0]):
+        # Everything goes on while it is away: calls, results sent, results awaited.
+        app.tasks["tests.add"].delay(1, 2)
+        stream.check()
+        [new] = expect(app, 1)
+        answer(sender, app.backend.oid, [new], "new")
+        assert new.get(timeout=10) == "new"
+    assert app.backend.stats()["reconnects"] >= 1
+
+
+@pytest.mark.slow
+def test_classic_queue_on_another_node_than_the_connected_one(cluster, make_client, goes):
+    app, sender = make_client(cluster.urls()), make_client(cluster.urls())
+    use_queue_on(cluster.nodes[1], app, app.backend.oid)
+    stream = Stream(app, sender)
+    with goes(cluster.nodes[0]):
+        app.tasks["tests.add"].delay(1, 2)
+        stream.check()
+    assert app.backend.stats()["reconnects"] >= 1
+
+
+@pytest.mark.slow
+def test_classic_queue_comes_back_with_its_node(cluster, make_client, goes):
+    """Meanwhile nothing hangs, and the queues of other threads go on."""
+    home, other = cluster.nodes[0], cluster.nodes[1]
+    app = make_client(cluster.urls(), result_persistent=True)
+    sender = make_client(cluster.urls(2), result_persistent=True)
+    oid = app.backend.oid
+    use_queue_on(home, app, oid)
+    first, *results = expect(app, 101)
+    answer(sender, oid, [first], "connected")
+    assert first.get(timeout=10) == "connected"
+    # One that reads nothing, and so does not hear that the node is down.
+    sure = make_client(cluster.urls(2), broker_transport_options={"confirm_publish": True})
+    use_queue_on(home, sure, sure.backend.oid)
+    sure.tasks["tests.add"].delay(1, 2)
+
+    elsewhere: list[str] = []
+    sent = threading.Event()
+
+    def wait_in_another_thread() -> str:
+        elsewhere.append(app.backend.oid)
+        use_queue_on(other, app, app.backend.oid)
+        [result] = expect(app, 1)
+        elsewhere.append(result.id)
+        sent.wait(30)
+        return result.get(timeout=30)
+
+    # The caller is away, so that its results lie in the queue when the node goes.
+    app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
+    app.backend.result_consumer._intake = None
+    answer(sender, oid, results)
+    await_confirms(sender)
+    thread = Background(wait_in_another_thread)
+    await_true(lambda: len(elsewhere) == 2, 10, "the other thread has its queue")
+    with goes(home):
+        await_true(lambda: is_down(other, app, oid), 10, "its queue is down")
+        with stopwatch(2, "a call"), pytest.raises(NotFound, match="is down"):
+            sure.tasks["tests.add"].delay(1, 2)
+        with stopwatch(1 + LATE, "get(1)"), pytest.raises(TimeoutError):
+            results[0].get(timeout=1)
+        for _ in range(3):
+            with stopwatch(2, "a call"), pytest.raises(NotFound, match="is down"):
+                app.tasks["tests.add"].delay(1, 2)
+        waiting = Background(lambda: [result.get(timeout=60) for result in results])
+        answer(sender, elsewhere[0], elsewhere[1:], "elsewhere")
+        sent.set()
+        assert thread.result(10) == "elsewhere"
+        assert waiting.running
+    assert waiting.result(30) == list(range(100))
+    [new] = expect(app, 1)
+    answer(sender, oid, [new], "new")
+    assert new.get(timeout=10) == "new"
+
+
+def is_down(node: RabbitMQ, app: Celery, queue: str) -> bool:
+    """Whether this node knows that the queue cannot be had."""
+    with Connection(node.url) as connection:
+        try:
+            app.backend._make_queue(queue)(connection.default_channel).queue_declare()
+        except NotFound as exc:
+            return "is down" in str(exc)
+        return False
+
+
+class TestSilentNodes:
+    """The system accepts for them, and nobody answers."""
+
+    @pytest.fixture
+    def silent(self) -> Iterator[list[str]]:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+            yield [f"amqp://127.0.0.1:{sock.getsockname()[1]}//" for sock in socks]
+
+    def test_they_do_not_use_up_the_time_of_the_others(
+        self, silent, private_broker, sender, make_client
+    ):
+        app = make_client(
+            None,
+            broker_write_url=private_broker.url,
+            broker_read_url=[*silent, private_broker.url],
+        )
+        [result] = expect(app, 1)
+        answer(sender, app.backend.oid, [result], "found")
+        with stopwatch(2 + LATE, "get(2)"):
+            assert result.get(timeout=2) == "found"
+
+    @pytest.mark.parametrize("timeout", [0.5, 1.5])
+    def test_timeouts_are_kept_where_all_are_silent(
+        self, silent, private_broker, make_client, timeout
+    ):
+        app = make_client(None, broker_write_url=private_broker.url, broker_read_url=silent)
+        [result] = expect(app, 1)
+        with stopwatch(timeout + LATE, f"get({timeout})"), pytest.raises(TimeoutError):
+            result.get(timeout=timeout)
