@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -58,3 +59,29 @@ def test_every_log_line():
     assert len(lines) > 10
     told = [max(re.split(r"%[sdgr]", line), key=len).strip(" ,:;(") for line in lines]
     assert not [words for words in told if words not in page]
+
+
+PROMISES = re.findall(
+    r"^\| (.+?) \| .+ \| (`.+`) \|$",
+    text("promises.md").partition("What is not promised")[0] if DOCS.exists() else "",
+    re.MULTILINE,
+)
+
+
+def test_every_promise_names_its_tests():
+    table = text("promises.md").partition("What is not promised")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) - 1 == len(PROMISES) > 10  # but for the head
+
+
+@pytest.mark.parametrize(
+    "tests", [tests for _, tests in PROMISES], ids=[row for row, _ in PROMISES]
+)
+def test_the_tests_of_a_promise_exist(tests):
+    for test in re.findall(r"`([^`]+)`", tests):
+        path, *names = test.split("::")
+        node: ast.AST = ast.parse((ROOT / "tests" / path).read_text())
+        for name in names:
+            named = [n for n in ast.iter_child_nodes(node) if getattr(n, "name", "") == name]
+            assert named, f"{test} is promised, and is not there"
+            node = named[0]
