@@ -21,6 +21,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_process_shutdown, worker_shutdown
+from kombu.utils.compat import detect_environment
 
 from ._pending import PendingTable
 from .consumer import ResultConsumer
@@ -233,8 +234,13 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def add_pending_result(
         self, result: Any, weak: bool = False, start_drainer: bool = True
     ) -> Any:
-        """Let ``result`` become ready when its final state arrives."""
+        """Let ``result`` become ready when its final state arrives.
+
+        With ``start_drainer`` and among greenlets also while nobody waits for it, as in Celery.
+        """
         self._matcher.add(result, weak=weak)
+        if start_drainer and detect_environment() != "default" and not result._cache:
+            self.result_consumer.read_in_background(self.oid)
         return result
 
     def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:

@@ -4,7 +4,9 @@ One connection serves the process. A waiting thread that finds no reader becomes
 it reads, hands every result to whoever waits for it, and goes on until its own is there; then
 it hands the role to one of the sleepers. A thread that finds a reader sleeps on its own event
 and is woken when its own result is there, or to become the reader. There is no background
-thread. The locks are ``threading``'s, so gevent and eventlet work once they have patched it.
+thread; the locks are ``threading``'s, so gevent and eventlet work once they have patched it.
+Only among greenlets one of them reads for as long as anything is waited for, as Celery's own
+backends do there: ``then`` calls back without anybody waiting.
 
 A lost connection is the reader's business: it reconnects, within its caller's deadline, and
 consumes the same queues again; what was not acknowledged comes a second time and is known.
@@ -17,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from celery.exceptions import TimeoutError
@@ -148,6 +150,7 @@ class ResultConsumer:
         self._listening: dict[Wait, None] = {}
         self._pauses = backoff()
         self._connect_at = 0.0
+        self._background: threading.Thread | None = None
 
     # -- waiting -----------------------------------------------------------------------------
 
@@ -233,6 +236,27 @@ class ResultConsumer:
         finally:
             self._leave()
         return True
+
+    def read_in_background(self, queue: str) -> None:
+        """Have a thread, which should be a greenlet, read as long as anything is waited for."""
+        if self._background is None:
+            self._background = threading.Thread(
+                target=self._read_while_waited_for,
+                args=(queue,),
+                name="fastrpc-results",
+                daemon=True,
+            )
+            self._background.start()
+
+    def _read_while_waited_for(self, queue: str) -> None:
+        try:
+            while self.matcher.table.waiting:
+                with suppress(TimeoutError):
+                    self.until_news(Wait(INTERVAL, None, queue))
+        except OperationalError as exc:
+            logger.warning("nobody reads results in the background: %s", exc)
+        finally:
+            self._background = None
 
     @property
     def reading(self) -> bool:

@@ -16,7 +16,9 @@ def library(request) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("scenario", ["many_wait", "call_and_wait", "latency", "timeouts", "cuts"])
+@pytest.mark.parametrize(
+    "scenario", ["many_wait", "call_and_wait", "latency", "callbacks", "timeouts", "cuts"]
+)
 def test_a_client(private_broker, library, scenario):
     said = run_child("tests.faults.green_child", library, private_broker.url, scenario)
     assert said.splitlines()[-1] == "well"
