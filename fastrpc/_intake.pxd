@@ -30,7 +30,7 @@ cdef class DeliveryLoop:
     cdef object deliver_slowly
     cdef object dispatch
     cdef object acknowledge
-    cdef bint shown
+    cdef readonly bint shown
     cdef bint delivering
     cdef uint64_t runs
     cdef public uint64_t last_tag

@@ -36,6 +36,9 @@ class Fulfiller:
 class DeliveryLoop:
     """Takes deliveries out of a reader, and results to whoever waits for them."""
 
+    shown: bool
+    """Whether the delivery that the reader shows is still to be delivered."""
+
     last_tag: int
     """Delivery tag of the last one delivered."""
 

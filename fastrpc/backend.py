@@ -24,7 +24,7 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from kombu.utils.compat import detect_environment
 
 from ._pending import PendingTable
-from .consumer import ResultConsumer
+from .consumer import ResultConsumer, Wait
 from .errors import BacklogLimitExceeded, BadOption
 from .matching import ResultMatcher
 from .meta import MetaBuilder
@@ -272,29 +272,18 @@ class RPCBackend(AsyncBackendMixin, Backend):
             Exception: with ``propagate``, what the task raised.
         """
         self._ensure_not_eager()
-        for _ in self._wait_for_pending(result, timeout, on_interval, on_message):
-            pass
+        try:
+            for _ in self._ready_ones([result], timeout, on_interval, on_message):
+                pass
+        except BaseException:
+            if not has_listeners(result):
+                self._matcher.discard(result)
+            raise
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def _ensure_not_eager(self) -> None:
         if self._always_eager():
             super()._ensure_not_eager()
-
-    def _wait_for_pending(
-        self,
-        result: Any,
-        timeout: float | None = None,
-        on_interval: Any = None,
-        on_message: Any = None,
-        **kwargs: Any,
-    ) -> Iterator[None]:
-        try:
-            for _ in self._ready_ones([result], timeout, on_interval, on_message):
-                yield
-        except BaseException:
-            if not has_listeners(result):
-                self._matcher.discard(result)
-            raise
 
     def iter_native(
         self,
@@ -329,7 +318,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 waiting[id(node)] = node
         nodes = list(waiting.values())
         consumer, matcher = self.result_consumer, self._matcher
-        with consumer.watching(nodes, timeout, on_message, self.oid) as wait:
+        wait = Wait(timeout, on_message, self.oid)
+        consumer.watch(nodes, wait)
+        try:
             for node in nodes:
                 # The reader fills in a result before its id counts as handed out.
                 gone = matcher.is_gone(node.id)
@@ -345,6 +336,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
                     node = wait.arrived.popleft()
                     if waiting.pop(id(node), None) is not None:
                         yield node
+        finally:
+            consumer.unwatch(nodes, wait)
 
     def get_many(
         self,

@@ -18,8 +18,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import TimeoutError
@@ -154,46 +154,32 @@ class ResultConsumer:
 
     # -- waiting -----------------------------------------------------------------------------
 
-    @contextmanager
-    def watching(
-        self,
-        results: list[Any],
-        timeout: float | None = None,
-        on_message: Callable[[dict[str, Any]], None] | None = None,
-        queue: str = "",
-    ) -> Iterator[Wait]:
-        """A Wait that hears of each of ``results`` becoming ready, and of metas on ``queue``."""
-        wait = Wait(timeout, on_message, queue)
-        with self._watching:
-            self._watch(results, wait)
-        if on_message is not None:
-            self._listening[wait] = None
-        try:
-            yield wait
-        finally:
-            self._listening.pop(wait, None)
-            with self._watching:
-                self._unwatch(results, wait)
-
     # The reader takes entries out without the lock: whoever put one in looks at the result
     # once more afterwards, and takes out what is left of it in the end.
 
-    def _watch(self, results: list[Any], wait: Wait) -> None:
+    def watch(self, results: list[Any], wait: Wait) -> None:
+        """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
         watched = self.matcher.fulfiller.watched
-        for result in results:
-            waits = watched.setdefault(id(result), wait)
-            if waits is not wait:  # seldom; a list for each would keep the collector busy
-                others = waits if type(waits) is tuple else (waits,)
-                watched[id(result)] = (*others, wait)
+        with self._watching:
+            for result in results:
+                waits = watched.setdefault(id(result), wait)
+                if waits is not wait:  # seldom; a list for each would keep the collector busy
+                    others = waits if type(waits) is tuple else (waits,)
+                    watched[id(result)] = (*others, wait)
+        if wait.on_message is not None:
+            self._listening[wait] = None
 
-    def _unwatch(self, results: list[Any], wait: Wait) -> None:
+    def unwatch(self, results: list[Any], wait: Wait) -> None:
+        """End what ``watch`` began."""
         watched = self.matcher.fulfiller.watched
-        for result in results:
-            waits = watched.get(id(result))
-            if waits is wait:
-                watched.pop(id(result), None)
-            elif type(waits) is tuple:
-                watched[id(result)] = tuple(other for other in waits if other is not wait)
+        self._listening.pop(wait, None)
+        with self._watching:
+            for result in results:
+                waits = watched.get(id(result))
+                if waits is wait:
+                    watched.pop(id(result), None)
+                elif type(waits) is tuple:
+                    watched[id(result)] = tuple(other for other in waits if other is not wait)
 
     def until_news(self, wait: Wait, on_interval: Callable[[], Any] | None = None) -> None:
         """Return once there is news for ``wait``.
@@ -362,8 +348,8 @@ class ResultConsumer:
         """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""
         woken = self.matcher.fulfiller.woken
         try:
-            # What a reader before us left behind comes before the socket.
-            intake.pump(self._deliver, bool(self._listening))
+            if intake.holds_some:  # what a reader before us left behind comes before the socket
+                intake.pump(self._deliver, bool(self._listening))
             if woken or not intake.read(timeout):
                 return bool(woken)
             intake.pump(self._deliver, bool(self._listening))

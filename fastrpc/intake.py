@@ -40,9 +40,6 @@ INTERVAL = 1.0
 #: … where nobody but the reader may consume from the new queue of another thread.
 READERS_ONLY_INTERVAL = 0.05
 
-#: The broker counts as idle when nothing came from it for this many seconds.
-IDLE = 0.01
-
 #: Least time, in seconds, allowed for each answer while a connection is being opened …
 LEAST_ANSWER_TIMEOUT = 0.05
 #: … and the time for each answer afterwards.
@@ -167,6 +164,11 @@ class Intake:
         """Whether ``read`` would find something at once."""
         raise NotImplementedError
 
+    @property
+    def holds_some(self) -> bool:
+        """Whether something was read that was not handed over."""
+        raise NotImplementedError
+
     def pump(self, deliver: Deliver, everything: bool) -> None:
         """Hand over all that was read.
 
@@ -233,16 +235,6 @@ class AMQPIntake(Intake):
         self._declare_and_consume(consumer_tag)
 
     def read(self, timeout: float) -> bool:
-        if self.owes_acknowledgement:
-            # Writing wakes the broker at the cost of whoever waits for a result, so it waits
-            # until there is nothing else to do.
-            if self._fill(min(timeout, IDLE)):
-                return True
-            self.acknowledge()
-            timeout -= IDLE
-        return timeout >= 0 and self._fill(timeout)
-
-    def _fill(self, timeout: float) -> bool:
         try:
             self._amqp.fill(timeout)
         except TimeoutError:
@@ -252,6 +244,10 @@ class AMQPIntake(Intake):
 
     def readable(self) -> bool:
         return bool(self._amqp.readable())
+
+    @property
+    def holds_some(self) -> bool:
+        return bool(self._strays or self._loop.shown or self._reader.buffered)
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
         loop, stats = self._loop, self.matcher.stats
@@ -355,6 +351,8 @@ class AMQPIntake(Intake):
         now = time.monotonic()
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self.interval
+            # Seldom: a write wakes the broker at the cost of whoever waits for a result.
+            self.acknowledge()
             self._amqp.heartbeat_tick()
 
     def abandon(self) -> None:
@@ -406,6 +404,10 @@ class KombuIntake(Intake):
 
     def readable(self) -> bool:
         return self.read(timeout=0.001)
+
+    @property
+    def holds_some(self) -> bool:
+        return bool(self._messages)
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
         while self._messages:
