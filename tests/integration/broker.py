@@ -297,6 +297,7 @@ class RabbitMQ(_Server):
         lines = [
             f"listeners.tcp.1 = {self.host}:{self.port}",
             "disk_free_limit.absolute = 10MB",
+            "max_message_size = 134217728",  # as before 4.0, which takes 16 MiB at the most
         ]
         if tls is not None:
             lines.append(f"listeners.ssl.1 = {self.host}:{self.tls_port}")
