@@ -203,7 +203,7 @@ class AMQPPublisher:
 
     def _send_again(self, link: Link) -> None:
         again = self._again
-        if not again or time.monotonic() < self._again_at:
+        if not again or link.blocked or time.monotonic() < self._again_at:
             return
         while again:
             self._send(link, again[0])
@@ -215,12 +215,13 @@ class AMQPPublisher:
         """Wait while the window is full or the broker asked us to wait."""
         options = self.options
         while (
-            len(self._window) >= options.confirm_window
+            self.unconfirmed >= options.confirm_window
             or self._window_bytes >= options.confirm_window_bytes
             or link.blocked
         ):
             self._look(link, timeout=1.0)
             self._check_heard(link)
+            self._send_again(link)
 
     def _look(self, link: Link, timeout: float = 0) -> None:
         if link.read(self._on_confirm, timeout):
@@ -258,7 +259,8 @@ class AMQPPublisher:
             )
             return
         self._again.append(message._replace(refusals=message.refusals + 1))
-        self._again_at = time.monotonic() + delay
+        # One that is refused for the first time must not hasten those that wait already.
+        self._again_at = max(self._again_at, time.monotonic() + delay)
 
     # -- while nobody sends --------------------------------------------------------------------
 

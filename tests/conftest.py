@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.broker import MissingServer, RabbitMQ, Redis
+from tests.integration.broker import MissingServer, RabbitMQ, Redis, wait_until
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,10 +20,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def no_watcher_outlives_its_test() -> Iterator[None]:
     """A thread that still mends its connection would meddle with the tests that follow."""
     yield
-    for thread in threading.enumerate():
-        if thread.name == "fastrpc-confirms":
-            thread.join(10)
-            assert not thread.is_alive(), "results are still unconfirmed: close the backend"
+    wait_until(
+        lambda: all(thread.name != "fastrpc-confirms" for thread in threading.enumerate()),
+        10,
+        "all results are confirmed, or their backend is closed",
+    )
 
 
 class ForeignBroker:

@@ -289,7 +289,7 @@ class TestShortLivedThreads:
         before, alive = memory(), threading.active_count()
         live_and_die(threads)
         assert memory() - before < 4 * 1024 * 1024
-        assert threading.active_count() <= alive
+        await_true(lambda: threading.active_count() <= alive, 5, "no thread is left")
         # Thread idents are reused, and with them the names of queues.
         names = set(app.backend._queues.names)
         assert len(names) <= 4 * at_once

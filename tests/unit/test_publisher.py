@@ -361,6 +361,31 @@ class TestRefusals:
         publisher._tend()
         assert broker.got == ["a", "a"]
 
+    @pytest.mark.usefixtures("unwatched")
+    def test_a_new_refusal_does_not_hasten_the_old_ones(self, make, broker):
+        """A broker that refuses all for a second must not use up anybody's retries."""
+        policy = {"max_retries": 2, "interval_start": 0, "interval_step": 5, "interval_max": 5}
+        publisher = make(retry_policy=policy)
+        send(publisher, "a")
+        for tag, new in enumerate("bcdefgh", 1):
+            broker.link.refuse(tag)
+            publisher._tend()
+            send(publisher, new)
+        assert broker.got.count("a") <= 2
+        assert publisher.unconfirmed == 8
+
+    @pytest.mark.usefixtures("unwatched")
+    def test_what_is_refused_counts_as_unconfirmed(self, make, broker):
+        policy = {"max_retries": 9, "interval_start": 0.1, "interval_max": 1}
+        publisher = make(confirm_window=2, retry_policy=policy)
+        send(publisher, *"ab")
+        broker.link.refuse(2, multiple=True)
+        publisher._tend()
+        assert (len(publisher._window), publisher.unconfirmed) == (0, 2)
+        broker.confirms_at_once = True
+        send(publisher, "c")
+        assert broker.got == ["a", "b", "a", "b", "c"]
+
 
 class TestWhileNobodySends:
     def test_confirms_are_looked_for_all_the_same_and_the_thread_ends(self, make, broker):
