@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -205,6 +207,8 @@ def soak(seconds: float, seed: int) -> tuple[str, bool]:
                     total.update(said)
                 except (subprocess.TimeoutExpired, json.JSONDecodeError) as exc:
                     print(f"a process hung or died: {exc!r}", file=sys.stderr)
+                    load.send_signal(signal.SIGUSR1)  # it says where
+                    time.sleep(1)
                     total["hung"] += 1
         finally:
             for load in loads:
@@ -233,6 +237,7 @@ def main() -> int:
     parser.add_argument("--load", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.load:
+        faulthandler.register(signal.SIGUSR1)
         client_url, sender_url, seconds, seed = args.load
         print(json.dumps(Load(client_url, sender_url, float(seconds), int(seed)).run()))
         return 0
