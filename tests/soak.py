@@ -117,18 +117,27 @@ class Load:
         sending.start()
         if rng.random() < 0.5:
             sending.join()
+        deadline = time.monotonic() + PATIENCE
         for result in rng.sample(results, len(results)):
-            self.wait(result, value)
+            self.wait(result, value, deadline)
         sending.join()
         self.count(duplicated=sum(times - 1 for times in heard.values()))
 
-    def wait(self, result: Any, value: str) -> None:
-        began = time.monotonic()
+    def wait(self, result: Any, value: str, deadline: float) -> None:
         try:
-            right = result.get(timeout=PATIENCE) == value
+            right = result.get(timeout=max(0.0, deadline - time.monotonic())) == value
         except TimeoutError:
-            late = time.monotonic() - began > PATIENCE + 1
-            self.count(lost=1, hung=int(late))
+            late = time.monotonic() - deadline
+            backend = self.app.backend
+            intake = backend.result_consumer._intake
+            print(
+                f"lost: {result.id} of {backend.oid}, {late:.1f} s late,",
+                f"in the table {backend._table.state(result.id)},",
+                f"consumed {intake and intake.consumed}, down {intake and intake.down},",
+                f"client {backend.stats()}, sender {self.sender.backend.stats()}",
+                file=sys.stderr,
+            )
+            self.count(lost=1, hung=int(late > 1))
         else:
             self.count(received=int(right), wrong=int(not right))
 
