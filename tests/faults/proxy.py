@@ -273,6 +273,8 @@ class _Serve:
             self.watch(connection)
 
     def drop(self, connection: _Connection, rst: bool = True) -> None:
+        if connection not in self.connections:
+            return  # a cut in the midst of serving it was faster
         for sock in connection.sockets:
             with contextlib.suppress(KeyError, ValueError):
                 self.selector.unregister(sock)
