@@ -133,7 +133,7 @@ class Load:
             print(
                 f"lost: {result.id} of {backend.oid}, {late:.1f} s late,",
                 f"in the table {backend._table.state(result.id)},",
-                f"consumed {intake and intake.consumed}, down {intake and intake.down},",
+                f"consumed {intake and intake.consumed}, away {intake and intake.away},",
                 f"client {backend.stats()}, sender {self.sender.backend.stats()}",
                 file=sys.stderr,
             )
@@ -144,9 +144,10 @@ class Load:
     def fork(self) -> None:
         """A child that lives and ends beside its parent's threads."""
         with self.calling:
-            child = Child(self.in_child, sys_exit_with_atexit)
+            # Until the broker is there it may take kombu as long as a round may take.
+            child = Child(self.in_child, sys_exit_with_atexit, patience=2 * int(PATIENCE))
         try:
-            self.count(forks=1, **child.result(PATIENCE))
+            self.count(forks=1, **child.result())
         except AssertionError as exc:
             print(f"a forked child failed: {exc}", file=sys.stderr)
             self.count(hung=1)

@@ -35,9 +35,15 @@ pytestmark = [
 
 
 class Child:
-    """A forked child that runs `target` and sends what it returned, as JSON."""
+    """A forked child that runs `target`, within `patience` seconds, and sends what it returned."""
 
-    def __init__(self, target: Callable[[], Any], leave: Callable[[], Any] | None = None) -> None:
+    def __init__(
+        self,
+        target: Callable[[], Any],
+        leave: Callable[[], Any] | None = None,
+        patience: int = 25,
+    ) -> None:
+        self._patience = patience
         self._read, write = os.pipe()
         self.pid = os.fork()
         if self.pid:
@@ -47,7 +53,7 @@ class Child:
             # A child that hangs must not outlive the tests, and says where it was.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             faulthandler.register(signal.SIGALRM, chain=True)
-            signal.alarm(25)
+            signal.alarm(patience)
             try:
                 said = {"value": target()}
             except BaseException:
@@ -59,14 +65,14 @@ class Child:
         finally:
             os._exit(0)
 
-    def result(self, timeout: float = 30) -> Any:
-        timer = threading.Timer(timeout, os.kill, (self.pid, signal.SIGKILL))
+    def result(self) -> Any:
+        timer = threading.Timer(self._patience + 5, os.kill, (self.pid, signal.SIGKILL))
         timer.start()
         with os.fdopen(self._read) as pipe:
             text = pipe.read()
         os.waitpid(self.pid, 0)
         timer.cancel()
-        assert text, f"the child said nothing within {timeout:g} s"
+        assert text, f"the child said nothing within {self._patience} s"
         said = json.loads(text)
         assert "error" not in said, said["error"]
         return said["value"]
