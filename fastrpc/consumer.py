@@ -31,7 +31,7 @@ from .options import Options
 from .queues import ReplyQueues
 from .retry import backoff
 from .stats import Stats
-from .transport import connect, errors_of, is_refusal
+from .transport import connect, errors_of, is_amqp, is_refusal, use_our_transport
 
 __all__ = ["ResultConsumer", "Wait"]
 
@@ -43,7 +43,7 @@ LEAST_CONNECT_TIMEOUT = 0.2
 #: A wait that is over sooner than this still tries to connect, where a pause is due until then.
 LEAST_PAUSE = 0.01
 
-#: Without a timeout of the caller each attempt to connect may take this many seconds.
+#: Each attempt to connect may take this many seconds, less with a shorter timeout of the caller.
 CONNECT_TIMEOUT = 10.0
 
 #: What was handed over is acknowledged this many seconds later, if no reader did it before.
@@ -336,7 +336,7 @@ class ResultConsumer:
                     intake, min(timeout if timeout == INTERVAL else left, intake.interval)
                 )
                 intake.heartbeat()
-                intake.retry_down()
+                intake.look_for_away()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
@@ -424,7 +424,7 @@ class ResultConsumer:
             time.sleep(pause)
             timeout = CONNECT_TIMEOUT
             if remaining is not None:
-                timeout = max(remaining - pause, LEAST_CONNECT_TIMEOUT)
+                timeout = min(timeout, max(remaining - pause, LEAST_CONNECT_TIMEOUT))
             try:
                 return self._open(timeout)
             except OperationalError as exc:
@@ -484,6 +484,8 @@ class ResultConsumer:
     def _delete_queues(self) -> None:
         """Delete the queues where tasks were sent and nobody waited for their results."""
         connection = self.app.connection_for_write()
+        if is_amqp(connection):
+            use_our_transport(connection, answer_timeout=GOODBYE_TIMEOUT)
         try:
             connect(connection, GOODBYE_TIMEOUT)
             self.queues.delete(connection.default_channel)

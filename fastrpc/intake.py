@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from ssl import SSLSocket
 from typing import Any
 
+from amqp import spec
 from amqp.exceptions import NotFound
 from amqp.serialization import loads
 from kombu.utils.json import loads as kombu_loads
@@ -26,7 +27,7 @@ from .errors import ProtocolError
 from .matching import READY_STATES, ResultMatcher, body_format
 from .options import Options
 from .queues import ReplyQueues
-from .transport import connect, errors_of, is_amqp, use_our_transport
+from .transport import LateAnswer, connect, errors_of, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 
@@ -47,6 +48,9 @@ ANSWER_TIMEOUT = 10.0
 
 #: Seconds between two tries to get at a reply queue whose node is down.
 DOWN_INTERVAL = 1.0
+
+#: Seconds after which the other queues wait no longer for one whose declaration is not answered.
+SILENCE = 2.0
 
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
@@ -83,9 +87,10 @@ class Intake:
         self.queues = queues
         self.options = options
         self.consumed: set[str] = set()
-        #: Those that exist, on a node of the broker's cluster that is down.
-        self.down: set[str] = set()
-        self._down_at = 0.0
+        #: Those that exist and cannot be had: on a node of the cluster that is down (None), or
+        #: whose declaration has no answer yet.
+        self.away: dict[str, LateAnswer | None] = {}
+        self._away_at = 0.0
         #: Messages that waited in the queues when they were opened, and that came since.
         self.backlog = 0
         self.taken = 0
@@ -98,6 +103,7 @@ class Intake:
         end = time.monotonic() + timeout
         connect(self.connection, timeout)
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
+            self._declaring = self.connection.default_channel
             self._open_channels()
             for name in self.queues.names:
                 self._declare_and_consume(name)
@@ -105,28 +111,41 @@ class Intake:
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
         with self._consuming:
-            if name not in self.consumed and name not in self.down:
+            if name not in self.consumed and name not in self.away:
                 self._consume(name)
                 self.consumed.add(name)
 
     def _declare_and_consume(self, name: str) -> None:
-        """Have ``name`` exist and consume it; one whose node is down must not stop the others."""
-        try:
-            self.backlog += self.queues.declare(name, self.connection.default_channel)
-        except NotFound as exc:
-            if name not in self.down:
-                logger.warning("the reply queue %s is down, trying again: %s", name, exc)
-            self.down.add(name)
-            self.queues.doubt(name)
-            self._down_at = time.monotonic() + DOWN_INTERVAL
-        else:
-            self.down.discard(name)
+        """Have ``name`` exist and consume it; one that cannot be had must not stop the others."""
+        backlog = self._declare(name)
+        if backlog is not None:
+            self.backlog += backlog
+            self.away.pop(name, None)
             self.consume(name)
 
-    def retry_down(self) -> None:
-        """Consume the queues again whose nodes are back."""
-        if self.down and time.monotonic() >= self._down_at:
-            for name in list(self.down):
+    def _declare(self, name: str) -> int | None:
+        """How many messages wait in ``name``; None if it is set aside."""
+        try:
+            return self.queues.declare(name, self._declaring)
+        except NotFound as exc:
+            self._set_aside(name, exc)
+            return None
+
+    def _set_aside(self, name: str, why: Any, late: LateAnswer | None = None) -> None:
+        if name not in self.away:
+            logger.warning("the reply queue %s is down, trying again: %s", name, why)
+        self.away[name] = late
+        self._away_at = time.monotonic() + DOWN_INTERVAL
+        self.queues.doubt(name)
+
+    def look_for_away(self) -> None:
+        """Consume the queues again that are back."""
+        due = self.away and time.monotonic() >= self._away_at
+        for name, late in list(self.away.items()):
+            if late is not None and late.came:
+                late.channel.close()
+                self._declare_and_consume(name)
+            elif late is None and due:
                 self._declare_and_consume(name)
 
     def close(self) -> None:
@@ -144,7 +163,7 @@ class Intake:
         with self.answered_within(timeout):
             self.acknowledge()
             if delete_queues:
-                self.queues.delete(self.connection.default_channel)
+                self.queues.delete(self._declaring)
             self.connection.close()
 
     def abandon(self) -> None:
@@ -217,6 +236,20 @@ class AMQPIntake(Intake):
             dispatch=self._dispatch,
             acknowledge=self.acknowledge,
         )
+
+    def _declare(self, name: str) -> int | None:
+        timeout = self._amqp.answer_timeout
+        # Less for each further one: a node that went has taken all of its queues along.
+        patience = min(SILENCE / (1 + len(self.away)), timeout / 2)
+        try:
+            with self.answered_within(patience):
+                return super()._declare(name)
+        except TimeoutError:
+            late = LateAnswer(self._declaring, spec.Queue.DeclareOk)
+            with self.answered_within(timeout - patience):  # unless nothing at all is answered
+                self._declaring = self.connection.channel()
+            self._set_aside(name, "its declaration is not answered", late)
+            return None
 
     def _consume(self, name: str) -> None:
         self.channel.basic_consume(

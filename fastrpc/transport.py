@@ -20,6 +20,7 @@ from amqp.basic_message import Message
 from amqp.exceptions import AccessRefused, NotAllowed, UnexpectedFrame
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
+from vine import promise
 
 from ._amqp import DELIVERY, FrameReader, readable
 from .errors import ProtocolError
@@ -27,6 +28,7 @@ from .errors import ProtocolError
 __all__ = [
     "DELIVERY",
     "Connection",
+    "LateAnswer",
     "SSLTransport",
     "Transport",
     "connect",
@@ -158,6 +160,21 @@ class Connection(pyamqp.Connection):
         message.ready = True
         self.on_inbound_method(reader.channel, spec.Basic.Deliver, reader.method_args, message)
         return True
+
+
+class LateAnswer:
+    """The answer to a method for which nobody waits any more.
+
+    RabbitMQ serves the methods of a channel one by one: nothing else will be answered on it.
+    """
+
+    def __init__(self, channel: Any, method: tuple[int, int]) -> None:
+        self.channel = channel
+        self._promise = channel._pending[method] = promise()
+
+    @property
+    def came(self) -> bool:
+        return bool(self._promise.ready)
 
 
 class Transport(pyamqp.Transport):

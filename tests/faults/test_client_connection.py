@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -23,6 +25,7 @@ from tests.faults.support import (
     run_threads,
     stopwatch,
 )
+from tests.integration.broker import RabbitMQ
 
 
 @pytest.fixture
@@ -378,6 +381,70 @@ class TestDisturbed:
         app.backend.result_consumer.look(oid)  # notices, and does not connect again
         await_true(lambda: oid not in private_broker.queues(), 10, "it has expired")
         assert echo.delay(2).get(timeout=10) == 2
+
+
+@contextmanager
+def silenced(node: RabbitMQ, queue: str) -> Iterator[None]:
+    """Within, the broker's process of `queue` answers nobody, as when it was killed."""
+    find = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),'
+    node.ctl("eval", f"{find} sys:suspend(amqqueue:get_pid(Q)).")
+    try:
+        yield
+    finally:
+        node.ctl("eval", f"{find} sys:resume(amqqueue:get_pid(Q)).")
+
+
+class TestSilentQueue:
+    """RabbitMQ answers no method for one of the process's queues; it has two."""
+
+    @pytest.fixture
+    def other(self, app, sender) -> Any:
+        """Another thread's queue, and what it called; the connection is lost meanwhile."""
+        connect(app, sender)
+        silent, late = Background(lambda: (app.backend.oid, expect(app, 1)[0])).result()
+        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        time.sleep(0.5)  # the broker's own end of it waits for the answer of each queue, too
+        return silent, late
+
+    def test_the_others_results_come_and_its_own_once_it_answers(
+        self, app, sender, private_broker, other, records
+    ):
+        silent, late = other
+        [result] = expect(app, 1)
+        assert app.backend.oid != silent
+        with silenced(private_broker, silent):
+            waiting = Background(lambda: late.get(timeout=60))
+            answer(sender, app.backend.oid, [result], "undisturbed")
+            with stopwatch(5, "get"):
+                assert result.get(timeout=20) == "undisturbed"
+            [result] = expect(app, 1)
+            answer(sender, app.backend.oid, [result], "at once")
+            with stopwatch(1, "get"):
+                assert result.get(timeout=20) == "at once"
+        answer(sender, silent, [late], "late")
+        assert waiting.result(20) == "late"
+        assert records.count("its declaration is not answered") == 1
+
+    def test_short_waits_get_the_others_results(self, app, sender, private_broker, other):
+        silent, _ = other
+        [result] = expect(app, 1)
+        with silenced(private_broker, silent):
+            answer(sender, app.backend.oid, [result], "undisturbed")
+            for _ in range(40):
+                with suppress(TimeoutError):
+                    assert result.get(timeout=0.3) == "undisturbed"
+                    break
+            assert result.ready()
+
+    def test_closing_does_not_hang(self, app, private_broker, other):
+        silent, _ = other
+        with silenced(private_broker, silent), stopwatch(8, "close"):
+            app.backend.close()
+
+    def test_closing_does_not_hang_where_nobody_ever_waited(self, app, private_broker):
+        expect(app, 1)
+        with silenced(private_broker, app.backend.oid), stopwatch(8, "close"):
+            app.backend.close()
 
 
 class TestQueueOfStock:
