@@ -325,9 +325,12 @@ class ResultConsumer:
         end = time.monotonic() + timeout
         left = timeout
         while not wait.news:
-            intake = self._intake or self._connect(wait)
+            intake = self._intake
             if intake is None:
-                return
+                intake = self._connect(wait)
+                if intake is None:
+                    return
+                timeout = left = max(end - time.monotonic(), 0)
             try:
                 if intake.readers_only:
                     self._consume_all(intake)

@@ -49,8 +49,11 @@ ANSWER_TIMEOUT = 10.0
 #: Seconds between two tries to get at a reply queue whose node is down.
 DOWN_INTERVAL = 1.0
 
-#: Seconds after which the other queues wait no longer for one whose declaration is not answered.
-SILENCE = 2.0
+#: Seconds after which the other queues wait no longer for one whose declaration is not answered:
+#: while a connection is opened …
+OPENING_PATIENCE = 2.0
+#: … and while somebody reads, whose own timeout must be kept.
+READING_PATIENCE = 0.1
 
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
@@ -106,7 +109,8 @@ class Intake:
             self._declaring = self.connection.default_channel
             self._open_channels()
             for name in self.queues.names:
-                self._declare_and_consume(name)
+                # Less for each further one: a node that went has taken all of its queues along.
+                self._declare_and_consume(name, OPENING_PATIENCE / (1 + len(self.away)))
 
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
@@ -115,15 +119,18 @@ class Intake:
                 self._consume(name)
                 self.consumed.add(name)
 
-    def _declare_and_consume(self, name: str) -> None:
+    def _declare_and_consume(self, name: str, patience: float = READING_PATIENCE) -> None:
         """Have ``name`` exist and consume it; one that cannot be had must not stop the others."""
-        backlog = self._declare(name)
+        backlog = self._declare(name, patience)
         if backlog is not None:
             self.backlog += backlog
-            self.away.pop(name, None)
-            self.consume(name)
+            self._consume_again(name)
 
-    def _declare(self, name: str) -> int | None:
+    def _consume_again(self, name: str) -> None:
+        self.away.pop(name, None)
+        self.consume(name)
+
+    def _declare(self, name: str, patience: float) -> int | None:
         """How many messages wait in ``name``; None if it is set aside."""
         try:
             return self.queues.declare(name, self._declaring)
@@ -144,7 +151,7 @@ class Intake:
         for name, late in list(self.away.items()):
             if late is not None and late.came:
                 late.channel.close()
-                self._declare_and_consume(name)
+                self._consume_again(name)
             elif late is None and due:
                 self._declare_and_consume(name)
 
@@ -237,13 +244,12 @@ class AMQPIntake(Intake):
             acknowledge=self.acknowledge,
         )
 
-    def _declare(self, name: str) -> int | None:
+    def _declare(self, name: str, patience: float) -> int | None:
         timeout = self._amqp.answer_timeout
-        # Less for each further one: a node that went has taken all of its queues along.
-        patience = min(SILENCE / (1 + len(self.away)), timeout / 2)
+        patience = min(patience, timeout / 2)
         try:
             with self.answered_within(patience):
-                return super()._declare(name)
+                return super()._declare(name, patience)
         except TimeoutError:
             late = LateAnswer(self._declaring, spec.Queue.DeclareOk)
             with self.answered_within(timeout - patience):  # unless nothing at all is answered
