@@ -35,8 +35,9 @@ from tests.integration.broker import RabbitMQ
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
 THREADS = 6
-#: Longer than a restart of the broker; a wait that ends with it has lost its result.
-PATIENCE = 60.0
+#: Longer than a restart of the broker, and than the 70 seconds after which RabbitMQ ends a channel
+#: that hangs; a wait that ends with it has lost its result.
+PATIENCE = 100.0
 CONF = {
     "result_persistent": True,
     "result_expires": 600,
