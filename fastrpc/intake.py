@@ -147,7 +147,9 @@ class Intake:
 
     def look_for_away(self) -> None:
         """Consume the queues again that are back."""
-        due = self.away and time.monotonic() >= self._away_at
+        if not self.away:
+            return
+        due = time.monotonic() >= self._away_at
         for name, late in list(self.away.items()):
             if late is not None and late.came:
                 late.channel.close()

@@ -45,6 +45,11 @@ CONF = {
 }
 
 
+#: The message store of RabbitMQ 3.10, where larger results than 4 kB are kept, sometimes leaves
+#: the reads of a queue unanswered after a restart, for good: that would be all that is seen here.
+NO_MESSAGE_STORE = "queue_index_embed_msgs_below = 32kb"
+
+
 class Load:
     """One process: threads that call, have answered, and wait, until the time is up."""
 
@@ -194,7 +199,7 @@ def soak(seconds: float, seed: int) -> tuple[str, bool]:
     total: Counter[str] = Counter()
     growth = []
     with contextlib.ExitStack() as stack:
-        broker = stack.enter_context(RabbitMQ())
+        broker = stack.enter_context(RabbitMQ(config=[NO_MESSAGE_STORE]))
         proxies = [stack.enter_context(Proxy(broker.host, broker.port)) for _ in range(2)]
         urls = [broker.url_for(proxy.port) for proxy in proxies]
         end = time.monotonic() + seconds
