@@ -40,6 +40,7 @@ cdef extern from "Python.h":
     PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t) noexcept
     bint PyUnicode_CheckExact(PyObject*) noexcept
 
+    bytes PyBytes_FromStringAndSize(const char*, Py_ssize_t)
     bint PyBytes_CheckExact(object) noexcept
     char* PyBytes_AS_STRING(object) noexcept
     Py_ssize_t PyBytes_GET_SIZE(object) noexcept
@@ -239,9 +240,12 @@ def dumps(obj):
     if not _plain(<PyObject*>obj, DEPTH):
         return None
     try:
-        return _orjson_dumps(obj)
+        payload = _orjson_dumps(obj)
     except Exception:
         return None
+    # A copy: orjson's own keeps the room that it would have needed if every character had to be
+    # escaped, eight times as much and more, and results are kept until they are confirmed.
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
 
 def loads(body):

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import threading
+import tracemalloc
 import uuid
 from collections import OrderedDict, namedtuple
 
@@ -219,6 +220,18 @@ def test_nothing_changes_between_check_and_encoding():
         thread.join()
         sys.setswitchinterval(interval)
     assert seen <= {None, orjson.dumps({"pad": list(range(100)), "x": [1]})}
+
+
+def test_an_encoded_value_takes_no_more_memory_than_it_needs():
+    value = {"result": "x" * 20_000}
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept = [_json.dumps(value) for _ in range(10)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1.1 * sum(map(len, kept))
 
 
 def test_no_references_are_leaked_or_lost():
