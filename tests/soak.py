@@ -43,8 +43,7 @@ CONF = {
     "result_expires": 600,
     "options": {"heartbeat": 4, "retry_policy": {"max_retries": 60}},
 }
-
-
+#: Bytes that a process may have grown by in the end.
 MUCH_GROWTH = 16 * 1024 * 1024
 #: The message store of RabbitMQ 3.10, where larger results than 4 kB are kept, sometimes leaves
 #: the reads of a queue unanswered after a restart, for good: that would be all that is seen here.
@@ -236,16 +235,16 @@ def soak(seconds: float, seed: int) -> tuple[str, bool]:
                 load.wait()
     names = ("sent", "received", "lost", "wrong", "duplicated", "hung")
     counts = ", ".join(f"{name} {total[name]}" for name in names)
-    mib = max(growth, default=0) / 1024 / 1024
+    grown = max(growth, default=0)
     line = (
-        f"soak: {counts}, memory growth {mib:+.1f} MiB "
+        f"soak: {counts}, memory growth {grown / 1024 / 1024:+.1f} MiB "
         f"({seconds:g} s, {total['cuts']} cuts, {total['restarts']} restarts, "
         f"{total['forks']} forks, {total['refused']} calls refused)"
     )
     well = (
         total["sent"] == total["received"] > 0
         and not any(total[name] for name in names[2:])
-        and max(growth, default=0) < MUCH_GROWTH
+        and grown < MUCH_GROWTH
     )
     return line, well
 

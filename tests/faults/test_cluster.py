@@ -166,7 +166,7 @@ def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, g
         sent.set()
         assert thread.result(10) == "elsewhere"
         assert waiting.running
-    assert waiting.result(60) == list(range(100))
+    assert waiting.result(30 if is_told else 60) == list(range(100))
     [new] = expect(app, 1)
     answer(sender, oid, [new], "new")
     assert new.get(timeout=10) == "new"
