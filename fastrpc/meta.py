@@ -6,7 +6,8 @@ of day. Both are asked for here at each result too, only more directly.
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+import time
+from datetime import datetime, timezone, tzinfo
 from typing import Any
 
 from celery import Celery, states
@@ -14,7 +15,7 @@ from celery.backends.base import Backend
 
 from .settings import Setting
 
-__all__ = ["MetaBuilder"]
+__all__ = ["Clock", "MetaBuilder"]
 
 READY_STATES = states.READY_STATES
 
@@ -24,6 +25,9 @@ ALWAYS_UTC = "utc" in Backend._get_result_meta.__code__.co_names
 #: The clock whose meaning is known here: the time of day in the app's zone.
 CELERYS_NOW = Celery.now
 
+#: Characters of a time of day in whole seconds; its offset from UTC follows.
+WHOLE = len("2026-01-01T00:00:00")
+
 
 class MetaBuilder:
     """Builds metas for one backend."""
@@ -32,6 +36,7 @@ class MetaBuilder:
         self.backend = backend
         self.app = backend.app
         self._extended = Setting(self.app, "result_extended")
+        self._clock = Clock()
 
     def build(
         self, task_id: str, state: str, result: Any, traceback: Any, request: Any
@@ -58,11 +63,29 @@ class MetaBuilder:
 
     def _now(self) -> str:
         if ALWAYS_UTC:
-            return datetime.now(timezone.utc).isoformat()
+            return self._clock.iso(timezone.utc)
         app = self.app
-        clock = app.now
-        if getattr(clock, "__func__", None) is not CELERYS_NOW:
-            return str(clock().isoformat())
+        now = app.now
+        if getattr(now, "__func__", None) is not CELERYS_NOW:
+            return str(now().isoformat())
         # From the app's dict: kombu's cached_property takes a lock at each access, and a process
         # forked while another thread holds it would wait for it for ever.
-        return datetime.now(vars(app).get("timezone") or app.timezone).isoformat()
+        return self._clock.iso(vars(app).get("timezone") or app.timezone)
+
+
+class Clock:
+    """The time of day in ISO 8601, of which only the microseconds are made each time."""
+
+    def __init__(self) -> None:
+        # In one tuple, so that threads see parts that belong together.
+        self._second: tuple[int, tzinfo | None, str, str] = (-1, None, "", "")
+
+    def iso(self, zone: tzinfo) -> str:
+        """``datetime.now(zone).isoformat()``."""
+        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+        known, known_zone, head, offset = self._second
+        if known != second or known_zone is not zone:
+            whole = datetime.fromtimestamp(second, zone).isoformat()
+            head, offset = whole[:WHOLE], whole[WHOLE:]
+            self._second = (second, zone, head, offset)
+        return f"{head}.{microsecond:06d}{offset}" if microsecond else head + offset

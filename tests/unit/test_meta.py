@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
 
 import pytest
 from celery import Celery, states
 from celery.app.task import Context
 from celery.result import AsyncResult, GroupResult
 
-from fastrpc.meta import ALWAYS_UTC
+from fastrpc.meta import ALWAYS_UTC, Clock
 
 NOW = datetime(2024, 2, 29, 12, 30, 1, 250000, tzinfo=timezone.utc)
 
@@ -166,3 +168,24 @@ def test_also_one_that_was_put_in_the_place_of_every_apps(monkeypatch):
     monkeypatch.setattr(Celery, "now", lambda self: NOW)
     meta = app.backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
     assert meta["date_done"] == NOW.isoformat()
+
+
+#: Summer time ends here in Paris.
+OCTOBER = datetime(2024, 10, 27, 1, 0, 0, tzinfo=timezone.utc).timestamp()
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "Asia/Kolkata", "America/St_Johns"])
+def test_the_time_is_written_as_datetime_does(zone, monkeypatch):
+    zone, clock = ZoneInfo(zone), Clock()
+    for micros in (-2_000_001, -1_000_000, -1, 0, 1, 10, 999_999, 1_000_000, 86_400_000_000):
+        at = int(OCTOBER) * 1_000_000 + micros
+        monkeypatch.setattr(time, "time_ns", lambda at=at: at * 1000 + 999)
+        moment = datetime.fromtimestamp(at // 1_000_000, zone).replace(microsecond=at % 1_000_000)
+        assert clock.iso(zone) == moment.isoformat()
+
+
+def test_the_clock_follows_a_change_of_zone(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(time, "time_ns", lambda: int(OCTOBER) * 10**9)
+    assert clock.iso(ZoneInfo("UTC")) == "2024-10-27T01:00:00+00:00"
+    assert clock.iso(ZoneInfo("Asia/Tokyo")) == "2024-10-27T10:00:00+09:00"
