@@ -98,6 +98,8 @@ class Link:
             self._channel.events["basic_return"].add(self._on_return)
             if confirms:
                 self._channel.confirm_select()
+            # What is left of waiting for answers; SO_SNDTIMEO bounds a write without progress.
+            self._amqp.sock.settimeout(None)
 
     @contextmanager
     def _lost(self) -> Iterator[None]:

@@ -33,6 +33,9 @@ logger = logging.getLogger("fastrpc")
 #: Seconds between two looks of the watching thread.
 WATCH_INTERVAL = 0.2
 
+#: Seconds that who waits for room in the window waits for a confirm, before looking further.
+ROOM_INTERVAL = 0.5
+
 #: Sends between two looks for confirms.
 SENDS_PER_LOOK = 32
 
@@ -219,7 +222,7 @@ class AMQPPublisher:
             or self._window_bytes >= options.confirm_window_bytes
             or link.blocked
         ):
-            self._look(link, timeout=1.0)
+            self._look(link, timeout=ROOM_INTERVAL)
             self._check_heard(link)
             self._send_again(link)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from fastrpc import publisher
+from fastrpc import link, publisher
 from tests.faults.proxy import TO_SERVER
 from tests.faults.support import (
     Background,
@@ -142,6 +143,35 @@ class TestCut:
         proxy.cut()
         proxy.thaw()
         assert result.get(timeout=20) == "in the end"
+
+    def test_a_large_result_may_take_its_time(self, private_broker, proxy, make_client, app):
+        """A write is given up when nothing moves for `WRITE_TIMEOUT`, not when it takes long."""
+        sender = make_client(private_broker.url_for(proxy.port), options={"confirm_window": 1})
+        small, large = expect(app, 2), expect(app, 1)
+        oid = app.backend.oid
+        answer(sender, oid, small)  # the second one waits for the first one's confirm
+        await_confirms(sender)
+        proxy.freeze()
+        sending = Background(lambda: answer(sender, oid, large, "x" * (16 << 20)))
+        time.sleep(2)
+        assert sending.running
+        proxy.thaw()
+        sending.result(20)
+        assert large[0].get(timeout=20) == "x" * (16 << 20)
+        assert proxy.stats["accepted"] == 1
+
+    def test_a_write_that_does_not_progress_is_given_up(self, app, cut_sender, proxy, monkeypatch):
+        monkeypatch.setattr(link, "WRITE_TIMEOUT", 1)
+        small, large = expect(app, 1), expect(app, 1)
+        oid = app.backend.oid
+        answer(cut_sender, oid, small)
+        await_confirms(cut_sender)
+        proxy.freeze()
+        sending = Background(lambda: answer(cut_sender, oid, large, "x" * (16 << 20)))
+        await_true(lambda: not link_is_open(cut_sender), 10, "it is given up")
+        proxy.thaw()
+        sending.result(20)
+        assert large[0].get(timeout=20) == "x" * (16 << 20)
 
     def test_without_confirms_nothing_is_kept(self, private_broker, make_client, app):
         sender = make_client(private_broker.url, options={"publisher_confirms": False})
