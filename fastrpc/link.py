@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
 
-from ._amqp import FRAME, PublishEncoder
+from ._amqp import PublishEncoder
+from ._window import ConfirmWindow
+from .errors import ProtocolError
 from .stats import Stats
 from .transport import connect, errors_of, use_our_transport
 
 __all__ = ["Link", "Lost", "Message"]
 
 logger = logging.getLogger("fastrpc")
-
-#: ``basic.ack`` and ``basic.nack``: class id and method id at the head of a method frame.
-BASIC_ACK = b"\x00\x3c\x00\x50"
-BASIC_NACK = b"\x00\x3c\x00\x78"
 
 #: Seconds after which a write that makes no progress means that the connection is lost.
 WRITE_TIMEOUT = 30
@@ -38,9 +36,6 @@ PATIENT_SOCKET = (
 ANSWER_TIMEOUT = 10.0
 
 NO_HEADERS = dumps("F", [{}])
-
-#: Called with delivery tag, ``multiple`` and whether the broker took the message(s).
-OnConfirm = Callable[[int, bool, bool], None]
 
 
 class Lost(Exception):
@@ -141,8 +136,10 @@ class Link:
         self._encoders[content_type, content_encoding] = encoder
         return encoder
 
-    def read(self, on_confirm: OnConfirm, timeout: float = 0) -> bool:
+    def read(self, window: ConfirmWindow, timeout: float = 0) -> bool:
         """Take in what the broker sent, waiting for it ``timeout`` seconds; False if nothing.
+
+        Its confirms go to ``window``.
 
         Raises:
             Lost: the connection is gone.
@@ -155,15 +152,11 @@ class Link:
                 amqp.fill(timeout)
             except TimeoutError:
                 return False
-            while kind := amqp.next():
-                if kind == FRAME and amqp.reader.frame_type == 1:
-                    payload = amqp.reader.payload
-                    method = payload[:4]
-                    if method in (BASIC_ACK, BASIC_NACK):
-                        tag = int.from_bytes(payload[4:12], "big")
-                        on_confirm(tag, bool(payload[12] & 1), method == BASIC_ACK)
-                        continue
-                amqp.dispatch(kind)
+            try:
+                while kind := window.read(amqp.reader):
+                    amqp.dispatch(kind)
+            except ProtocolError as exc:
+                raise amqp.as_unexpected_frame(exc) from exc
         return True
 
     def close(self) -> None:

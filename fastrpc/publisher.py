@@ -15,11 +15,12 @@ import logging
 import threading
 import time
 from collections import deque
-from itertools import islice, takewhile
+from itertools import islice
 from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from ._window import ConfirmWindow
 from .link import Link, Lost, Message
 from .options import Options
 from .retry import backoff
@@ -113,9 +114,8 @@ class AMQPPublisher:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._link: Link | None = None
-        #: Delivery tag -> what was sent and is not confirmed, in the order of sending.
-        self._window: dict[int, Message] = {}
-        self._window_bytes = 0
+        #: What was sent and is not confirmed; its bytes count what is to be sent again, too.
+        self._window = ConfirmWindow()
         #: To be sent again: their link was lost, or the broker refused them.
         self._again: deque[Message] = deque()
         self._again_at = 0.0
@@ -192,15 +192,13 @@ class AMQPPublisher:
                 lost,
             )
         self._link = None
-        self._again.extendleft(reversed(self._window.values()))
-        self._window.clear()
+        self._again.extendleft(reversed(self._window.drain()))
         self._ensure_watched()
 
     def _send(self, link: Link, message: Message) -> None:
         tag = link.send(message)
         if self.options.publisher_confirms:
-            self._window[tag] = message
-            self._window_bytes += len(message.body)
+            self._window.add(tag, message)
             if self._watcher is None:
                 self._ensure_watched()
 
@@ -210,7 +208,7 @@ class AMQPPublisher:
             return
         while again:
             self._send(link, again[0])
-            self._window_bytes -= len(again[0].body)  # it was counted when it was first sent
+            self._window.bytes -= len(again[0].body)  # it was counted when it was first sent
             again.popleft()
             self.stats.resent += 1
 
@@ -219,7 +217,7 @@ class AMQPPublisher:
         options = self.options
         while (
             self.unconfirmed >= options.confirm_window
-            or self._window_bytes >= options.confirm_window_bytes
+            or self._window.bytes >= options.confirm_window_bytes
             or link.blocked
         ):
             self._look(link, timeout=ROOM_INTERVAL)
@@ -227,34 +225,27 @@ class AMQPPublisher:
             self._send_again(link)
 
     def _look(self, link: Link, timeout: float = 0) -> None:
-        if link.read(self._on_confirm, timeout):
-            self._heard_at = time.monotonic()
+        window = self._window
+        try:
+            if link.read(window, timeout):
+                self._heard_at = time.monotonic()
+        finally:
+            self.stats.confirmed += window.confirmed
+            window.confirmed = 0
+            while window.refused:
+                self._refused(window.refused.pop(0))
 
     def _check_heard(self, link: Link) -> None:
         if self._window and not link.blocked and time.monotonic() - self._heard_at > SILENCE:
             link.close()
             raise Lost(f"{len(self._window)} results not confirmed in {SILENCE:g} seconds")
 
-    def _on_confirm(self, tag: int, multiple: bool, taken: bool) -> None:
-        window = self._window
-        if multiple:
-            tags = list(takewhile(lambda sent: sent <= tag, window))
-        else:
-            tags = [tag] if tag in window else []
-        for sent in tags:
-            message = window.pop(sent)
-            if taken:
-                self._window_bytes -= len(message.body)
-                self.stats.confirmed += 1
-            else:
-                self._refused(message)
-
     def _refused(self, message: Message) -> None:
         """The broker did not take ``message`` (``basic.nack``): again, under the retry policy."""
         policy = self.options.retry_policy
         delay = next(islice(policy.delays(), message.refusals, None), None)
         if delay is None:
-            self._window_bytes -= len(message.body)
+            self._window.bytes -= len(message.body)
             logger.error(
                 "the broker refused the result of task %s %d times, it is given up",
                 message.correlation_id,
@@ -324,9 +315,8 @@ class AMQPPublisher:
         if not self._lock.acquire(timeout=LEAST_GOODBYE):
             return  # it is not ours to close while somebody sends
         try:
-            self._window.clear()  # with what is given up, the watching thread ends
+            self._window = ConfirmWindow()  # with what is given up, the watching thread ends
             self._again.clear()
-            self._window_bytes = 0
             link, self._link = self._link, None
             if link is not None:
                 link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))

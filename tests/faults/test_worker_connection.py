@@ -209,7 +209,7 @@ class TestWindow:
         sending.result(10)
         assert [result.get(timeout=10) for result in results] == [value] * 50
         await_confirms(sender)
-        assert publisher._window_bytes == 0
+        assert publisher._window.bytes == 0
 
     def test_the_bytes_are_counted_right_after_cuts(self, app, cut_sender, proxy):
         oid = app.backend.oid
@@ -218,7 +218,7 @@ class TestWindow:
         answer(cut_sender, oid, results, "x" * 500)
         proxy.cut_every(None)
         await_confirms(cut_sender)
-        assert cut_sender.backend._publisher._window_bytes == 0
+        assert cut_sender.backend._publisher._window.bytes == 0
         assert [result.get(timeout=20) for result in results] == ["x" * 500] * 3_000
 
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fastrpc"
 LAYERS = [
     {"errors"},
     {"_amqp", "_pending", "_json", "serialization", "options", "retry", "stats", "settings"},
-    {"_intake", "queues", "transport"},
+    {"_intake", "_window", "queues", "transport"},
     {"matching", "intake", "link"},
     {"consumer", "publisher", "meta"},
     {"backend"},

@@ -61,7 +61,7 @@ class FakeLink:
             self.frames.append((self.sent, False, True))
         return self.sent
 
-    def read(self, on_confirm, timeout=0) -> bool:
+    def read(self, window, timeout=0) -> bool:
         self.looks += 1
         if self.cut:
             raise Lost("cut") from ConnectionResetError("cut")
@@ -69,7 +69,7 @@ class FakeLink:
             time.sleep(min(timeout, 0.01))
             return False
         while self.frames:  # other threads append to it
-            on_confirm(*self.frames.popleft())
+            window.confirm(*self.frames.popleft())
         return True
 
     def confirm(self, tag: int, multiple: bool = False) -> None:
@@ -110,7 +110,7 @@ def make(broker, monkeypatch):
     yield make
     broker.down = broker.refuses = False
     for publisher in made:
-        publisher._window.clear()
+        publisher._window.drain()
         publisher._again.clear()
         watcher = publisher._watcher
         if watcher is not None:
@@ -143,7 +143,7 @@ class TestTheWindow:
         broker.link.confirm(1)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window_bytes == 0
+        assert publisher._window.bytes == 0
         assert (publisher.stats.published, publisher.stats.confirmed) == (1, 1)
 
     def test_one_confirm_may_be_for_many(self, make, broker):
@@ -151,7 +151,7 @@ class TestTheWindow:
         send(publisher, *"abcde")
         broker.link.confirm(3, multiple=True)
         publisher._tend()
-        assert [m.correlation_id for m in publisher._window.values()] == ["d", "e"]
+        assert [m.correlation_id for m in publisher._window] == ["d", "e"]
         assert publisher.stats.confirmed == 3
 
     def test_confirms_may_come_in_any_order(self, make, broker):
@@ -255,7 +255,7 @@ class TestALostConnection:
         broker.link.confirm(3, multiple=True)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window_bytes == 0
+        assert publisher._window.bytes == 0
 
     def test_their_order_holds_through_several_losses(self, make, broker):
         publisher = make()
@@ -264,7 +264,7 @@ class TestALostConnection:
             broker.link.cut = True
             send(publisher, name)
         assert broker.got[-5:] == ["a", "b", "c", "d", "e"]
-        assert [m.correlation_id for m in publisher._window.values()] == list("abcde")
+        assert [m.correlation_id for m in publisher._window] == list("abcde")
 
     def test_it_is_tried_again_as_often_as_the_policy_says(self, make, broker):
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0.01})
@@ -335,7 +335,7 @@ class TestRefusals:
         broker.link.confirm(3)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window_bytes == 0
+        assert publisher._window.bytes == 0
 
     def test_in_the_end_it_is_given_up_and_the_log_names_it(self, make, broker, caplog):
         publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
@@ -346,7 +346,7 @@ class TestRefusals:
             publisher._tend()
         assert broker.got == ["the-task"] * 3
         assert publisher.unconfirmed == 0
-        assert publisher._window_bytes == 0
+        assert publisher._window.bytes == 0
         assert "the-task 3 times" in caplog.text
 
     def test_it_waits_as_the_policy_says(self, make, broker):
@@ -477,12 +477,12 @@ def test_the_pauses_of_a_full_window_do_not_burn_the_processor(make, broker):
     times: list[float] = []
     read = broker.link.read
 
-    def noted(on_confirm, timeout=0):
+    def noted(window, timeout=0):
         if timeout:
             times.append(timeout)
             if len(times) == 3:
                 broker.link.confirm(1)
-        return read(on_confirm, timeout)
+        return read(window, timeout)
 
     broker.link.read = noted
     send(publisher, "b")

@@ -1,0 +1,87 @@
+# The documentation of all public names is in _window.pyi.
+from libc.stdint cimport uint8_t, uint64_t
+from libc.string cimport memcmp
+
+from fastrpc._amqp cimport FrameReader
+from fastrpc._frame_c cimport FRAME_RAW, frame_event
+
+
+cdef extern from "wire.h" nogil:
+    uint64_t wire_load64(const uint8_t *p)
+
+
+cdef enum:
+    METHOD = 1  # type of frame
+    CONFIRM_SIZE = 13  # class and method id, delivery tag, bits
+    MULTIPLE = 1
+
+
+cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
+    return memcmp(payload, ids, 4) == 0
+
+
+cdef class ConfirmWindow:
+    cdef dict messages
+    cdef readonly list refused
+    cdef public Py_ssize_t bytes
+    cdef public uint64_t confirmed
+
+    def __cinit__(self):
+        self.messages = {}
+        self.refused = []
+
+    def __len__(self):
+        return len(self.messages)
+
+    def __iter__(self):
+        return iter(self.messages.values())
+
+    def add(self, uint64_t tag, message):
+        self.messages[tag] = message
+        self.bytes += len(message.body)
+
+    def drain(self):
+        messages = list(self.messages.values())
+        self.messages.clear()
+        return messages
+
+    def confirm(self, uint64_t tag, bint multiple, bint taken):
+        self.settle(tag, multiple, taken)
+
+    def read(self, FrameReader reader not None):
+        cdef frame_event *e = &reader.event
+        cdef const uint8_t *payload
+        cdef int kind
+        cdef bint taken
+        while True:
+            kind = reader.next_event()
+            if kind != FRAME_RAW or e.type != METHOD or e.payload.len < CONFIRM_SIZE:
+                return kind
+            payload = e.payload.ptr
+            taken = is_method(payload, b"\x00\x3c\x00\x50")  # basic.ack
+            if not taken and not is_method(payload, b"\x00\x3c\x00\x78"):  # basic.nack
+                return kind
+            self.settle(wire_load64(payload + 4), payload[12] & MULTIPLE, taken)
+
+    cdef int settle(self, uint64_t tag, bint multiple, bint taken) except -1:
+        if not multiple:
+            return self.settle_one(tag, taken)
+        cdef list tags = []
+        for sent in self.messages:  # in the order of their tags
+            if <uint64_t>sent > tag:
+                break
+            tags.append(sent)
+        for sent in tags:
+            self.settle_one(sent, taken)
+        return 0
+
+    cdef int settle_one(self, uint64_t tag, bint taken) except -1:
+        message = self.messages.pop(tag, None)
+        if message is None:
+            return 0
+        if taken:
+            self.bytes -= len(message.body)
+            self.confirmed += 1
+        else:
+            self.refused.append(message)
+        return 0

@@ -1,0 +1,150 @@
+"""fastrpc._window: confirms out of the bytes of a broker, and what is left unconfirmed."""
+
+from __future__ import annotations
+
+from itertools import count
+from struct import pack
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastrpc._amqp import FRAME, NEED_MORE, FrameReader
+from fastrpc._window import ConfirmWindow
+from fastrpc.errors import ProtocolError
+
+HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+def frame(payload: bytes, kind: int = 1, channel: int = 1) -> bytes:
+    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+
+
+def ack(tag: int, multiple: bool = False) -> bytes:
+    return frame(pack(">HHQB", 60, 80, tag, multiple))
+
+
+def nack(tag: int, multiple: bool = False, requeue: bool = False) -> bytes:
+    return frame(pack(">HHQB", 60, 120, tag, multiple | requeue << 1))
+
+
+def message(size: int) -> SimpleNamespace:
+    return SimpleNamespace(body=b"x" * size)
+
+
+def window_of(*sizes: int) -> ConfirmWindow:
+    """Messages of those sizes under the tags 1, 2, …"""
+    window = ConfirmWindow()
+    for tag, size in enumerate(sizes, 1):
+        window.add(tag, message(size))
+    return window
+
+
+def sizes(messages) -> list[int]:
+    return [len(message.body) for message in messages]
+
+
+def read(window: ConfirmWindow, data: bytes) -> int:
+    reader = FrameReader()
+    reader.feed(data)
+    return window.read(reader)
+
+
+def test_what_was_added_is_kept_in_order():
+    window = window_of(3, 1, 2)
+    assert (len(window), window.bytes, sizes(window)) == (3, 6, [3, 1, 2])
+
+
+def test_one_is_confirmed():
+    window = window_of(3, 1, 2)
+    assert read(window, ack(2)) == NEED_MORE
+    assert (window.bytes, window.confirmed, sizes(window)) == (5, 1, [3, 2])
+
+
+def test_all_up_to_one_are_confirmed():
+    window = window_of(3, 1, 2)
+    read(window, ack(2, multiple=True))
+    assert (window.bytes, window.confirmed, sizes(window)) == (2, 2, [2])
+
+
+@pytest.mark.parametrize("requeue", [False, True])
+def test_what_the_broker_refuses_still_counts(requeue):
+    window = window_of(3, 1, 2)
+    read(window, nack(2, multiple=True, requeue=requeue))
+    assert (window.bytes, window.confirmed) == (6, 0)
+    assert (sizes(window), sizes(window.refused)) == ([2], [3, 1])
+
+
+@pytest.mark.parametrize("tag", [0, 1, 4, 2**64 - 1])
+def test_a_tag_that_is_not_there_changes_nothing(tag):
+    window = window_of(3, 1, 2)
+    read(window, ack(1) + ack(tag) + nack(tag))
+    assert (window.bytes, window.confirmed, sizes(window)) == (3, 1, [1, 2])
+
+
+def test_the_largest_tag_with_multiple_is_all():
+    window = window_of(3, 1, 2)
+    read(window, ack(2**64 - 1, multiple=True))
+    assert (len(window), window.bytes) == (0, 0)
+
+
+def test_drained_messages_are_gone_and_still_count():
+    window = window_of(3, 1, 2)
+    assert sizes(window.drain()) == [3, 1, 2]
+    assert (len(window), window.bytes) == (0, 6)
+    window.add(1, message(4))  # the tags of the next connection begin anew
+    read(window, ack(1))
+    assert (len(window), window.bytes) == (0, 6)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        HEARTBEAT,
+        frame(pack(">HH", 10, 60)),  # connection.blocked, without its reason
+        frame(pack(">HHQ", 60, 80, 1)),  # an ack without its bits
+        frame(pack(">HHQB", 61, 80, 1, 0)),
+        frame(pack(">HHQB", 60, 81, 1, 0)),
+        frame(pack(">HHQB", 60, 80, 1, 0), kind=3),
+    ],
+    ids=["heartbeat", "method", "short", "other class", "other method", "body"],
+)
+def test_what_is_no_confirm_is_left_to_the_caller(other):
+    window, reader = window_of(3, 1), FrameReader()
+    reader.feed(ack(1) + other + ack(2))
+    assert window.read(reader) == FRAME
+    assert (window.confirmed, reader.payload) == (1, other[7:-1])
+    assert window.read(reader) == NEED_MORE
+    assert window.confirmed == 2
+
+
+def test_bytes_that_are_no_frame_are_an_error():
+    window = window_of(3, 1)
+    with pytest.raises(ProtocolError):
+        read(window, ack(1) + b"\xff" * 20)
+    assert window.confirmed == 1
+
+
+confirms = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()), max_size=12)
+
+
+@given(confirms, st.data())
+def test_it_does_as_a_plain_dict_would_wherever_the_bytes_are_cut(confirms, data):
+    window, plain, refused = window_of(*range(10)), dict(zip(count(1), range(10))), []
+    frames = b""
+    for tag, multiple, taken in confirms:
+        frames += ack(tag, multiple) if taken else nack(tag, multiple)
+        for sent in [t for t in plain if t == tag or (multiple and t < tag)]:
+            size = plain.pop(sent)
+            if not taken:
+                refused.append(size)
+    cut = data.draw(st.integers(0, len(frames)))
+    reader = FrameReader()
+    for part in (frames[:cut], frames[cut:]):
+        reader.feed(part)
+        assert window.read(reader) == NEED_MORE
+    assert sizes(window) == list(plain.values())
+    assert sizes(window.refused) == refused
+    assert window.confirmed == 10 - len(plain) - len(refused)
+    assert window.bytes == sum(plain.values()) + sum(refused)
