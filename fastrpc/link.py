@@ -145,19 +145,24 @@ class Link:
             Lost: the connection is gone.
         """
         amqp = self._amqp
+        heard = False
         with self._lost():
-            if not timeout and not amqp.readable():
-                return False
-            try:
-                amqp.fill(timeout)
-            except TimeoutError:
-                return False
-            try:
-                while kind := window.read(amqp.reader):
-                    amqp.dispatch(kind)
-            except ProtocolError as exc:
-                raise amqp.as_unexpected_frame(exc) from exc
-        return True
+            while timeout or amqp.readable():
+                try:
+                    amqp.fill(timeout)
+                except TimeoutError:
+                    break
+                heard, timeout = True, 0
+                self._serve(window)
+        return heard
+
+    def _serve(self, window: ConfirmWindow) -> None:
+        amqp = self._amqp
+        try:
+            while kind := window.read(amqp.reader):
+                amqp.dispatch(kind)
+        except ProtocolError as exc:
+            raise amqp.as_unexpected_frame(exc) from exc
 
     def close(self) -> None:
         """Hang up without waiting for an answer."""

@@ -19,6 +19,7 @@ from tests.faults.support import (
     await_true,
     client,
     expect,
+    new_ids,
     stopwatch,
 )
 from tests.integration.worker import Worker
@@ -223,6 +224,12 @@ class TestWindow:
 
 
 class TestReturned:
+    def test_a_large_one_comes_back_at_once(self, sender):
+        """Not a buffer at each look: the confirms of all others come behind it."""
+        answer(sender, "gone", new_ids(1), "x" * (32 << 20))
+        await_true(lambda: sender.backend.stats()["returned"] == 1, 5, "it has come back")
+        await_confirms(sender, 2)
+
     def test_a_result_whose_caller_is_gone_is_counted(self, sender, app, records):
         answer(sender, "a-queue-that-is-gone", ["one", "two", "three"])
         await_confirms(sender)
