@@ -8,6 +8,7 @@ role may call them, but for ``consume``.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -216,6 +217,10 @@ class Intake:
         """Send a heartbeat if one is due; raises if the peer has been silent for too long."""
 
 
+#: Each connection of the process goes before those before it, where they share a queue.
+_connections = itertools.count()
+
+
 class AMQPIntake(Intake):
     """Results through our own frame reader, acknowledged a batch at a time."""
 
@@ -223,6 +228,8 @@ class AMQPIntake(Intake):
         # Its own channel: an error on the channel of the declarations must not end it.
         self.channel = self.connection.channel()
         self.channel.basic_qos(0, self.options.prefetch, False)
+        # The broker may not know yet that the connection before this one is lost.
+        self._priority = next(_connections)
         self._amqp = self.connection.connection
         # py-amqp locks its writes, but no two threads may use one TLS connection at a time.
         self.readers_only = isinstance(self._amqp.sock, SSLSocket)
@@ -266,6 +273,7 @@ class AMQPIntake(Intake):
             nowait=True,
             callback=self._strays.append,
             on_cancel=self._on_cancel,
+            arguments={"x-priority": self._priority},
         )
 
     def _on_cancel(self, consumer_tag: str) -> None:

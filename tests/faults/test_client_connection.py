@@ -260,6 +260,27 @@ class TestHalfOpen:
         answer(sender, app.backend.oid, [result], "after all")
         assert waiting.result(20) == "after all"
 
+    @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+    def test_what_the_broker_has_left_of_it_gets_no_results(
+        self, private_broker, proxy, make_client, sender, queue_type
+    ):
+        """It does not know yet, and has two consumers of the queue: one is lost."""
+        through_proxy = private_broker.url_for(proxy.port)
+        app = make_client(
+            f"{through_proxy};{private_broker.url}", options={"queue_type": queue_type}
+        )
+        connect(app, sender)
+        results = expect(app, 10)
+        proxy.freeze()
+        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        waiting = Background(lambda: [result.get(timeout=20) for result in results])
+        intake = app.backend.result_consumer._intake
+        await_true(
+            lambda: app.backend.result_consumer._intake not in (intake, None), 20, "it reconnects"
+        )
+        answer(sender, app.backend.oid, results)
+        assert waiting.result(10) == list(range(10))
+
     def test_heartbeats_are_kept_while_waiting(self, private_broker, make_client, sender):
         """The broker drops a client that is silent for two heartbeats; waiting is not silence."""
         app = make_client(private_broker.url, options={"heartbeat": 1})
