@@ -19,7 +19,7 @@ from ssl import SSLSocket
 from typing import Any
 
 from amqp import spec
-from amqp.exceptions import NotFound
+from amqp.exceptions import NotFound, RecoverableConnectionError
 from amqp.serialization import loads
 from kombu.utils.json import loads as kombu_loads
 
@@ -28,7 +28,7 @@ from .errors import ProtocolError
 from .matching import READY_STATES, ResultMatcher, body_format
 from .options import Options
 from .queues import ReplyQueues
-from .transport import LateAnswer, connect, errors_of, is_amqp, use_our_transport
+from .transport import PendingAnswer, connect, errors_of, is_amqp, use_our_transport
 
 __all__ = ["AMQPIntake", "Intake", "KombuIntake", "make_intake"]
 
@@ -93,7 +93,7 @@ class Intake:
         self.consumed: set[str] = set()
         #: Those that exist and cannot be had: on a node of the cluster that is down (None), or
         #: whose declaration has no answer yet.
-        self.away: dict[str, LateAnswer | None] = {}
+        self.away: dict[str, PendingAnswer | None] = {}
         self._away_at = 0.0
         #: Messages that waited in the queues when they were opened, and that came since.
         self.backlog = 0
@@ -139,7 +139,7 @@ class Intake:
             self._set_aside(name, exc)
             return None
 
-    def _set_aside(self, name: str, why: Any, late: LateAnswer | None = None) -> None:
+    def _set_aside(self, name: str, why: Any, late: PendingAnswer | None = None) -> None:
         if name not in self.away:
             logger.warning("the reply queue %s is down, trying again: %s", name, why)
         self.away[name] = late
@@ -235,6 +235,9 @@ class AMQPIntake(Intake):
         self.readers_only = isinstance(self._amqp.sock, SSLSocket)
         heartbeat = self._amqp.heartbeat or 4 * INTERVAL
         self._heartbeat_at = 0.0
+        #: When the channel is asked next whether it still answers, or must have answered.
+        self._ask_at = 0.0
+        self._answer: PendingAnswer | None = None
         self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
@@ -260,7 +263,7 @@ class AMQPIntake(Intake):
             with self.answered_within(patience):
                 return super()._declare(name, patience)
         except TimeoutError:
-            late = LateAnswer(self._declaring, spec.Queue.DeclareOk)
+            late = PendingAnswer(self._declaring, spec.Queue.DeclareOk)
             with self.answered_within(timeout - patience):  # unless nothing at all is answered
                 self._declaring = self.connection.channel()
             self._set_aside(name, "its declaration is not answered", late)
@@ -287,9 +290,23 @@ class AMQPIntake(Intake):
         try:
             self._amqp.fill(timeout)
         except TimeoutError:
+            self._ask_channel()
             return False
         self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
         return True
+
+    def _ask_channel(self) -> None:
+        """While nothing comes: one queue that RabbitMQ waits for holds up all that are consumed."""
+        now = time.monotonic()
+        if now < self._ask_at:
+            return
+        if self._answer is not None and not self._answer.came:
+            raise RecoverableConnectionError(
+                f"no answer to basic.qos in {ANSWER_TIMEOUT:g} seconds"
+            )
+        self._ask_at = now + ANSWER_TIMEOUT
+        self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
+        self.channel.send_method(spec.Basic.Qos, "lBb", (0, self.options.prefetch, False))
 
     def readable(self) -> bool:
         return bool(self._amqp.readable())

@@ -28,7 +28,7 @@ from .errors import ProtocolError
 __all__ = [
     "DELIVERY",
     "Connection",
-    "LateAnswer",
+    "PendingAnswer",
     "SSLTransport",
     "Transport",
     "connect",
@@ -162,10 +162,10 @@ class Connection(pyamqp.Connection):
         return True
 
 
-class LateAnswer:
-    """The answer to a method for which nobody waits any more.
+class PendingAnswer:
+    """The answer to a method for which nobody waits.
 
-    RabbitMQ serves the methods of a channel one by one: nothing else will be answered on it.
+    RabbitMQ serves the methods of a channel one by one: until it comes nothing else does.
     """
 
     def __init__(self, channel: Any, method: tuple[int, int]) -> None:

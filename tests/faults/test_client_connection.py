@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from fastrpc import intake
 from fastrpc.errors import ReplyQueueMismatch
 from tests.faults.proxy import TO_CLIENT, Proxy
 from tests.faults.support import (
@@ -260,6 +262,23 @@ class TestHalfOpen:
         answer(sender, app.backend.oid, [result], "after all")
         assert waiting.result(20) == "after all"
 
+    def test_without_heartbeats_too(self, private_broker, proxy, make_client, sender, monkeypatch):
+        """By a question to the channel that is not answered."""
+        monkeypatch.setattr(intake, "ANSWER_TIMEOUT", 2.0)
+        app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 0})
+        [result] = expect(app, 1)
+        connect(app, sender)
+        waiting = Background(lambda: result.get(timeout=30))
+        await_true(lambda: reading(app), 5, "it reads")
+        time.sleep(3)
+        assert app.backend.stats()["reconnects"] == 0, "as long as it is answered"
+        proxy.freeze()
+        await_true(lambda: app.backend.stats()["reconnects"], 10, "it was noticed")
+        proxy.cut()
+        proxy.thaw()
+        answer(sender, app.backend.oid, [result], "after all")
+        assert waiting.result(20) == "after all"
+
     @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
     def test_what_the_broker_has_left_of_it_gets_no_results(
         self, private_broker, proxy, make_client, sender, queue_type
@@ -456,6 +475,37 @@ class TestSilentQueue:
                     assert result.get(timeout=0.3) == "undisturbed"
                     break
             assert result.ready()
+
+    @pytest.mark.slow
+    def test_one_that_falls_silent_when_it_is_consumed(
+        self, app, sender, private_broker, other, monkeypatch, records
+    ):
+        """After the answer to its declaration: RabbitMQ's channel waits for it, with all others.
+
+        What that channel was given already comes when RabbitMQ gives it up; nothing more must be.
+        """
+        monkeypatch.setattr(intake, "ANSWER_TIMEOUT", 3.0)
+        silent, late = other
+        with ExitStack() as until_then:
+            consumed = threading.Event()
+
+            def fall_silent(self, name, consume=intake.AMQPIntake._consume):
+                if name == silent and not consumed.is_set():
+                    until_then.enter_context(silenced(private_broker, silent))
+                    consumed.set()
+                consume(self, name)
+
+            monkeypatch.setattr(intake.AMQPIntake, "_consume", fall_silent)
+            waiting = Background(lambda: late.get(timeout=60))
+            assert consumed.wait(10)
+            await_true(lambda: records.count("no answer to basic.qos") == 1, 20, "it is noticed")
+            await_true(lambda: records.count("its declaration is not answered"), 20, "set aside")
+            results = expect(app, 10)
+            answer(sender, app.backend.oid, results, "undisturbed")
+            with stopwatch(2, "get"):
+                assert [result.get(timeout=20) for result in results] == ["undisturbed"] * 10
+        answer(sender, silent, [late], "late")
+        assert waiting.result(25) == "late"
 
     def test_closing_does_not_hang(self, app, private_broker, other):
         silent, _ = other
