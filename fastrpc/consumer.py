@@ -15,6 +15,7 @@ consumes the same queues again; what was not acknowledged comes a second time an
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -67,7 +68,7 @@ class Wait:
         on_message: Callable[[dict[str, Any]], None] | None,
         queue: str,
     ) -> None:
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.on_message = on_message
         #: The reply queue whose messages ``on_message`` is to see.
         self.queue = queue
@@ -82,9 +83,9 @@ class Wait:
     def news(self) -> bool:
         return bool(self.arrived or self.metas)
 
-    def remaining(self) -> float | None:
-        """Seconds until the deadline, or None without one."""
-        return None if self.deadline is None else self.deadline - time.monotonic()
+    def remaining(self, at_most: float = math.inf) -> float:
+        """Seconds until the deadline, or ``at_most``; 0 when it has passed."""
+        return max(min(self.deadline - time.monotonic(), at_most), 0.0)
 
     def prepare_to_sleep(self) -> None:
         """From here on, what wakes this wait is not forgotten."""
@@ -192,33 +193,30 @@ class ResultConsumer:
         self.consume_new()
         looked = False
         while not wait.news:
-            remaining = wait.remaining()
-            if remaining is not None and remaining <= 0:
-                if looked:
-                    raise TimeoutError("The operation timed out.")
-                remaining = 0.0
-            self._read_or_sleep(wait, INTERVAL if remaining is None else min(remaining, INTERVAL))
+            if looked and not wait.remaining():
+                raise TimeoutError("The operation timed out.")
+            self._read_or_sleep(wait)
             looked = True
             if on_interval is not None:
                 on_interval()
 
-    def _read_or_sleep(self, wait: Wait, timeout: float) -> None:
-        if not self._try_reading(wait, timeout):
+    def _read_or_sleep(self, wait: Wait) -> None:
+        if not self._try_reading(wait):
             wait.prepare_to_sleep()
             self._sleepers[wait] = None
             try:
                 # Tried again: a reader that left just now saw no sleeper to wake.
-                if not self._try_reading(wait, timeout):
-                    wait.sleep(timeout)
+                if not self._try_reading(wait):
+                    wait.sleep(wait.remaining(INTERVAL))
             finally:
                 self._sleepers.pop(wait, None)
         self._hand_over()
 
-    def _try_reading(self, wait: Wait, timeout: float) -> bool:
+    def _try_reading(self, wait: Wait) -> bool:
         if not self._become_reader():
             return False
         try:
-            self._read(wait, timeout)
+            self._read(wait)
         finally:
             self._leave()
         return True
@@ -320,31 +318,24 @@ class ResultConsumer:
 
     # -- reading: only with the reading role --------------------------------------------------
 
-    def _read(self, wait: Wait, timeout: float) -> None:
-        """Read until there is news for ``wait``, or for ``timeout`` seconds."""
-        end = time.monotonic() + timeout
-        left = timeout
+    def _read(self, wait: Wait) -> None:
+        """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
+        end = time.monotonic() + wait.remaining(INTERVAL)
         while not wait.news:
-            intake = self._intake
+            intake = self._intake or self._connect(wait)
             if intake is None:
-                intake = self._connect(wait)
-                if intake is None:
-                    return
-                timeout = left = max(end - time.monotonic(), 0)
+                return
             try:
                 if intake.readers_only:
                     self._consume_all(intake)
-                # The same interval each time, if it can be: one that changes costs system calls.
-                arrived = self._take_in(
-                    intake, min(timeout if timeout == INTERVAL else left, intake.interval)
-                )
+                # The same time at each read, if it can be: one that changes costs system calls.
+                arrived = self._take_in(intake, wait.remaining(intake.interval))
                 intake.heartbeat()
                 intake.look_for_away()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
-            left = max(end - time.monotonic(), 0)
-            if not arrived or not left:
+            if not arrived or time.monotonic() >= end:
                 return
 
     def _take_in(self, intake: Intake, timeout: float) -> bool:
@@ -420,14 +411,12 @@ class ResultConsumer:
         while True:
             remaining = wait.remaining()
             pause = max(self._connect_at - time.monotonic(), 0.0)
-            if remaining is not None and pause >= max(remaining, LEAST_PAUSE):
+            if pause >= max(remaining, LEAST_PAUSE):
                 # Kept for the next wait: one of many short waits must be the one that connects.
-                time.sleep(max(remaining, 0.0))
+                time.sleep(remaining)
                 return None
             time.sleep(pause)
-            timeout = CONNECT_TIMEOUT
-            if remaining is not None:
-                timeout = min(timeout, max(remaining - pause, LEAST_CONNECT_TIMEOUT))
+            timeout = min(CONNECT_TIMEOUT, max(remaining - pause, LEAST_CONNECT_TIMEOUT))
             try:
                 return self._open(timeout)
             except OperationalError as exc:
@@ -438,8 +427,7 @@ class ResultConsumer:
                 )
             finally:
                 self._connect_at = time.monotonic() + next(self._pauses)
-            remaining = wait.remaining()
-            if remaining is not None and remaining <= 0:
+            if not wait.remaining():
                 return None
 
     def _open(self, timeout: float) -> Intake:

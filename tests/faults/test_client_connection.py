@@ -423,6 +423,18 @@ class TestDisturbed:
         assert echo.delay(2).get(timeout=10) == 2
 
 
+def test_what_comes_for_others_does_not_move_the_deadline(app, sender):
+    connect(app, sender)
+    [result, other] = expect(app, 2)
+    later = threading.Timer(0.9, lambda: answer(sender, oid, [other]))
+    oid = app.backend.oid
+    later.start()
+    with stopwatch(1.2 + LATE, "get"), pytest.raises(TimeoutError):
+        result.get(timeout=1.2)
+    later.join()
+    assert other.ready()
+
+
 @contextmanager
 def silenced(node: RabbitMQ, queue: str) -> Iterator[None]:
     """Within, the broker's process of `queue` answers nobody, as when it was killed."""
