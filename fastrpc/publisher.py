@@ -162,15 +162,14 @@ class AMQPPublisher:
     def _publish(self, message: Message) -> None:
         now = time.monotonic()
         link = self._link or self._connect()
-        if now - self._sent_at > IDLE:
-            self._look(link)  # find out now if the connection died meanwhile
+        # Before it is sent: once it is in the window a lost connection is no failure of it.
+        if link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
+            self._look(link)
         self._send_again(link)
         self._make_room(link)
         self._send(link, message)
         self._sent_at = now
         self.stats.published += 1
-        if link.sent % SENDS_PER_LOOK == 0:
-            self._look(link)
 
     def _connect(self) -> Link:
         link = Link(

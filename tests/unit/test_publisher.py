@@ -257,6 +257,26 @@ class TestALostConnection:
         assert publisher.unconfirmed == 0
         assert publisher._window.bytes == 0
 
+    @pytest.mark.parametrize("count", range(1, 2 * publisher_module.SENDS_PER_LOOK + 2))
+    def test_what_was_sent_just_before_is_sent_again_once(self, make, broker, count):
+        publisher = make()
+        names = [str(n) for n in range(count)]
+        send(publisher, *names[:-1])
+        link = publisher._link or publisher._connect()
+        just_send = link.send
+
+        def send_and_break(message: Message) -> int:
+            tag = just_send(message)
+            link.cut = True
+            return tag
+
+        link.send = send_and_break
+        send(publisher, names[-1])
+        assert broker.got == names
+        send(publisher, "next")
+        assert broker.got == [*names, *names, "next"]
+        assert (publisher.stats.published, publisher.stats.resent) == (count + 1, count)
+
     def test_their_order_holds_through_several_losses(self, make, broker):
         publisher = make()
         send(publisher, *"abc")
