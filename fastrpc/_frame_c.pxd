@@ -7,9 +7,12 @@ cdef extern from "wire.h" nogil:
         const uint8_t *ptr
         size_t len
 
+    uint64_t wire_load64(const uint8_t *p)
+
 
 cdef extern from "frame.h" nogil:
     enum:
+        FRAME_METHOD
         FRAME_MAX_DEFAULT
         FRAME_MAX_MIN
         FRAME_NEED_MORE

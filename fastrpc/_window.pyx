@@ -3,15 +3,10 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
 from fastrpc._amqp cimport FrameReader
-from fastrpc._frame_c cimport FRAME_RAW, frame_event
-
-
-cdef extern from "wire.h" nogil:
-    uint64_t wire_load64(const uint8_t *p)
+from fastrpc._frame_c cimport FRAME_METHOD, FRAME_RAW, frame_event, wire_load64
 
 
 cdef enum:
-    METHOD = 1  # type of frame
     CONFIRM_SIZE = 13  # class and method id, delivery tag, bits
     MULTIPLE = 1
 
@@ -55,7 +50,7 @@ cdef class ConfirmWindow:
         cdef bint taken
         while True:
             kind = reader.next_event()
-            if kind != FRAME_RAW or e.type != METHOD or e.payload.len < CONFIRM_SIZE:
+            if kind != FRAME_RAW or e.type != FRAME_METHOD or e.payload.len < CONFIRM_SIZE:
                 return kind
             payload = e.payload.ptr
             taken = is_method(payload, b"\x00\x3c\x00\x50")  # basic.ack
