@@ -251,29 +251,25 @@ class TestHalfOpen:
 
     def test_heartbeats_notice_it(self, private_broker, proxy, make_client, sender):
         app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 1})
-        [result] = expect(app, 1)
-        connect(app, sender)
-        waiting = Background(lambda: result.get(timeout=30))
-        await_true(lambda: reading(app), 5, "it reads")
-        proxy.freeze()
-        await_true(lambda: app.backend.stats()["reconnects"], 6, "it was noticed")
-        proxy.cut()
-        proxy.thaw()
-        answer(sender, app.backend.oid, [result], "after all")
-        assert waiting.result(20) == "after all"
+        self.notices_while_waiting(app, sender, proxy, well_for=0, within=6)
 
     def test_without_heartbeats_too(self, private_broker, proxy, make_client, sender, monkeypatch):
         """By a question to the channel that is not answered."""
         monkeypatch.setattr(intake, "ANSWER_TIMEOUT", 2.0)
         app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 0})
+        self.notices_while_waiting(app, sender, proxy, well_for=3, within=10)
+
+    def notices_while_waiting(
+        self, app: Celery, sender: Celery, proxy: Proxy, well_for: float, within: float
+    ) -> None:
         [result] = expect(app, 1)
         connect(app, sender)
         waiting = Background(lambda: result.get(timeout=30))
         await_true(lambda: reading(app), 5, "it reads")
-        time.sleep(3)
+        time.sleep(well_for)
         assert app.backend.stats()["reconnects"] == 0, "as long as it is answered"
         proxy.freeze()
-        await_true(lambda: app.backend.stats()["reconnects"], 10, "it was noticed")
+        await_true(lambda: app.backend.stats()["reconnects"], within, "it was noticed")
         proxy.cut()
         proxy.thaw()
         answer(sender, app.backend.oid, [result], "after all")
