@@ -159,5 +159,8 @@ class PublishEncoder:
 def encode_ack(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:
     """The frame of a ``basic.ack``."""
 
-def readable(fd: int) -> bool:
-    """Whether reading from ``fd`` would return at once: with bytes, the end or an error."""
+def readable(fd: int, busy_wait: float = 0) -> bool:
+    """Whether reading from ``fd`` would return at once: with bytes, the end or an error.
+
+    Looks again and again for ``busy_wait`` seconds, without the GIL, before it says no.
+    """

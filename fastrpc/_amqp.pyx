@@ -9,6 +9,7 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from fastrpc._frame_c cimport (
     FRAME_DELIVERY,
@@ -526,13 +527,30 @@ def encode_ack(uint16_t channel, uint64_t delivery_tag, bint multiple=False):
     return out
 
 
-def readable(int fd):
+cdef int look(pollfd *entry) noexcept nogil:
+    cdef int n = poll(entry, 1, 0)
+    while n < 0 and errno == EINTR:
+        n = poll(entry, 1, 0)
+    return n
+
+
+cdef double monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+def readable(int fd, double busy_wait=0):
     cdef pollfd entry
     cdef int n
+    cdef double end
     entry.fd, entry.events, entry.revents = fd, POLLIN, 0
-    n = poll(&entry, 1, 0)
-    while n < 0 and errno == EINTR:
-        n = poll(&entry, 1, 0)
+    n = look(&entry)
+    if n == 0 and busy_wait > 0:
+        with nogil:
+            end = monotonic() + busy_wait
+            while n == 0 and monotonic() < end:
+                n = look(&entry)
     if n < 0:
         PyErr_SetFromErrno(OSError)
     if fd < 0 or entry.revents & POLLNVAL:  # poll() ignores what is below 0

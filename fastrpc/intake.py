@@ -21,6 +21,7 @@ from typing import Any
 from amqp import spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 from amqp.serialization import loads
+from kombu.utils.compat import detect_environment
 from kombu.utils.json import loads as kombu_loads
 
 from ._intake import DeliveryLoop
@@ -239,6 +240,9 @@ class AMQPIntake(Intake):
         self._ask_at = 0.0
         self._answer: PendingAnswer | None = None
         self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
+        # Greenlets would not get to run meanwhile.
+        green = detect_environment() != "default"
+        self._busy_wait = 0.0 if green else self.options.busy_wait
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
@@ -287,6 +291,8 @@ class AMQPIntake(Intake):
         self._declare_and_consume(consumer_tag)
 
     def read(self, timeout: float) -> bool:
+        if self._busy_wait:
+            self._amqp.readable(min(self._busy_wait, timeout))
         try:
             self._amqp.fill(timeout)
         except TimeoutError:

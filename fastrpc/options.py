@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -32,6 +33,8 @@ class Options:
     max_unclaimed_bytes: int = 256 * MIB
     #: The largest message body that is accepted.
     max_body: int = 512 * MIB
+    #: How long a read looks at the socket over and over before it sleeps.
+    busy_wait: float = 0.0
     #: ``classic`` or ``quorum``.
     queue_type: str = "classic"
     #: Heartbeat of the result connections; None takes ``broker_heartbeat``.
@@ -73,19 +76,21 @@ def _from_url(url: str | None) -> dict[str, str]:
     return dict(parse_qsl(parts.query, keep_blank_values=True))
 
 
-def _number(kind: type, least: float) -> Callable[[str, Any], Any]:
+def _number(kind: type, least: float, most: float = inf) -> Callable[[str, Any], Any]:
     def check(name: str, value: Any) -> Any:
         try:
             if isinstance(value, bool):
                 raise ValueError
             number = kind(value)
-            if number != float(value) or not least <= number < float("inf"):
+            if number != float(value) or not least <= number < inf:
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
             raise BadOption(
                 f"option {name!r} must be {what} of at least {least:g}, not {value!r}"
             ) from None
+        if number > most:
+            raise BadOption(f"option {name!r} must be at most {most:g}, not {value!r}")
         return number
 
     return check
@@ -120,10 +125,11 @@ def _retry_policy(name: str, value: Any) -> RetryPolicy:
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retry_policy": _retry_policy,
-    "prefetch": lambda name, value: _prefetch(name, value),
+    "prefetch": _number(int, 1, 65535),  # basic.qos carries it as a short
     "max_unclaimed": _number(int, 1),
     "max_unclaimed_bytes": _number(int, 1),
     "max_body": _number(int, 1),
+    "busy_wait": _number(float, 0, 0.01),
     "queue_type": _queue_type,
     "heartbeat": _optional(_number(float, 0)),
     "publisher_confirms": _flag,
@@ -131,13 +137,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "confirm_window_bytes": _number(int, 1),
     "shutdown_timeout": _number(float, 0),
 }
-
-
-def _prefetch(name: str, value: Any) -> int:
-    prefetch: int = _number(int, 1)(name, value)
-    if prefetch > 65535:  # basic.qos carries it as a short
-        raise BadOption(f"option {name!r} must be at most 65535, not {value!r}")
-    return prefetch
 
 
 assert _CHECKS.keys() == {f.name for f in fields(Options)}

@@ -133,11 +133,14 @@ class Connection(pyamqp.Connection):
             if before != timeout and (timeout is None or timeout < STICKY_TIMEOUT):
                 sock.settimeout(before)
 
-    def readable(self) -> bool:
-        """Whether ``fill`` would find bytes at once (TLS may hold some decrypted)."""
+    def readable(self, busy_wait: float = 0) -> bool:
+        """Whether ``fill`` would find bytes at once (TLS may hold some decrypted).
+
+        Looks again and again for ``busy_wait`` seconds before it says no.
+        """
         sock = self.transport.sock
         pending = getattr(sock, "pending", None)
-        return bool(pending and pending()) or readable(sock.fileno())
+        return bool(pending and pending()) or readable(sock.fileno(), busy_wait)
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""

@@ -20,6 +20,7 @@ from itertools import pairwise  # noqa: E402
 
 from celery.exceptions import TimeoutError  # noqa: E402
 
+from fastrpc import transport  # noqa: E402
 from tests.faults.proxy import Proxy  # noqa: E402
 from tests.faults.support import answer, await_true, client, expect  # noqa: E402
 
@@ -146,6 +147,19 @@ def cuts():
             answer(sender, oid, results[n : n + 50], [n])
             assert [wait() for wait in waits[n : n + 50]] == [[n]] * 50
         assert app.backend.stats()["reconnects"] >= 5
+
+
+def busy_wait():
+    """Nobody waits busily here: the other greenlets would not run meanwhile."""
+    app, sender = client(URL, options={"busy_wait": 0.01}), client(URL)
+    results = expect(app, 20)
+    looked = []
+    readable = transport.readable
+    transport.readable = lambda fd, busy_wait=0: looked.append(busy_wait) or readable(fd, busy_wait)
+    waits = [spawn(result.get, 30) for result in results]
+    answer(sender, app.backend.oid, results)
+    assert [wait() for wait in waits] == list(range(20))
+    assert not any(looked), looked
 
 
 def tasks():

@@ -17,7 +17,8 @@ def library(request) -> str:
 
 
 @pytest.mark.parametrize(
-    "scenario", ["many_wait", "call_and_wait", "latency", "callbacks", "timeouts", "cuts"]
+    "scenario",
+    ["many_wait", "call_and_wait", "latency", "callbacks", "timeouts", "cuts", "busy_wait"],
 )
 def test_a_client(private_broker, library, scenario):
     said = run_child("tests.faults.green_child", library, private_broker.url, scenario)

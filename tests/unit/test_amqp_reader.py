@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 from struct import pack, unpack_from
 from types import SimpleNamespace
@@ -560,5 +562,19 @@ def test_readable() -> None:
             theirs.shutdown(socket.SHUT_WR)
             assert readable(ours.fileno()) is True
         for closed in (-1, 1_000_000):
-            with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-                readable(closed)
+            for busy_wait in (0, 60):
+                with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+                    readable(closed, busy_wait)
+
+
+def test_readable_may_look_for_a_while() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        began = time.monotonic()
+        assert readable(ours.fileno(), 0.05) is False
+        assert time.monotonic() - began >= 0.05
+        # Another thread of Python's runs meanwhile, and is what it waits for.
+        sender = threading.Timer(0.05, theirs.send, [b"x"])
+        sender.start()
+        assert readable(ours.fileno(), 60) is True
+        sender.join()

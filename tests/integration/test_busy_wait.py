@@ -1,0 +1,36 @@
+"""`busy_wait`: a reply that comes soon finds its reader awake."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastrpc.transport import Connection
+
+CALLS = 50
+
+
+@pytest.fixture
+def slept(monkeypatch) -> list[bool]:
+    """Of each read of a connection of ours: whether there was nothing yet."""
+    reads = []
+    fill = Connection.fill
+
+    def watched(self, timeout=None):
+        reads.append(not self.readable())
+        return fill(self, timeout)
+
+    monkeypatch.setattr(Connection, "fill", watched)
+    return reads
+
+
+@pytest.mark.parametrize(
+    ("backend", "sleepy"), [("fastrpc://", True), ("fastrpc://?busy_wait=0.01", False)]
+)
+def test_a_reader_looks_before_it_sleeps(make_worker, make_client, slept, backend, sleepy):
+    app = make_client(backend, make_worker("fastrpc://"))
+    call = app.tasks["tests.echo"].delay
+    assert call("first").get(timeout=30) == "first"
+    slept.clear()
+    assert [call(n).get(timeout=30) for n in range(CALLS)] == list(range(CALLS))
+    # One that is held up for more than ten milliseconds proves nothing.
+    assert (sum(slept) > CALLS / 2) is sleepy, slept
