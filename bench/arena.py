@@ -51,6 +51,7 @@ BACKENDS = {
     "rpc-cython": "rpc://",
     "fastrpc": "fastrpc://",
     "fastrpc-noconfirm": "fastrpc://?publisher_confirms=0",
+    "fastrpc-busywait": "fastrpc://?busy_wait=0.002",
     "raw": "rpc://",
 }
 

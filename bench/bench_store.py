@@ -25,7 +25,7 @@ def test_store_persistent(race, arena, who, size):
     race(lambda who: arena.client(who).store(**arguments), rounds(5))
 
 
-@contestants("rpc", "rpc-cython", "redis", "fastrpc", "raw")
+@contestants("rpc", "rpc-cython", "redis", "fastrpc", "fastrpc-busywait", "raw")
 def test_latency(race, arena, who):
     """store_result and get() in one process, one at a time; `latencies` in seconds."""
     race(lambda who: arena.client(who).latency(count=300 if QUICK else 2_000), rounds(5))

@@ -23,7 +23,7 @@ def whole(race, arena, measure, pool, count, full_rounds):
     )
 
 
-# The workers of a pool run until those of the next are asked for: these two go together.
+# The workers of a pool run until those of the next are asked for: these three go together.
 @contestants(*EVERYBODY)
 def test_round_solo(race, arena, who):
     """No-op tasks to a real worker with the solo pool, and their results."""
@@ -35,6 +35,13 @@ def test_round_solo(race, arena, who):
 def test_group(race, arena, who):
     """group(1,000)().get(), the same workers."""
     whole(race, arena, "group", "solo", 1_000, 3)
+
+
+@full_only
+@contestants("rpc", "redis", "fastrpc", "fastrpc-busywait")
+def test_call_and_wait(race, arena, who):
+    """One task at a time and its reply, the same workers."""
+    whole(race, arena, "call_and_wait", "solo", 500, 5)
 
 
 @full_only

@@ -303,6 +303,17 @@ class CeleryClient:
         assert got == values, "results differ"
         return sample
 
+    def call_and_wait(self, queue: str, workers: list[int], count: int) -> dict[str, Any]:
+        """`count` tasks to a real worker, the next one when the last one's result is there."""
+        app = self._task_app(queue)
+        self.meter.watch(workers)
+        call, values = app.tasks["tests.echo"].delay, values_of(count, None)
+        with self.meter(count) as sample:
+            got = [call(value).get(timeout=TIMEOUT) for value in values]
+        self.meter.watch([])
+        assert got == values, "results differ"
+        return sample
+
     def _task_app(self, queue: str) -> Celery:
         """The app whose tasks go there, after a first answer: worker and connections are warm."""
         for app in self.apps:
