@@ -195,7 +195,13 @@ class Arena:
                 self._workers[who] = Echo(broker.url, queue)
             else:
                 self._workers[who] = Worker(
-                    broker.url, self.backend(who), pool=pool, queues=(queue,), env=env
+                    broker.url,
+                    self.backend(who),
+                    pool=pool,
+                    queues=(queue,),
+                    # With few, Celery's event loop may sleep before it acknowledges short tasks.
+                    conf={"worker_prefetch_multiplier": 64},
+                    env=env,
                 )
         return self._workers[who]
 

@@ -67,6 +67,8 @@ def worker(url: str, backend: str, options: dict) -> Iterator[Celery]:
     command = [
         *(sys.executable, "-m", "celery", "-A", "examples.tasks", "--quiet", "worker"),
         *("-P", "solo", "-l", "error", "-Q", queue, "-n", f"{queue}@demo"),
+        # With few, Celery's event loop may sleep before it acknowledges tasks as short as these.
+        "--prefetch-multiplier=64",
         *("--without-gossip", "--without-mingle", "--without-heartbeat"),
     ]
     with tempfile.TemporaryFile() as log:
