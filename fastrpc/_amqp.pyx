@@ -544,6 +544,8 @@ def readable(int fd, double busy_wait=0):
     cdef pollfd entry
     cdef int n
     cdef double end
+    if fd < 0:  # poll() ignores those
+        raise OSError(EBADF, "Bad file descriptor")
     entry.fd, entry.events, entry.revents = fd, POLLIN, 0
     n = look(&entry)
     if n == 0 and busy_wait > 0:
@@ -553,6 +555,6 @@ def readable(int fd, double busy_wait=0):
                 n = look(&entry)
     if n < 0:
         PyErr_SetFromErrno(OSError)
-    if fd < 0 or entry.revents & POLLNVAL:  # poll() ignores what is below 0
+    if entry.revents & POLLNVAL:
         raise OSError(EBADF, "Bad file descriptor")
     return n > 0
