@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from amqp.exceptions import UnexpectedFrame
+
 __all__ = [
     "BacklogLimitExceeded",
     "BadMessage",
@@ -53,8 +55,9 @@ class BacklogLimitExceeded(FastRPCError):
     """More messages waited in the reply queue than polling may read."""
 
 
-class ProtocolError(FastRPCError):
+class ProtocolError(FastRPCError, UnexpectedFrame):
     """The peer sent bytes that are not AMQP 0-9-1, or more than was agreed on.
 
-    Final for the connection: whoever keeps reading gets the same error again.
+    Final for the connection: whoever keeps reading gets the same error again. It is py-amqp's
+    ``UnexpectedFrame`` to whoever catches what a lost connection raises.
     """

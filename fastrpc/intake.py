@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ssl import SSLSocket
-from typing import Any
+from typing import Any, NamedTuple
 
 from amqp import spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
@@ -218,6 +218,18 @@ class Intake:
         """Send a heartbeat if one is due; raises if the peer has been silent for too long."""
 
 
+class Delivery(NamedTuple):
+    """A message from the broker, out of the reader's buffer."""
+
+    tag: int
+    consumer_tag: str
+    correlation_id: bytes | None
+    body: bytes
+    #: Bytes of a body that was larger than ``max_body``; then ``body`` is empty.
+    dropped: int
+    format: bytes
+
+
 #: Each connection of the process goes before those before it, where they share a queue.
 _connections = itertools.count()
 
@@ -246,7 +258,9 @@ class AMQPIntake(Intake):
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
-        self._strays: deque[Any] = deque()
+        #: Those that came while an answer was waited for.
+        self._strays: deque[Delivery] = deque()
+        self._amqp.on_delivery = self._keep_stray
         self._loop = DeliveryLoop(
             self._reader,
             self.matcher.table,
@@ -278,7 +292,6 @@ class AMQPIntake(Intake):
             name,
             consumer_tag=name,
             nowait=True,
-            callback=self._strays.append,
             on_cancel=self._on_cancel,
             arguments={"x-priority": self._priority},
         )
@@ -327,8 +340,6 @@ class AMQPIntake(Intake):
         self._deliver_strays()
         try:
             loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
-        except ProtocolError as exc:
-            raise self._amqp.as_unexpected_frame(exc) from exc
         finally:
             # Zeroed at once: a callback may have had us pump in the midst of it.
             taken, loop.taken = loop.taken, 0
@@ -345,22 +356,43 @@ class AMQPIntake(Intake):
 
     def _deliver_strays(self) -> None:
         while self._strays:
-            message = self._strays.popleft()
+            delivery = self._strays.popleft()
             try:
-                self._deliver_stray(message)
+                self._deliver_slowly(delivery)
             except BaseException:
-                self._strays.appendleft(message)  # thrown into this thread: lose nothing
+                self._strays.appendleft(delivery)  # thrown into this thread: lose nothing
                 raise
+            self._loop.last_tag = max(self._loop.last_tag, delivery.tag)
+            self.matcher.stats.received += 1
+            self.taken += 1
+
+    def _keep_stray(self) -> None:
+        if self._reader.channel != self.channel.channel_id:
+            raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
+        self._strays.append(self._shown())
 
     def _deliver_shown(self) -> None:
-        """The delivery the reader shows, the long way."""
+        self._deliver_slowly(self._shown())
+
+    def _shown(self) -> Delivery:
+        """The delivery that the reader shows."""
         reader = self._reader
-        assert self._deliver is not None
-        if reader.body_dropped:
-            self.matcher.report_too_large(reader.correlation_id, reader.body_dropped)
+        return Delivery(
+            reader.delivery_tag,
+            reader.consumer_tag.decode(errors="replace"),
+            reader.correlation_id,
+            b"" if reader.body_dropped else reader.body,
+            reader.body_dropped,
+            self._format(),
+        )
+
+    def _deliver_slowly(self, delivery: Delivery) -> None:
+        if delivery.dropped:
+            self.matcher.report_too_large(delivery.correlation_id, delivery.dropped)
             return
+        assert self._deliver is not None
         self._deliver(
-            reader.correlation_id, reader.body, self._format(), reader.consumer_tag.decode()
+            delivery.correlation_id, delivery.body, delivery.format, delivery.consumer_tag
         )
 
     @property
@@ -385,30 +417,6 @@ class AMQPIntake(Intake):
                 _text(key[0]), _text(key[1]) or "utf-8", _compression(key[2])
             )
             return format
-
-    def _deliver_stray(self, message: Any) -> None:
-        """One that arrived while an answer to a declaration was waited for."""
-        properties = message.properties
-        headers = properties.get("application_headers") or {}
-        format = body_format(
-            properties.get("content_type") or "",
-            properties.get("content_encoding") or "utf-8",
-            str(headers.get("compression") or ""),
-        )
-        body = message.body
-        if isinstance(body, str):
-            body = body.encode()
-        correlation_id = properties.get("correlation_id")
-        assert self._deliver is not None
-        self._deliver(
-            correlation_id.encode("utf-8", "surrogatepass") if correlation_id else None,
-            body,
-            format,
-            message.delivery_info["consumer_tag"],
-        )
-        self._loop.last_tag = max(self._loop.last_tag, message.delivery_info["delivery_tag"])
-        self.matcher.stats.received += 1
-        self.taken += 1
 
     @contextmanager
     def answered_within(self, timeout: float) -> Iterator[None]:

@@ -15,7 +15,6 @@ from amqp.serialization import dumps
 
 from ._amqp import PublishEncoder
 from ._window import ConfirmWindow
-from .errors import ProtocolError
 from .stats import Stats
 from .transport import connect, errors_of, use_our_transport
 
@@ -153,16 +152,9 @@ class Link:
                 except TimeoutError:
                     break
                 heard, timeout = True, 0
-                self._serve(window)
+                while kind := window.read(amqp.reader):
+                    amqp.dispatch(kind)
         return heard
-
-    def _serve(self, window: ConfirmWindow) -> None:
-        amqp = self._amqp
-        try:
-            while kind := window.read(amqp.reader):
-                amqp.dispatch(kind)
-        except ProtocolError as exc:
-            raise amqp.as_unexpected_frame(exc) from exc
 
     def close(self) -> None:
         """Hang up without waiting for an answer."""

@@ -8,6 +8,7 @@ the socket, so it does from the first one on.
 from __future__ import annotations
 
 import errno
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 from amqp import spec
 from amqp.basic_message import Message
-from amqp.exceptions import AccessRefused, NotAllowed, UnexpectedFrame
+from amqp.exceptions import AccessRefused, NotAllowed
 from kombu.exceptions import OperationalError
 from kombu.transport import pyamqp
 from vine import promise
@@ -43,6 +44,9 @@ STICKY_TIMEOUT = 1.0
 
 #: Least time, in seconds, for the URLs that are still to be tried.
 LEAST_SHARE = 0.05
+
+#: What py-amqp's handlers raise of a method that is cut short, unknown, or for no channel.
+MALFORMED = (LookupError, TypeError, ValueError, struct.error)
 
 #: Errors of a read that only mean «not now».
 NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
@@ -78,12 +82,10 @@ class Connection(pyamqp.Connection):
 
         Raises:
             socket.timeout: nothing whole arrived in ``timeout`` seconds.
-            amqp.exceptions.UnexpectedFrame: the peer does not speak AMQP 0-9-1.
+            ProtocolError: the peer does not speak AMQP 0-9-1.
         """
-        kind = self.next()
-        while not kind:
+        while not (kind := self.reader.next()):
             self.fill(self.answer_timeout if timeout is None else timeout)
-            kind = self.next()
         try:
             return self.dispatch(kind)
         finally:
@@ -93,18 +95,6 @@ class Connection(pyamqp.Connection):
         """Call ``on_rest`` if the buffer holds something."""
         if self.on_rest is not None and self.reader.buffered:
             self.on_rest()
-
-    def next(self) -> int:
-        """Let the reader show the next frame or delivery; 0 if it needs more bytes."""
-        try:
-            return self.reader.next()
-        except ProtocolError as exc:
-            raise self.as_unexpected_frame(exc) from exc
-
-    def as_unexpected_frame(self, exc: ProtocolError) -> UnexpectedFrame:
-        """What py-amqp would raise; the connection is of no more use."""
-        self.transport.connected = False
-        return UnexpectedFrame(str(exc))
 
     def fill(self, timeout: float | None = None) -> int:
         """Read once from the socket, as much as is there.
@@ -150,13 +140,28 @@ class Connection(pyamqp.Connection):
             sock.close()
 
     def dispatch(self, kind: int) -> Any:
-        """Give what the reader shows to py-amqp's own handlers."""
+        """Serve what the reader shows: ``on_delivery``, or py-amqp's handlers for all else.
+
+        Raises:
+            ProtocolError: py-amqp can make nothing of it.
+        """
         reader = self.reader
-        if kind != DELIVERY:
+        if kind == DELIVERY:
+            self.bytes_recv += 1
+            return self.on_delivery()
+        try:
             return self.on_inbound_frame((reader.frame_type, reader.channel, reader.payload))
-        self.bytes_recv += 1
+        except MALFORMED as exc:
+            raise ProtocolError(
+                f"malformed frame of type {reader.frame_type} on channel {reader.channel}"
+                f" ({type(exc).__name__}: {exc})"
+            ) from exc
+
+    def on_delivery(self) -> Any:
+        """Give the delivery that the reader shows to py-amqp's consumers."""
+        reader = self.reader
         if reader.body_dropped:
-            raise UnexpectedFrame(f"message of {reader.body_dropped} bytes, more than max_body")
+            raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
         message = Message(frame_method=spec.Basic.Deliver, frame_args=reader.method_args)
         message.inbound_header(reader.header)
         message.body = reader.body

@@ -84,6 +84,10 @@ class Proxy:
         """Let exactly `count` more bytes pass in that direction, then freeze()."""
         self._do("freeze_after", count=count, direction=direction)
 
+    def inject(self, data: bytes) -> None:
+        """Have every client read `data`, after what the server has sent so far."""
+        self._do("inject", data=data.hex())
+
     def thaw(self) -> None:
         """Pass on what was held back by freeze(), and all that follows."""
         self._do("thaw")
@@ -235,6 +239,13 @@ class _Serve:
         for connection in list(self.connections):
             if connection.server is None:
                 self.connect(connection)
+        self.watch_all()
+
+    def do_inject(self, data: str) -> None:
+        for connection in self.connections:
+            for pipe in connection.pipes:
+                if pipe.direction == TO_CLIENT:
+                    pipe.held += bytes.fromhex(data)
         self.watch_all()
 
     def do_refuse(self) -> None:

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import pack
 from typing import Any
 
 import psutil
@@ -32,6 +33,25 @@ FAST = "fastrpc://"
 
 #: How much later than its own timeout a get() may raise TimeoutError.
 LATE = 0.25
+
+
+def method(channel: int, payload: bytes) -> bytes:
+    return pack(">BHI", 1, channel, len(payload)) + payload + b"\xce"
+
+
+#: What a peer may send that is not AMQP 0-9-1, or not at that point.
+NOT_AMQP = {
+    "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "another version": b"AMQP\x00\x01\x00\x00",
+    "a huge frame": pack(">BHI", 1, 1, 1 << 31),
+    "a body without a header": b"\x03\x00\x01\x00\x00\x00\x01x\xce",
+    "an unknown method": method(1, pack(">HH", 99, 99)),
+    "an unknown method of the connection": method(0, pack(">HH", 10, 99)),
+    "an unknown channel": method(99, pack(">HHB", 20, 11, 0)),
+    "basic.ack cut short": method(1, pack(">HHB", 60, 80, 9)),
+    "connection.close cut short": method(0, pack(">HH", 10, 50)),
+    "a name that is not text": method(1, pack(">HHB", 60, 30, 2) + b"\xff\xff\x00"),
+}
 
 _numbers = itertools.count(1)
 
@@ -161,7 +181,19 @@ def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         channel.confirm_select()
-        channel.basic_publish_confirm(Message(body, **properties), routing_key=oid)
+        with deep_recursion():
+            channel.basic_publish_confirm(Message(body, **properties), routing_key=oid)
+
+
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Other clients write tables that are nested deeper than Python would."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(usual)
 
 
 @contextmanager

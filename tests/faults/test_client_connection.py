@@ -18,6 +18,7 @@ from fastrpc.errors import ReplyQueueMismatch
 from tests.faults.proxy import TO_CLIENT, Proxy
 from tests.faults.support import (
     LATE,
+    NOT_AMQP,
     Background,
     answer,
     await_confirms,
@@ -129,6 +130,23 @@ class TestCut:
         assert sender.backend.stats()["returned"] == 0
         proxy.listen()
         assert [result.get(timeout=10) for result in results] == list(range(10))
+
+
+class TestNotAMQP:
+    """What the peer sends makes no sense: the connection goes, and nothing else."""
+
+    @pytest.mark.parametrize("data", NOT_AMQP.values(), ids=NOT_AMQP)
+    def test_those_who_wait_carry_on(self, cut_app, sender, proxy, data):
+        results = expect(cut_app, 10)
+        oid = cut_app.backend.oid
+        connect(cut_app, sender)
+        waiters = Background(lambda: run_threads(10, lambda n: results[n].get(timeout=30)))
+        await_true(lambda: len(cut_app.backend.result_consumer._sleepers) == 9, 10, "all wait")
+        proxy.inject(data)
+        await_true(lambda: cut_app.backend.stats()["reconnects"] == 1, 10, "it is noticed")
+        answer(sender, oid, results)
+        assert waiters.result(30) == list(range(10))
+        assert cut_app.backend.stats()["reconnects"] == 1
 
 
 class TestUnreachable:

@@ -131,6 +131,11 @@ BAD: dict[str, dict] = {
         "application_headers": {f"key{n}": "v" * 100 for n in range(1_000)},
     },
     "nested headers": {"body": meta("x"), "application_headers": nested(100)},
+    "headers nested deeper than Python reads": {
+        "body": meta("x"),
+        "application_headers": nested(2_000),
+    },
+    "a correlation id that is no text": {"body": b"{", "correlation_id": b"\xff\xfe"},
     "an exception that is none": {
         "body": meta("x", status=states.FAILURE, result={"exc_type": 17, "exc_message": {}})
     },
@@ -140,15 +145,36 @@ BAD: dict[str, dict] = {
 @pytest.mark.parametrize("wanted", [False, True], ids=["unasked", "asked for"])
 @pytest.mark.parametrize("what", BAD)
 def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
-    properties = dict(BAD[what])
-    body = properties.pop("body")
     [task_id] = new_ids(1)
+    properties = {"correlation_id": task_id, **BAD[what]}
+    body = properties.pop("body")
     received = app.backend.stats()["received"]
     if wanted:
         app.backend.add_pending_result(app.AsyncResult(task_id))
-    publish(app, app.backend.oid, body, correlation_id=task_id, **properties)
+    publish(app, app.backend.oid, body, **properties)
     await_true(lambda: app.backend.stats()["received"] == received + 1, 10, "it is received")
     app.AsyncResult(task_id).forget()
+
+
+def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sender):
+    """They come by another way then, and to the same end."""
+    app = make_client(private_broker.url)
+    results = expect(app, len(BAD) + 1)
+    oid = app.backend.oid
+    answer(sender, oid, results[:1])
+    assert results[0].get(timeout=10) == 0
+    intake = app.backend.result_consumer._intake
+    for result, (what, message) in zip(results[1:], BAD.items(), strict=True):
+        properties = {"correlation_id": "x", **message}
+        publish(app, oid, properties.pop("body"), **properties)
+        await_true(intake.readable, 5, f"{what}: it has come")
+        intake._declaring.basic_qos(0, 1, False)
+        assert len(intake._strays) == 1, what
+        answer(sender, oid, [result], what)
+        assert result.get(timeout=10) == what
+    stats = app.backend.stats()
+    assert (stats["received"], stats["reconnects"]) == (2 * len(BAD) + 1, 0)
+    assert_nothing_comes_back(app)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,16 @@ def test_a_frozen_proxy_holds_the_servers_bytes_back_too(proxy, connect):
     sender.join(5)
 
 
+def test_every_client_reads_what_is_injected_after_what_was_sent(proxy, connect):
+    socks = connect(), connect()
+    for sock in socks:
+        assert ask(sock, b"sent") == b"sent"
+    proxy.inject(b"\x00\xff")
+    for sock in socks:
+        assert read_exactly(sock, 2) == b"\x00\xff"
+        assert ask(sock, b"still here") == b"still here"
+
+
 def test_refuse_turns_new_clients_away_and_keeps_the_old_ones(proxy, connect):
     old = connect()
     ask(old, b"x")

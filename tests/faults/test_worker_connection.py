@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from fastrpc import link, publisher
 from tests.faults.proxy import TO_SERVER
 from tests.faults.support import (
+    NOT_AMQP,
     Background,
     answer,
     await_confirms,
@@ -103,6 +104,20 @@ class TestCut:
         assert [result.get(timeout=20) for result in results] == list(range(900))
         await_confirms(cut_sender)
         assert cut_sender.backend.stats()["resent"] == 900
+
+    @pytest.mark.parametrize("data", NOT_AMQP.values(), ids=NOT_AMQP)
+    def test_what_is_not_amqp_comes_before_the_confirms(self, app, cut_sender, proxy, data):
+        results = expect(app, 10)
+        oid = app.backend.oid
+        answer(cut_sender, oid, expect(app, 1))
+        await_confirms(cut_sender)
+        proxy.freeze()
+        answer(cut_sender, oid, results)
+        proxy.inject(data)
+        proxy.thaw()
+        assert [result.get(timeout=20) for result in results] == list(range(10))
+        await_confirms(cut_sender)
+        assert cut_sender.backend.stats()["resent"] == 10
 
     def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))

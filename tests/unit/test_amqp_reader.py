@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import amqp
 import pytest
+from amqp.exceptions import UnexpectedFrame
 from amqp.method_framing import frame_handler
 from amqp.serialization import loads
 from hypothesis import given, settings
@@ -361,7 +362,9 @@ def test_protocol_error_is_final_and_says_why() -> None:
     ):
         with pytest.raises(ProtocolError, match=r"^unknown frame type 4$"):
             call()
+    # Or who reads would not take the connection for lost.
     assert issubclass(ProtocolError, FastRPCError)
+    assert issubclass(ProtocolError, UnexpectedFrame)
     with pytest.raises(RuntimeError):
         _ = reader.payload
 
