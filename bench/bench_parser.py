@@ -15,27 +15,26 @@ CC = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 
 
 @pytest.fixture(scope="module")
-def bench_frame(tmp_path_factory):
+def parser_rate(tmp_path_factory):
     """The C benchmark of the reader, built as the extension is: what C alone could do."""
     if CC is None:
-        pytest.skip("no C compiler for tests/c/bench_frame.c")
-    binary: Path = tmp_path_factory.mktemp("bench") / "bench_frame"
-    sources = [ROOT / "tests/c/bench_frame.c", ROOT / "src_c/frame.c"]
+        pytest.skip("no C compiler for bench/c/parser_rate.c")
+    binary: Path = tmp_path_factory.mktemp("bench") / "parser_rate"
+    sources = [ROOT / "bench/c/parser_rate.c", ROOT / "src_c/frame.c"]
     flags = ["-std=c11", "-O3", f"-I{ROOT}/src_c", f"-I{ROOT}/tests/c"]
     subprocess.run([CC, *flags, *map(str, sources), "-o", str(binary)], check=True)
     return binary
 
 
 @contestants("rpc", "rpc-cython", "fastrpc", "raw")
-def test_parser(race, arena, who, bench_frame):
+def test_parser(race, arena, who, parser_rate):
     """Delivery tag, correlation id and body of each; `raw` is the C reader without Python."""
     count = 5_000 if QUICK else 20_000
-    frame = str(bench_frame)
     race(
         lambda who: (
             arena.client(who).parser(count=count)
             if who != "raw"
-            else arena.client(who).c_parser(binary=frame)
+            else arena.client(who).c_parser(binary=str(parser_rate))
         ),
         rounds(5),
     )

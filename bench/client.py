@@ -541,7 +541,7 @@ class RawClient(CeleryClient):
     group = whole
 
     def c_parser(self, binary: str) -> dict[str, Any]:
-        """The C reader without Python: tests/c/bench_frame.c, built."""
+        """The C reader without Python: bench/c/parser_rate.c, built."""
         said = subprocess.run([binary], check=True, capture_output=True, text=True).stdout
         second = 1 / float(said.split(":")[1].split()[0])
         return {"wall": second, "cpu": {"client": second}}

@@ -4,20 +4,13 @@
 #define MEASURED_H
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "check.h"
 
 enum { OPERATIONS = 20000 };
 
 #define MEASURED __attribute__((noinline)) void measured(void)
-
-#define CHECK(condition)                                               \
-    do {                                                               \
-        if (!(condition)) {                                            \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            exit(1);                                                   \
-        }                                                              \
-    } while (0)
 
 static inline void make_id(char id[37], unsigned n)
 {

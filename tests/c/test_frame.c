@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "amqp_bytes.h"
+#include "check.h"
 #include "frame.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -16,18 +17,6 @@
 #define ASAN_POISON_MEMORY_REGION(ptr, size) ((void)(ptr), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(ptr, size) ((void)(ptr), (void)(size))
 #endif
-
-static int failures;
-
-#define CHECK(what, ...)                                                                               \
-    do {                                                                                               \
-        if (!(what)) {                                                                                 \
-            failures++;                                                                                \
-            fprintf(stderr, "%s:%d: %s\n    ", __FILE__, __LINE__, #what);                             \
-            fprintf(stderr, __VA_ARGS__);                                                              \
-            fprintf(stderr, "\n");                                                                     \
-        }                                                                                              \
-    } while (0)
 
 /* ------------------------------------------------------------------ an allocator that counts and fails */
 
@@ -959,5 +948,5 @@ int main(void)
     test_taken_body_outlives_the_reader();
     test_linear();
     test_misuse();
-    return failures != 0;
+    return 0;
 }

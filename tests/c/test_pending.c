@@ -1,18 +1,9 @@
-// sources: pending.c
 /* Unit tests of src_c/pending.c; a failed one prints its line and aborts. */
-#include "../../src_c/pending.h"
-
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define CHECK(x)                                                                                   \
-    do {                                                                                           \
-        if (!(x)) {                                                                                \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
+#include "check.h"
+#include "pending.h"
+
 #define SOUND(p)                                                                                   \
     do {                                                                                           \
         int wrong_ = pending_check(p);                                                             \

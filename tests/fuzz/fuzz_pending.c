@@ -1,24 +1,16 @@
 /* libFuzzer: bytes -> calls on src_c/pending.c, every outcome held against a naive model.
  *
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined tests/fuzz/fuzz_pending.c src_c/pending.c -o fuzz_pending
- *   ./fuzz_pending -max_total_time=60 tests/fuzz/corpus_pending
+ *   clang -g -O1 -fsanitize=fuzzer,address,undefined -Isrc_c -Itests/c \
+ *       tests/fuzz/fuzz_pending.c src_c/pending.c -o fuzz_pending
+ *   ./fuzz_pending -max_total_time=60 tests/fuzz/corpus/pending
  *
  * The first four bytes are the caps; then three bytes a call: what, which id, how much. */
-#include "../../src_c/pending.h"
-
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define IDS 64
+#include "check.h"
+#include "pending.h"
 
-#define CHECK(x)                                                                                   \
-    do {                                                                                           \
-        if (!(x)) {                                                                                \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);                                \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
+#define IDS 64
 
 typedef struct {
     int state;

@@ -1,5 +1,5 @@
 /* The parser alone: small deliveries from memory, one read buffer at a time.
- *     gcc -std=c11 -O3 -Isrc_c tests/c/bench_frame.c src_c/frame.c -o bench_frame && ./bench_frame
+ *     gcc -std=c11 -O3 -Isrc_c -Itests/c bench/c/parser_rate.c src_c/frame.c -o parser_rate && ./parser_rate
  */
 #define _POSIX_C_SOURCE 199309L
 #include <stdio.h>

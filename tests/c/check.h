@@ -1,0 +1,19 @@
+/* Test helper: what must hold. Where it does not, the program says which and ends. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* CHECK(what) or CHECK(what, format, ...), to say more. */
+#define CHECK(what, ...)                                                                           \
+    do {                                                                                           \
+        if (!(what)) {                                                                             \
+            fprintf(stderr, "%s:%d: %s", __FILE__, __LINE__, #what);                               \
+            fprintf(stderr, "\n" __VA_ARGS__);                                                     \
+            fputc('\n', stderr);                                                                   \
+            abort();                                                                               \
+        }                                                                                          \
+    } while (0)
+
+#endif
