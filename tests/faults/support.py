@@ -26,6 +26,7 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.app.task import Context
 
+from tests.amqp_bytes import frame
 from tests.integration.tasks import make_app
 
 ROOT = Path(__file__).parents[2]
@@ -35,22 +36,18 @@ FAST = "fastrpc://"
 LATE = 0.25
 
 
-def method(channel: int, payload: bytes) -> bytes:
-    return pack(">BHI", 1, channel, len(payload)) + payload + b"\xce"
-
-
 #: What a peer may send that is not AMQP 0-9-1, or not at that point.
 NOT_AMQP = {
     "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "another version": b"AMQP\x00\x01\x00\x00",
     "a huge frame": pack(">BHI", 1, 1, 1 << 31),
-    "a body without a header": b"\x03\x00\x01\x00\x00\x00\x01x\xce",
-    "an unknown method": method(1, pack(">HH", 99, 99)),
-    "an unknown method of the connection": method(0, pack(">HH", 10, 99)),
-    "an unknown channel": method(99, pack(">HHB", 20, 11, 0)),
-    "basic.ack cut short": method(1, pack(">HHB", 60, 80, 9)),
-    "connection.close cut short": method(0, pack(">HH", 10, 50)),
-    "a name that is not text": method(1, pack(">HHB", 60, 30, 2) + b"\xff\xff\x00"),
+    "a body without a header": frame(3, 1, b"x"),
+    "an unknown method": frame(1, 1, pack(">HH", 99, 99)),
+    "an unknown method of the connection": frame(1, 0, pack(">HH", 10, 99)),
+    "an unknown channel": frame(1, 99, pack(">HHB", 20, 11, 0)),
+    "basic.ack cut short": frame(1, 1, pack(">HHB", 60, 80, 9)),
+    "connection.close cut short": frame(1, 0, pack(">HH", 10, 50)),
+    "a name that is not text": frame(1, 1, pack(">HHB", 60, 30, 2) + b"\xff\xff\x00"),
 }
 
 _numbers = itertools.count(1)

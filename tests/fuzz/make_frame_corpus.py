@@ -1,4 +1,6 @@
-"""Writes the seed corpus of fuzz_frame.c into corpus/frame, when run as a script.
+"""Writes the seed corpus of fuzz_frame.c into corpus/frame.
+
+    python -m tests.fuzz.make_frame_corpus
 
 One file for each thing the reader distinguishes. A crash that was found is added by hand, under a
 name that says what it was, and gets a test in ``tests/c/test_frame.c``.
@@ -9,15 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from struct import pack
 
+from tests.amqp_bytes import frame, shortstr
+
 HOW = b"\x03"  # frame_max 4096, some cuts
-
-
-def shortstr(text: bytes) -> bytes:
-    return pack("B", len(text)) + text
-
-
-def frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
 
 
 def deliver(channel: int = 1) -> bytes:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from fastrpc._amqp import DELIVERY, FRAME, NEED_MORE, FrameReader, readable
 from fastrpc.errors import FastRPCError, ProtocolError
+from tests.amqp_bytes import frame, shortstr
 
 SMALL = 4096
 CHUNK = SMALL - 8
@@ -45,14 +46,6 @@ OF_DELIVERY = (
     "method_args",
     "header",
 )
-
-
-def frame(kind: int, channel: int, payload: bytes = b"") -> bytes:
-    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
-
-
-def shortstr(text: bytes) -> bytes:
-    return pack("B", len(text)) + text
 
 
 def deliver_payload(tag: int = 1, redelivered: int = 0) -> bytes:

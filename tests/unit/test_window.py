@@ -13,20 +13,17 @@ from hypothesis import strategies as st
 from fastrpc._amqp import FRAME, NEED_MORE, FrameReader
 from fastrpc._window import ConfirmWindow
 from fastrpc.errors import ProtocolError
+from tests.amqp_bytes import frame
 
-HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-
-
-def frame(payload: bytes, kind: int = 1, channel: int = 1) -> bytes:
-    return pack(">BHI", kind, channel, len(payload)) + payload + b"\xce"
+HEARTBEAT = frame(8, 0)
 
 
 def ack(tag: int, multiple: bool = False) -> bytes:
-    return frame(pack(">HHQB", 60, 80, tag, multiple))
+    return frame(1, 1, pack(">HHQB", 60, 80, tag, multiple))
 
 
 def nack(tag: int, multiple: bool = False, requeue: bool = False) -> bytes:
-    return frame(pack(">HHQB", 60, 120, tag, multiple | requeue << 1))
+    return frame(1, 1, pack(">HHQB", 60, 120, tag, multiple | requeue << 1))
 
 
 def message(size: int) -> SimpleNamespace:
@@ -102,11 +99,11 @@ def test_drained_messages_are_gone_and_still_count():
     "other",
     [
         HEARTBEAT,
-        frame(pack(">HH", 10, 60)),  # connection.blocked, without its reason
-        frame(pack(">HHQ", 60, 80, 1)),  # an ack without its bits
-        frame(pack(">HHQB", 61, 80, 1, 0)),
-        frame(pack(">HHQB", 60, 81, 1, 0)),
-        frame(pack(">HHQB", 60, 80, 1, 0), kind=3),
+        frame(1, 1, pack(">HH", 10, 60)),  # connection.blocked, without its reason
+        frame(1, 1, pack(">HHQ", 60, 80, 1)),  # an ack without its bits
+        frame(1, 1, pack(">HHQB", 61, 80, 1, 0)),
+        frame(1, 1, pack(">HHQB", 60, 81, 1, 0)),
+        frame(3, 1, pack(">HHQB", 60, 80, 1, 0)),
     ],
     ids=["heartbeat", "method", "short", "other class", "other method", "body"],
 )
