@@ -1,5 +1,6 @@
 """What was sent on a connection in confirm mode and is not confirmed yet."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ class ConfirmWindow:
     """
 
     bytes: int
-    """Of the bodies added, less those confirmed: what was refused or drained still counts."""
+    """Of the bodies of its messages."""
 
     confirmed: int
     """How many were confirmed; whoever counts them may set it back."""
@@ -25,8 +26,11 @@ class ConfirmWindow:
     def add(self, tag: int, message: Any) -> None:
         """``message`` was sent; tags only grow."""
 
-    def drain(self) -> list[Any]:
-        """Take out all messages, in the order of their tags."""
+    def drain_into(self, again: deque[Any]) -> None:
+        """Move all messages, in the order of their tags, to the left end of ``again``.
+
+        In one step: an exception thrown into this thread, by a signal, finds them here or there.
+        """
 
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
         """``basic.ack`` (``taken``) or ``basic.nack`` of the message under ``tag``, with

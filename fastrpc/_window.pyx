@@ -18,7 +18,7 @@ cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
 cdef class ConfirmWindow:
     cdef dict messages
     cdef readonly list refused
-    cdef public Py_ssize_t bytes
+    cdef readonly Py_ssize_t bytes
     cdef public uint64_t confirmed
 
     def __cinit__(self):
@@ -35,10 +35,10 @@ cdef class ConfirmWindow:
         self.messages[tag] = message
         self.bytes += len(message.body)
 
-    def drain(self):
-        messages = list(self.messages.values())
+    def drain_into(self, again):
+        again.extendleft(reversed(list(self.messages.values())))
         self.messages.clear()
-        return messages
+        self.bytes = 0
 
     def confirm(self, uint64_t tag, bint multiple, bint taken):
         self.settle(tag, multiple, taken)
@@ -74,8 +74,8 @@ cdef class ConfirmWindow:
         message = self.messages.pop(tag, None)
         if message is None:
             return 0
+        self.bytes -= len(message.body)
         if taken:
-            self.bytes -= len(message.body)
             self.confirmed += 1
         else:
             self.refused.append(message)

@@ -435,10 +435,13 @@ class ResultConsumer:
         intake = make_intake(self.app, self.queues, self.options, self.matcher)
         try:
             intake.open(timeout)
+            self._intake = intake
         except intake.errors as exc:
-            intake.close()
             raise OperationalError(str(exc) or repr(exc)) from exc
-        self._intake = intake
+        finally:
+            # However it ended: a connection that nobody reads would keep results to itself.
+            if self._intake is not intake:
+                intake.close()
         self._consume_all(intake)  # another thread may have declared its queue meanwhile
         return intake
 

@@ -71,6 +71,8 @@ class Link:
         self.delivery_mode = delivery_mode
         #: The broker asked us to wait (``connection.blocked``).
         self.blocked = False
+        #: Nothing may be sent or read any more.
+        self.closed = False
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
@@ -117,6 +119,11 @@ class Link:
         except self._errors as exc:
             self.close()
             raise Lost(str(exc) or repr(exc)) from exc
+        except BaseException:
+            # Thrown into this thread, as a soft time limit is: half of a frame may be on its way,
+            # or a whole message that has no delivery tag here.
+            self.close()
+            raise
         self.sent += 1
         return self.sent
 
@@ -158,6 +165,7 @@ class Link:
 
     def close(self) -> None:
         """Hang up without waiting for an answer."""
+        self.closed = True
         self._connection.collect(0.1)
 
     def goodbye(self, timeout: float) -> None:

@@ -114,7 +114,7 @@ class AMQPPublisher:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._link: Link | None = None
-        #: What was sent and is not confirmed; its bytes count what is to be sent again, too.
+        #: What was sent and is not confirmed.
         self._window = ConfirmWindow()
         #: To be sent again: their link was lost, or the broker refused them.
         self._again: deque[Message] = deque()
@@ -161,7 +161,7 @@ class AMQPPublisher:
 
     def _publish(self, message: Message) -> None:
         now = time.monotonic()
-        link = self._link or self._connect()
+        link = self._open_link()
         # Before it is sent: once it is in the window a lost connection is no failure of it.
         if link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
@@ -170,6 +170,12 @@ class AMQPPublisher:
         self._send(link, message)
         self._sent_at = now
         self.stats.published += 1
+
+    def _open_link(self) -> Link:
+        link = self._link or self._connect()
+        if link.closed:
+            raise Lost("a send was interrupted")
+        return link
 
     def _connect(self) -> Link:
         link = Link(
@@ -190,8 +196,8 @@ class AMQPPublisher:
                 self.unconfirmed,
                 lost,
             )
+        self._window.drain_into(self._again)
         self._link = None
-        self._again.extendleft(reversed(self._window.drain()))
         self._ensure_watched()
 
     def _send(self, link: Link, message: Message) -> None:
@@ -207,7 +213,6 @@ class AMQPPublisher:
             return
         while again:
             self._send(link, again[0])
-            self._window.bytes -= len(again[0].body)  # it was counted when it was first sent
             again.popleft()
             self.stats.resent += 1
 
@@ -216,12 +221,18 @@ class AMQPPublisher:
         options = self.options
         while (
             self.unconfirmed >= options.confirm_window
-            or self._window.bytes >= options.confirm_window_bytes
+            or self._unconfirmed_bytes() >= options.confirm_window_bytes
             or link.blocked
         ):
             self._look(link, timeout=ROOM_INTERVAL)
             self._check_heard(link)
             self._send_again(link)
+
+    def _unconfirmed_bytes(self) -> int:
+        size = self._window.bytes
+        if self._again:
+            size += sum(len(message.body) for message in self._again)
+        return size
 
     def _look(self, link: Link, timeout: float = 0) -> None:
         window = self._window
@@ -232,7 +243,8 @@ class AMQPPublisher:
             self.stats.confirmed += window.confirmed
             window.confirmed = 0
             while window.refused:
-                self._refused(window.refused.pop(0))
+                self._refused(window.refused[0])
+                del window.refused[0]
 
     def _check_heard(self, link: Link) -> None:
         if self._window and not link.blocked and time.monotonic() - self._heard_at > SILENCE:
@@ -244,7 +256,6 @@ class AMQPPublisher:
         policy = self.options.retry_policy
         delay = next(islice(policy.delays(), message.refusals, None), None)
         if delay is None:
-            self._window.bytes -= len(message.body)
             logger.error(
                 "the broker refused the result of task %s %d times, it is given up",
                 message.correlation_id,
@@ -259,10 +270,9 @@ class AMQPPublisher:
 
     def _ensure_watched(self) -> None:
         if self._watcher is None and self.unconfirmed:
-            self._watcher = threading.Thread(
-                target=self._watch, name="fastrpc-confirms", daemon=True
-            )
-            self._watcher.start()
+            watcher = threading.Thread(target=self._watch, name="fastrpc-confirms", daemon=True)
+            watcher.start()
+            self._watcher = watcher
 
     def _watch(self) -> None:
         """Look for confirms, and mend the connection, until nothing is unconfirmed."""
@@ -282,7 +292,7 @@ class AMQPPublisher:
     def _tend(self, timeout: float = 0) -> Lost | None:
         """Send again what has to be, read confirms; says if the link was lost over it."""
         try:
-            link = self._link or self._connect()
+            link = self._open_link()
             self._send_again(link)
             self._look(link, timeout)
             self._check_heard(link)

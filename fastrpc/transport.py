@@ -108,9 +108,9 @@ class Connection(pyamqp.Connection):
         transport = self.transport
         sock = transport.sock
         before = sock.gettimeout()
-        if before != timeout:
-            sock.settimeout(timeout)
         try:
+            if before != timeout:
+                sock.settimeout(timeout)
             return self.reader.recv(sock.recv_into)
         except OSError as exc:
             if isinstance(exc, TimeoutError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -364,6 +365,16 @@ class TestHalfOpen:
             assert producer.channel.connection is not None
 
 
+@contextmanager
+def collector_off() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class TestDisturbed:
     """The connection stays; the broker takes something away from it."""
 
@@ -403,6 +414,24 @@ class TestDisturbed:
         answer(sender, oid, results[n:], "after")
         got = waiting.result(40)
         assert got == [*range(2_000), *["during"] * (n - 2_000), *["after"] * (6_000 - n)]
+
+    def test_a_wait_is_interrupted_while_it_connects(self, app, sender, monkeypatch):
+        """The connection that it leaves behind must not keep the results that it was given."""
+        results = expect(app, 100)
+        answer(sender, app.backend.oid, results)
+        await_confirms(sender)
+
+        def consume(self, name, consume=intake.AMQPIntake._consume):
+            consume(self, name)
+            time.sleep(0.3)  # the results are on their way
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(intake.AMQPIntake, "_consume", consume)
+        with collector_off():
+            with pytest.raises(KeyboardInterrupt):
+                results[0].get(timeout=10)
+            monkeypatch.undo()
+            assert [result.get(timeout=10) for result in results] == list(range(100))
 
     def test_the_channel_is_closed_by_an_error(self, app, sender):
         [result] = expect(app, 1)

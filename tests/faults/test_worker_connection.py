@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from fastrpc import link, publisher
@@ -118,6 +119,33 @@ class TestCut:
         assert [result.get(timeout=20) for result in results] == list(range(10))
         await_confirms(cut_sender)
         assert cut_sender.backend.stats()["resent"] == 10
+
+    @pytest.mark.parametrize("part", [0.5, 1], ids=["in the midst of it", "just after it"])
+    def test_a_soft_time_limit_hits_a_send(self, app, cut_sender, proxy, part):
+        """A part of a frame was written, or a message that was not counted: others get theirs."""
+        first, hit, last = expect(app, 3)
+        oid = app.backend.oid
+        answer(cut_sender, oid, [first])
+        await_confirms(cut_sender)
+        transport = cut_sender.backend._publisher._link._amqp.transport
+
+        def write(frames, write=transport.write):
+            write(frames[: int(len(frames) * part)])
+            raise SoftTimeLimitExceeded
+
+        transport.write = write
+        with pytest.raises(SoftTimeLimitExceeded):
+            answer(cut_sender, oid, [hit])
+        time.sleep(0.3)  # the broker confirms it, if it came
+        proxy.freeze()
+        del transport.write
+        sending = Background(lambda: answer(cut_sender, oid, [last], "the last"))
+        time.sleep(0.3)
+        proxy.cut()
+        proxy.thaw()
+        assert last.get(timeout=10) == "the last"
+        sending.result(5)
+        await_confirms(cut_sender)
 
     def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))

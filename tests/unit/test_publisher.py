@@ -9,9 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from amqp.exceptions import AccessRefused
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from fastrpc import publisher as publisher_module
+from fastrpc._window import ConfirmWindow
 from fastrpc.link import Lost
 from fastrpc.options import Options
 from fastrpc.publisher import AMQPPublisher, Message, make_publisher
@@ -51,8 +53,12 @@ class FakeLink:
         self.cut = self.closed = self.said_goodbye = self.abandoned = False
         self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
+        self.interrupt: BaseException | None = None
 
     def send(self, message: Message) -> int:
+        if self.interrupt is not None:
+            self.closed = True
+            raise self.interrupt
         if self.cut:
             raise Lost("cut") from ConnectionResetError("cut")
         self.sent += 1
@@ -110,7 +116,7 @@ def make(broker, monkeypatch):
     yield make
     broker.down = broker.refuses = False
     for publisher in made:
-        publisher._window.drain()
+        publisher._window = ConfirmWindow()
         publisher._again.clear()
         watcher = publisher._watcher
         if watcher is not None:
@@ -170,6 +176,19 @@ class TestTheWindow:
         publisher._tend()
         assert publisher.unconfirmed == 1
         assert publisher.stats.confirmed == 1
+
+    def test_after_a_send_that_was_interrupted_all_are_sent_again(self, make, broker):
+        """Whose confirm is whose is not known any more."""
+        publisher = make()
+        send(publisher, *"ab")
+        broker.link.interrupt = SoftTimeLimitExceeded()
+        with pytest.raises(SoftTimeLimitExceeded):
+            send(publisher, "c")
+        send(publisher, "d")
+        assert broker.got == ["a", "b", "a", "b", "d"]
+        assert [m.correlation_id for m in publisher._window] == ["a", "b", "d"]
+        assert publisher._window.bytes == 30
+        assert (publisher.stats.published, publisher.stats.resent) == (3, 2)
 
     def test_without_confirms_nothing_is_kept(self, make, broker):
         publisher = make(publisher_confirms=False)
