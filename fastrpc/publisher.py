@@ -218,21 +218,21 @@ class AMQPPublisher:
 
     def _make_room(self, link: Link) -> None:
         """Wait while the window is full or the broker asked us to wait."""
-        options = self.options
-        while (
-            self.unconfirmed >= options.confirm_window
-            or self._unconfirmed_bytes() >= options.confirm_window_bytes
-            or link.blocked
-        ):
+        while not self._has_room(link):
             self._look(link, timeout=ROOM_INTERVAL)
             self._check_heard(link)
             self._send_again(link)
 
-    def _unconfirmed_bytes(self) -> int:
-        size = self._window.bytes
-        if self._again:
-            size += sum(len(message.body) for message in self._again)
-        return size
+    def _has_room(self, link: Link) -> bool:
+        options, window, again = self.options, self._window, self._again
+        size = window.bytes
+        if again:
+            size += sum(len(message.body) for message in again)
+        return (
+            len(window) + len(again) < options.confirm_window
+            and size < options.confirm_window_bytes
+            and not link.blocked
+        )
 
     def _look(self, link: Link, timeout: float = 0) -> None:
         window = self._window
