@@ -158,7 +158,7 @@ def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
 
 def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sender):
     """They come by another way then, and to the same end."""
-    app = make_client(private_broker.url)
+    app = make_client(private_broker.url, options={"max_body": 90_000})
     results = expect(app, len(BAD) + 1)
     oid = app.backend.oid
     answer(sender, oid, results[:1])
@@ -174,6 +174,7 @@ def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sen
         assert result.get(timeout=10) == what
     stats = app.backend.stats()
     assert (stats["received"], stats["reconnects"]) == (2 * len(BAD) + 1, 0)
+    assert stats["bad_messages"]["too large"] == 2
     assert_nothing_comes_back(app)
 
 
