@@ -431,7 +431,7 @@ class ResultConsumer:
                 return None
 
     def _open(self, timeout: float) -> Intake:
-        """Connect once, or raise OperationalError."""
+        """Connect once and consume, or raise OperationalError."""
         intake = make_intake(self.app, self.queues, self.options, self.matcher)
         try:
             intake.open(timeout)
@@ -442,7 +442,7 @@ class ResultConsumer:
             # However it ended: a connection that nobody reads would keep results to itself.
             if self._intake is not intake:
                 intake.close()
-        self._consume_all(intake)  # another thread may have declared its queue meanwhile
+        self._consume_all(intake)
         return intake
 
     def _lost(self, intake: Intake, exc: Exception) -> None:

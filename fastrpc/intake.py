@@ -1,6 +1,8 @@
 """From the broker to the matcher: one connection, one consumer for each reply queue.
 
 Two ways in, the same five verbs: ``open``, ``consume``, ``read``, ``pump``, ``close``.
+All queues are declared before the first is consumed: results that come while an answer of the
+broker is awaited take a longer way.
 ``AMQPIntake`` takes deliveries from our own frame reader; ``KombuIntake`` is for every other
 kombu transport and gets its messages one at a time. Only the thread that holds the reading
 role may call them, but for ``consume``.
@@ -104,7 +106,7 @@ class Intake:
         self.errors = errors_of(connection)
 
     def open(self, timeout: float) -> None:
-        """Connect, within about ``timeout`` seconds, and consume from every reply queue."""
+        """Connect, within about ``timeout`` seconds, and have every reply queue exist."""
         end = time.monotonic() + timeout
         connect(self.connection, timeout)
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
@@ -112,7 +114,7 @@ class Intake:
             self._open_channels()
             for name in self.queues.names:
                 # Less for each further one: a node that went has taken all of its queues along.
-                self._declare_and_consume(name, OPENING_PATIENCE / (1 + len(self.away)))
+                self._declare(name, OPENING_PATIENCE / (1 + len(self.away)))
 
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
@@ -121,24 +123,22 @@ class Intake:
                 self._consume(name)
                 self.consumed.add(name)
 
-    def _declare_and_consume(self, name: str, patience: float = READING_PATIENCE) -> None:
-        """Have ``name`` exist and consume it; one that cannot be had must not stop the others."""
-        backlog = self._declare(name, patience)
-        if backlog is not None:
-            self.backlog += backlog
+    def _declare_and_consume(self, name: str) -> None:
+        if self._declare(name, READING_PATIENCE):
             self._consume_again(name)
 
     def _consume_again(self, name: str) -> None:
         self.away.pop(name, None)
         self.consume(name)
 
-    def _declare(self, name: str, patience: float) -> int | None:
-        """How many messages wait in ``name``; None if it is set aside."""
+    def _declare(self, name: str, patience: float) -> bool:
+        """Have ``name`` exist; one that cannot be had is set aside and must not stop the others."""
         try:
-            return self.queues.declare(name, self._declaring)
+            self.backlog += self.queues.declare(name, self._declaring)
+            return True
         except NotFound as exc:
             self._set_aside(name, exc)
-            return None
+            return False
 
     def _set_aside(self, name: str, why: Any, late: PendingAnswer | None = None) -> None:
         if name not in self.away:
@@ -274,7 +274,7 @@ class AMQPIntake(Intake):
             acknowledge=self.acknowledge,
         )
 
-    def _declare(self, name: str, patience: float) -> int | None:
+    def _declare(self, name: str, patience: float) -> bool:
         timeout = self._amqp.answer_timeout
         patience = min(patience, timeout / 2)
         try:
@@ -285,7 +285,7 @@ class AMQPIntake(Intake):
             with self.answered_within(timeout - patience):  # unless nothing at all is answered
                 self._declaring = self.connection.channel()
             self._set_aside(name, "its declaration is not answered", late)
-            return None
+            return False
 
     def _consume(self, name: str) -> None:
         self.channel.basic_consume(
