@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 CC ?= cc
 CWARN := -std=c11 -Wall -Wextra -Werror
+# For every build of the extension modules here; users' own builds only warn.
+export FASTRPC_WERROR ?= 1
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 # What is quickly known comes first.
