@@ -265,6 +265,6 @@ fuzz: system ## hostile bytes for the parsers, FUZZ_SECONDS each
 .PHONY: clean
 clean: ## remove all that was built, .venv too
 	$(call say,'removing what was built')
-	@rm -rf $(VENV) .make build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@rm -rf $(VENV) .make build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	@rm -f fastrpc/*.so fastrpc/_*.c
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
