@@ -13,6 +13,7 @@ from .errors import (
     FastRPCError,
     ProtocolError,
     ReplyQueueMismatch,
+    ReplyQueueRefused,
     ResultDropped,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "FastRPCError",
     "ProtocolError",
     "ReplyQueueMismatch",
+    "ReplyQueueRefused",
     "ResultDropped",
     "install",
 ]

@@ -165,6 +165,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
+            fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
         if not task_join_will_block():
             self._table.reset(task_id)

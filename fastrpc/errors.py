@@ -11,6 +11,7 @@ __all__ = [
     "FastRPCError",
     "ProtocolError",
     "ReplyQueueMismatch",
+    "ReplyQueueRefused",
     "ResultDropped",
 ]
 
@@ -47,7 +48,14 @@ class BadOption(FastRPCError, ValueError):
     """
 
 
-class ReplyQueueMismatch(FastRPCError):
+class ReplyQueueRefused(FastRPCError):
+    """The broker does not make the reply queue as we want it, and will not if asked again.
+
+    For a limit of the virtual host, or a ``result_expires`` that it does not take.
+    """
+
+
+class ReplyQueueMismatch(ReplyQueueRefused):
     """The reply queue exists on the broker with other arguments than ours."""
 
 

@@ -20,7 +20,7 @@ from amqp.serialization import dumps
 from kombu import Queue
 from kombu.common import maybe_declare
 
-from .errors import ReplyQueueMismatch
+from .errors import ReplyQueueMismatch, ReplyQueueRefused
 
 __all__ = ["ReplyQueues", "make_queue"]
 
@@ -99,6 +99,7 @@ class ReplyQueues:
 
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
+            ReplyQueueRefused: the broker does not make it.
         """
         if channel.connection is None:  # closed while the producer was kept, as stock says
             raise RecoverableConnectionError("channel disconnected")
@@ -112,7 +113,7 @@ class ReplyQueues:
             except client.recoverable_connection_errors:
                 pass  # it died while nobody looked: reconnected below, as stock does
         queue = self.make(name)(channel)
-        with explained_mismatch(name):
+        with explained_refusal(name):
             maybe_declare(queue, retry=True)
         self._declared(name, queue.channel)
 
@@ -133,8 +134,9 @@ class ReplyQueues:
 
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
+            ReplyQueueRefused: the broker does not make it.
         """
-        with explained_mismatch(name):
+        with explained_refusal(name):
             _, messages, _ = self.make(name)(channel).queue_declare()
         self._declared(name, channel)
         return int(messages)
@@ -152,10 +154,15 @@ class ReplyQueues:
 
 
 @contextmanager
-def explained_mismatch(name: str) -> Iterator[None]:
+def explained_refusal(name: str) -> Iterator[None]:
     try:
         yield
     except PreconditionFailed as exc:
+        if "inequivalent" not in exc.reply_text:
+            raise ReplyQueueRefused(
+                f"the broker refuses to make the reply queue {name}: {exc.reply_text}; "
+                "see result_expires, and the limits of the virtual host"
+            ) from exc
         raise ReplyQueueMismatch(
             f"the reply queue {name} exists on the broker with other arguments, as rpc:// or "
             "other settings of fastrpc:// make it; delete it, or restart this process to get "

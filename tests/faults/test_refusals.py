@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
 from tests.faults.proxy import Proxy
 from tests.faults.support import Background, answer, client, expect, run_threads, stopwatch
 
@@ -121,6 +124,35 @@ def test_every_waiting_thread_hears_of_it(counting, make_client):
 
     with stopwatch(8, "all of them"):
         assert run_threads(8, wait) == ["heard"] * 8
+
+
+class TestReplyQueue:
+    """The broker takes us, but does not make our queue: there is none with other arguments."""
+
+    @pytest.fixture(params=["max-queues", -1, 0.0001, 1e10])
+    def app(self, request, refusing, make_client):
+        """A client whose reply queue is refused for a limit, or for such a result_expires."""
+        url = f"amqp://{USER}:{SECRET}@{refusing.host}:{refusing.port}//mine"
+        if request.param != "max-queues":
+            yield make_client(url, result_expires=request.param)
+            return
+        refusing.ctl("set_vhost_limits", "-p", "/mine", '{"max-queues": 0}')
+        yield make_client(url)
+        refusing.ctl("clear_vhost_limits", "-p", "/mine")
+
+    def check(self, refused) -> None:
+        assert not isinstance(refused.value, ReplyQueueMismatch)
+        assert re.search("queue limit .* is reached|invalid arg 'x-expires'", str(refused.value))
+
+    def test_a_call_says_why(self, app):
+        with stopwatch(5, "apply_async"), pytest.raises(ReplyQueueRefused) as refused:
+            app.tasks["tests.echo"].delay(1)
+        self.check(refused)
+
+    def test_waiting_says_why(self, app):
+        with stopwatch(5, "get"), pytest.raises(ReplyQueueRefused) as refused:
+            app.AsyncResult("some-id").get(timeout=3)
+        self.check(refused)
 
 
 def test_once_it_is_allowed_all_is_well(refusing, make_client):

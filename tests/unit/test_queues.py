@@ -11,7 +11,7 @@ from amqp.exceptions import PreconditionFailed
 from amqp.serialization import loads
 from kombu.transport.virtual import Channel as VirtualChannel
 
-from fastrpc import ReplyQueueMismatch
+from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
 from fastrpc import queues as queues_module
 from fastrpc.queues import ReplyQueues, make_queue
 
@@ -35,13 +35,13 @@ class Channel:
         self.channel_id = 7
         self.messages = messages
         self.calls: list[tuple] = []
-        self.refuses = False
+        self.refuses = ""
 
     def queue_declare(self, queue, nowait=False, **kwargs):
         self.calls.append(("declare, no answer" if nowait else "declare", queue))
         self.arguments = kwargs
         if self.refuses:
-            raise PreconditionFailed("inequivalent arg 'durable'")
+            raise PreconditionFailed(self.refuses)
         return queue, self.messages, 0
 
     def write_frame(self, type_, channel_id, method, arguments, content):
@@ -182,9 +182,17 @@ class TestDeclaringForCalls:
 
     def test_other_arguments_on_the_broker_are_explained(self, queues):
         channel = Channel()
-        channel.refuses = True
+        channel.refuses = "inequivalent arg 'durable'"
         with pytest.raises(ReplyQueueMismatch, match=r"reply queue q .*inequivalent arg"):
             queues.declare_for_call("q", channel)
+        assert "q" not in queues
+
+    def test_what_the_broker_says_of_a_queue_that_it_does_not_make_is_told(self, queues):
+        channel = Channel()
+        channel.refuses = "queue limit in vhost '/' (0) is reached"
+        with pytest.raises(ReplyQueueRefused, match=r"refuses .* queue q: queue limit") as refused:
+            queues.declare_for_call("q", channel)
+        assert not isinstance(refused.value, ReplyQueueMismatch)
         assert "q" not in queues
 
 
@@ -202,7 +210,7 @@ class TestDeclaringForReading:
 
     def test_other_arguments_on_the_broker_are_explained(self, queues):
         channel = Channel()
-        channel.refuses = True
+        channel.refuses = "inequivalent arg 'durable'"
         with pytest.raises(ReplyQueueMismatch):
             queues.declare("q", channel)
 
