@@ -10,7 +10,7 @@ import atexit
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import kombu
@@ -132,8 +132,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._matcher = twin._matcher
 
     def _options(self) -> Options:
-        given = dict(self.app.conf.result_backend_transport_options or {})
-        given.setdefault("retry_policy", type(self).retry_policy)
+        options = self.app.conf.result_backend_transport_options or {}
+        if not isinstance(options, Mapping):
+            raise ImproperlyConfigured(
+                f"result_backend_transport_options must be a dict, not {type(options).__name__}"
+            )
+        given = {"retry_policy": type(self).retry_policy, **options}
         try:
             return Options.parse(given, self.url)
         except BadOption as exc:

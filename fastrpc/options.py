@@ -19,6 +19,9 @@ __all__ = ["Options"]
 
 MIB = 1024 * 1024
 
+#: What the tables in C, and Python's own sizes, count up to.
+MOST = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Options:
@@ -82,7 +85,10 @@ def _number(kind: type, least: float, most: float = inf) -> Callable[[str, Any],
             if isinstance(value, bool):
                 raise ValueError
             number = kind(value)
-            if number != float(value) or not least <= number < inf:
+            # A float holds whole numbers up to 2**53 only: compared as they are.
+            if kind is int and not isinstance(value, str) and number != value:
+                raise ValueError
+            if not least <= number < inf:
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
             what = "a whole number" if kind is int else "a number"
@@ -90,7 +96,7 @@ def _number(kind: type, least: float, most: float = inf) -> Callable[[str, Any],
                 f"option {name!r} must be {what} of at least {least:g}, not {value!r}"
             ) from None
         if number > most:
-            raise BadOption(f"option {name!r} must be at most {most:g}, not {value!r}")
+            raise BadOption(f"option {name!r} must be at most {most}, not {value!r}")
         return number
 
     return check
@@ -126,16 +132,16 @@ def _retry_policy(name: str, value: Any) -> RetryPolicy:
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "retry_policy": _retry_policy,
     "prefetch": _number(int, 1, 65535),  # basic.qos carries it as a short
-    "max_unclaimed": _number(int, 1),
-    "max_unclaimed_bytes": _number(int, 1),
-    "max_body": _number(int, 1),
+    "max_unclaimed": _number(int, 1, MOST),
+    "max_unclaimed_bytes": _number(int, 1, MOST),
+    "max_body": _number(int, 1, MOST),
     "busy_wait": _number(float, 0, 0.01),
     "queue_type": _queue_type,
-    "heartbeat": _optional(_number(float, 0)),
+    "heartbeat": _optional(_number(float, 0, 65535)),  # connection.tune-ok: a short
     "publisher_confirms": _flag,
-    "confirm_window": _number(int, 1),
-    "confirm_window_bytes": _number(int, 1),
-    "shutdown_timeout": _number(float, 0),
+    "confirm_window": _number(int, 1, MOST),
+    "confirm_window_bytes": _number(int, 1, MOST),
+    "shutdown_timeout": _number(float, 0, 2_000_000),  # poll() takes milliseconds in an int
 }
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import threading
 from dataclasses import fields
 
 import pytest
@@ -9,6 +12,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from fastrpc import BadOption
+from fastrpc._amqp import FrameReader
 from fastrpc.options import Options
 from fastrpc.retry import RetryPolicy
 
@@ -31,16 +35,16 @@ OPTIONS = {
 WRONG = {
     "retry_policy": ["fast", 5, None, {"tries": 3}, {"max_retries": -1}, {"interval_max": "1"}],
     "prefetch": [0, -1, 65536, 1.5, "many", True, None, "", float("nan")],
-    "max_unclaimed": [0, -1, 1.5, "x", False, None, float("inf")],
-    "max_unclaimed_bytes": [0, "1 MB", None, [1]],
-    "max_body": [0, "", None],
+    "max_unclaimed": [0, -1, 1.5, "x", False, None, float("inf"), 2**64],
+    "max_unclaimed_bytes": [0, "1 MB", None, [1], 2**63],
+    "max_body": [0, "", None, 2**64, "1" + "0" * 400],
     "busy_wait": [-0.1, 0.02, 200, "x", True, None, float("nan")],
     "queue_type": ["stream", "", None, 1],
-    "heartbeat": [-1, "soon", True, float("inf"), float("nan")],
+    "heartbeat": [-1, "soon", True, float("inf"), float("nan"), 65536],
     "publisher_confirms": ["maybe", "", 2, 0, None],
-    "confirm_window": [0, "x", 1.5, None],
-    "confirm_window_bytes": [0, "x", None],
-    "shutdown_timeout": [-0.1, "x", None, float("inf")],
+    "confirm_window": [0, "x", 1.5, None, 2**63],
+    "confirm_window_bytes": [0, "x", None, 2**63],
+    "shutdown_timeout": [-0.1, "x", None, float("inf"), 1e300],
 }
 WRONG_CASES = [(name, value) for name, values in WRONG.items() for value in values]
 
@@ -102,6 +106,24 @@ def test_a_wrong_value_is_shown_with_what_is_allowed():
         Options.parse({"queue_type": "stream"})
 
 
+@pytest.mark.parametrize("spelled", [int, str])
+def test_a_limit_may_be_as_large_as_any_size(spelled):
+    """«No limit»: larger than a float can tell from its neighbours."""
+    names = ("max_unclaimed", "max_unclaimed_bytes", "max_body")
+    names += ("confirm_window", "confirm_window_bytes")
+    app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+    app.conf.result_backend_transport_options = dict.fromkeys(names, spelled(sys.maxsize))
+    assert {getattr(app.backend.options, name) for name in names} == {sys.maxsize}
+    FrameReader(max_body=app.backend.options.max_body)
+
+
+def test_the_longest_shutdown_can_be_waited_for():
+    longest = Options.parse({"shutdown_timeout": 2_000_000}).shutdown_timeout
+    assert threading.Lock().acquire(timeout=longest)
+    with socket.socket() as sock:
+        sock.settimeout(longest)
+
+
 def test_an_unknown_option_is_refused_with_the_list_of_those_there_are():
     with pytest.raises(BadOption, match="unknown option 'prefetsch'") as refused:
         Options.parse({"prefetsch": 1})
@@ -133,6 +155,14 @@ def test_celery_users_see_improperly_configured(name, value):
     app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
     app.conf.result_backend_transport_options = {name: value}
     with pytest.raises(ImproperlyConfigured, match=f"'{name}'"):
+        _ = app.backend
+
+
+@pytest.mark.parametrize("value", ["prefetch=5", ["prefetch"], 5])
+def test_options_that_are_no_dict_are_refused(value):
+    app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+    app.conf.result_backend_transport_options = value
+    with pytest.raises(ImproperlyConfigured, match="transport_options must be a dict, not "):
         _ = app.backend
 
 
