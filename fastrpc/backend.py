@@ -7,10 +7,12 @@ queue -> ``intake`` -> ``matching`` -> the AsyncResult that waits in ``consumer`
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import methodcaller
 from typing import Any
 
 import kombu
@@ -37,6 +39,8 @@ from .settings import Setting
 from .stats import Stats
 
 __all__ = ["RPCBackend"]
+
+logger = logging.getLogger("fastrpc")
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
@@ -499,13 +503,19 @@ _making = threading.Lock()
 
 
 def _close_all(**kwargs: Any) -> None:
-    for backend in list(_living):
-        backend.close()
+    _with_all(methodcaller("close"))
 
 
 def _flush_all(**kwargs: Any) -> None:
+    _with_all(methodcaller("_flush"))
+
+
+def _with_all(end: Callable[[RPCBackend], None]) -> None:
     for backend in list(_living):
-        backend._flush()
+        try:
+            end(backend)
+        except Exception as exc:  # the others must not lose what they have not sent yet
+            logger.error("a result backend was not closed in order", exc_info=exc)
 
 
 def _after_fork_in_child() -> None:

@@ -23,8 +23,10 @@ from celery.exceptions import TimeoutError
 
 import fastrpc
 from fastrpc import BacklogLimitExceeded, ResultDropped, errors
+from fastrpc import backend as backend_module
 from fastrpc.backend import RPCBackend
 from fastrpc.consumer import ResultConsumer
+from fastrpc.publisher import KombuPublisher
 
 
 def make_app(backend: str = "fastrpc://", **conf) -> Celery:
@@ -465,6 +467,22 @@ class TestTwins:
 
     def test_another_app_has_a_client_side_of_its_own(self, backend):
         assert make_app().backend.result_consumer is not backend.result_consumer
+
+
+@pytest.mark.parametrize("end", ["_close_all", "_flush_all"])
+def test_at_the_end_one_that_fails_does_not_stop_the_others(end, monkeypatch, caplog):
+    def fail(self, timeout):
+        ended.append(self)
+        raise ZeroDivisionError
+
+    ended: list = []
+    monkeypatch.setattr(KombuPublisher, "close", fail)
+    backends = [make_app().backend for _ in range(3)]
+    monkeypatch.setattr(backend_module, "_living", backends)
+    publishers = [backend._make_publisher() for backend in backends]
+    getattr(backend_module, end)()
+    assert ended == publishers
+    assert caplog.text.count("was not closed in order") == caplog.text.count("Traceback") == 3
 
 
 def test_a_pooled_producer_that_lost_its_connection_is_revived(app, backend):
