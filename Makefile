@@ -46,7 +46,7 @@ system:
 	[ -n "$$include" ] && [ -e "$$include/Python.h" ] || missing+=(python3-dev); \
 	[ -n "$(NO_SERVERS)" ] || [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || [ -n "$${FASTRPC_TEST_BROKER_URL:-}" ] \
 		|| missing+=(rabbitmq-server); \
-	[ -n "$(NO_SERVERS)" ] || command -v redis-server >/dev/null || missing+=(redis-server); \
+	[ -n "$(NO_SERVERS)$(NO_REDIS)" ] || command -v redis-server >/dev/null || missing+=(redis-server); \
 	for tool in $(WITH); do command -v $$tool >/dev/null || missing+=($$tool); done; \
 	if [ -n "$(WITH_CLANG)" ] && ! $(CLANG_WORKS); then missing+=(clang); fi; \
 	if [ $${#missing[@]} -gt 0 ]; then \
@@ -89,8 +89,12 @@ build: system $(VENV)/.installed ## build and install into .venv
 
 # -- what one is here for
 
+CAN_INSTALL = $(shell command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || command -v sudo; } >/dev/null && echo 1)
+
+# It shows more with a RabbitMQ, but does without where none can be installed.
 .PHONY: demo
-demo: NO_SERVERS := $(if $(BROKER_URL),1,)
+demo: NO_SERVERS := $(if $(BROKER_URL),1,$(if $(CAN_INSTALL),,1))
+demo: NO_REDIS := 1
 demo: system $(VENV)/.installed ## a real worker and a client: single tasks, groups, progress, the rate
 	$(call say,'running the demonstration')
 	@$(PY) -m examples.demo
