@@ -61,7 +61,7 @@ def body_format(content_type: str, content_encoding: str, compression: str = "")
     """How a body is to be decoded, small enough to be kept beside each unclaimed one."""
     if content_type == "application/json" and content_encoding == "utf-8" and not compression:
         return JSON
-    format = "\0".join((content_type, content_encoding, compression)).encode()
+    format = "\0".join((content_type, content_encoding, compression)).encode(errors="replace")
     return format if len(format) <= MAX_FORMAT and format.count(0) == 2 else UNUSABLE
 
 
@@ -173,6 +173,8 @@ class ResultMatcher:
 
         ``wanted``, where given, sees every meta, also of tasks nobody waits for.
         """
+        if correlation_id and len(correlation_id) > MAX_ID:  # nobody can wait for it
+            correlation_id = None
         if (
             wanted is None
             and correlation_id
@@ -195,7 +197,7 @@ class ResultMatcher:
         final = meta["status"] in READY_STATES
         waiters = self.table.waiters(task_id)
         if not final or not waiters:
-            self._keep(task_id.encode("utf-8", "surrogatepass"), body, format)
+            self._keep(task_id.encode("utf-8", "surrogateescape"), body, format)
             waiters = self.table.waiters(task_id)
             if not final or not waiters:
                 return

@@ -122,6 +122,10 @@ BAD: dict[str, dict] = {
         "body": meta("x"),
         "application_headers": {"compression": "application/x-gzip"},
     },
+    "compression that is no text": {
+        "body": meta("x"),
+        "application_headers": {"compression": "\ud800"},
+    },
     "compression of another kind": {
         "body": meta("x"),
         "application_headers": {"compression": nested(3)},
@@ -186,6 +190,15 @@ def test_any_correlation_id(app, noticed_nothing, correlation_id):
     result = app.AsyncResult(task_id)
     publish(app, app.backend.oid, meta(task_id), correlation_id=correlation_id)
     assert result.get(timeout=10) == 1
+
+
+def test_a_long_correlation_id_that_is_not_utf8_and_no_task_id(app, noticed_nothing):
+    publish(
+        app, app.backend.oid, b'{"status": "SUCCESS", "result": 1}', correlation_id="\udcff" * 80
+    )
+    [task_id] = new_ids(1)
+    publish(app, app.backend.oid, meta(task_id), correlation_id=task_id)
+    assert app.AsyncResult(task_id).get(timeout=10) == 1
 
 
 def test_no_correlation_id_at_all(app, noticed_nothing):
