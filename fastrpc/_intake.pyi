@@ -65,7 +65,7 @@ class DeliveryLoop:
         dispatch: Callable[[int], Any],
         acknowledge: Callable[[], None],
     ) -> None:
-        """``load_text`` decodes very large bodies, with less memory than orjson needs.
+        """``load_text`` decodes very large bodies, with less memory than orjson needs, or is MISS.
         ``deliver_slowly`` is called with a delivery shown by the reader, for which there is no
         short way; ``dispatch`` with every other event; ``acknowledge`` after each ``ack_every``
         deliveries."""

@@ -248,9 +248,10 @@ cdef class DeliveryLoop:
     cdef object load_large(self):
         """As `_json_loads`, with the body in memory only once beside what is made of it."""
         try:
-            return self.load_text(self.reader.body_text())
-        except Exception:
+            text = self.reader.body_text()
+        except UnicodeDecodeError:
             return _miss  # `deliver_slowly` says what is wrong with it
+        return self.load_text(text)
 
     cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1:
         for waiter in waiters:

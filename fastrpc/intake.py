@@ -24,11 +24,10 @@ from amqp import spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 from amqp.serialization import loads
 from kombu.utils.compat import detect_environment
-from kombu.utils.json import loads as kombu_loads
 
 from ._intake import DeliveryLoop
 from .errors import ProtocolError
-from .matching import READY_STATES, ResultMatcher, body_format
+from .matching import READY_STATES, ResultMatcher, body_format, load_large
 from .options import Options
 from .queues import ReplyQueues
 from .transport import PendingAnswer, connect, errors_of, is_amqp, use_our_transport
@@ -268,7 +267,7 @@ class AMQPIntake(Intake):
             max(1, self.options.prefetch // 4),
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
-            load_text=kombu_loads,
+            load_text=load_large,
             deliver_slowly=self._deliver_shown,
             dispatch=self._dispatch,
             acknowledge=self.acknowledge,

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.result import AsyncResult
 from kombu.compression import decompress
 from kombu.exceptions import ContentDisallowed
+from kombu.utils.json import loads as kombu_loads
 
 from ._intake import Fulfiller
+from ._json import MISS
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
 from .errors import BadMessage, ResultDropped
 from .serialization import decode, means_kombu_json
@@ -109,26 +112,42 @@ class ResultMatcher:
 
     # -- waiting -----------------------------------------------------------------------------
 
-    def add(self, result: Any, weak: bool = False) -> None:
-        """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here."""
+    def add(self, result: Any, weak: bool = False) -> bool:
+        """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here.
+
+        Returns:
+            False where it would wait for ever, see ``check_obtainable``.
+        """
+        if result._cache:
+            return True
         table, task_id = self.table, result.id
-        waiter = weakref.ref(result) if weak else result
+        waiter = self._weak_waiter(result) if weak else result
         progress: tuple[bytes, bytes] | None = None
         # Each call of the table is atomic, but the reader may come in between two of them:
         # until the waiter is registered, what is there is looked at again.
-        while table.add(task_id, waiter) == UNCLAIMED:
-            kept = table.take(task_id)
-            if kept is None:
+        while (state := table.add(task_id, waiter)) == UNCLAIMED:
+            # Only looked at: an exception thrown into this thread must not lose a result.
+            kept = table.peek(task_id)
+            meta = None if kept is None else self._decode_kept(task_id, kept)
+            if meta is None:
                 continue
-            meta = self._decode_kept(task_id, kept)
-            if meta is not None and meta["status"] in READY_STATES:
-                others = table.finish(task_id)
-                self._fulfil_all((result, *others), meta)
-                return
-            progress = None if meta is None else kept
+            if meta["status"] in READY_STATES:
+                self._fulfil_all((result,), meta)
+                self._fulfil_all(table.finish(task_id), meta)
+                return True
+            progress = table.take(task_id)
+            if progress is not None and progress != kept:  # a newer one came in between
+                table.store(task_id, progress[1], progress[0])
         if progress is not None and table.state(task_id) == WAITING and not table.peek(task_id):
             format, body = progress
             table.store(task_id, body, format)
+        return state not in GONE
+
+    def _weak_waiter(self, result: Any) -> weakref.ref[Any]:
+        waiter = weakref.ref(result)
+        # The collector clears the reference before `__del__` could take it out.
+        weakref.finalize(result, self.table.discard, result.id, waiter).atexit = False
+        return waiter
 
     def discard(self, result: Any) -> None:
         """``result`` waits no longer."""
@@ -337,6 +356,7 @@ class ResultMatcher:
         except ContentDisallowed:
             raise BadMessage("content type not accepted", repr(content_type[:80])) from None
         except Exception as exc:
+            raise_if_thrown_in(exc)
             raise BadMessage("undecodable", type(exc).__name__) from exc
         return _checked(meta, correlation_id)
 
@@ -356,6 +376,18 @@ class ResultMatcher:
         logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
 
 
+def load_large(text: str) -> Any:
+    """What is in a large JSON text, or MISS: ``ResultMatcher.deliver`` says what is wrong with it.
+
+    By kombu: orjson would copy the text first.
+    """
+    try:
+        return kombu_loads(text)
+    except Exception as exc:
+        raise_if_thrown_in(exc)
+        return MISS
+
+
 def _is_plain(cls: type) -> bool:
     """Whether results of ``cls`` become ready the way Celery's own AsyncResult does."""
     return issubclass(cls, AsyncResult) and all(
@@ -366,6 +398,15 @@ def _is_plain(cls: type) -> bool:
 
 def _log_callback_error(result: Any, error: Exception) -> None:
     logger.error("a callback of the result of task %s failed", result.id, exc_info=error)
+
+
+def raise_if_thrown_in(exc: BaseException) -> None:
+    """Raise the soft time limit that ``exc`` came of, if it did: no fault of the message."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, SoftTimeLimitExceeded):
+            raise cause from None
+        cause = cause.__context__
 
 
 def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:

@@ -13,14 +13,14 @@ import zlib
 
 import pytest
 from celery import Celery, states
-from celery.exceptions import SecurityError
+from celery.exceptions import SecurityError, SoftTimeLimitExceeded
 from kombu.serialization import registry
 
 from fastrpc import ResultDropped
 from fastrpc import matching as matching_module
 from fastrpc._intake import Fulfiller
 from fastrpc._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
-from fastrpc.matching import JSON, ResultMatcher, body_format
+from fastrpc.matching import JSON, ResultMatcher, body_format, load_large
 from fastrpc.stats import Stats
 
 READY = states.READY_STATES
@@ -187,6 +187,22 @@ class TestMatching:
         m.deliver("a", meta("a"))
         assert m.fulfilled == [other]
         assert other._cache is not None
+
+    def test_a_weak_waiter_that_the_collector_took_keeps_nothing_from_others(self, m):
+        result = m.wait_for("a", weak=True)
+        result.callback = result  # a cycle: the collector clears the weak reference first
+        del result
+        gc.collect()
+        m.deliver("a", meta("a", 1))
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_one_that_is_ready_does_not_wait_again(self, m):
+        """As in a ResultSet of results that were got long ago."""
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 1))
+        m.table.clear()
+        assert m.matcher.add(result)
+        assert m.table.waiting == 0
 
     def test_an_id_that_is_not_ascii(self, m):
         result = m.wait_for("zürich ☃")
@@ -599,6 +615,22 @@ class TestOtherThreads:
         result = m.wait_for("a")
         assert result._cache["result"] == "end"
 
+    @pytest.mark.parametrize("where", ["_decode", "_fulfil_all"])
+    def test_an_exception_is_thrown_in_while_waiting_begins_on_what_is_kept(
+        self, m, monkeypatch, where
+    ):
+        """Ctrl-C in a `get()`: the next one finds the result."""
+        m.deliver("a", meta("a", 1))
+
+        def thrown_in(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(m.matcher, where, thrown_in)
+            with pytest.raises(KeyboardInterrupt):
+                m.wait_for("a")
+        assert m.wait_for("a")._cache["result"] == 1
+
     def test_newer_progress_comes_while_waiting_begins_on_older(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
         self.interrupt(m, "take", lambda: m.deliver("a", meta("a", 2, "PROGRESS")))
@@ -608,7 +640,7 @@ class TestOtherThreads:
     def test_two_begin_to_wait_at_once_for_what_is_kept(self, m):
         m.deliver("a", meta("a", 1))
         others: list = []
-        self.interrupt(m, "take", lambda: others.append(m.wait_for("a")))
+        self.interrupt(m, "peek", lambda: others.append(m.wait_for("a")))
         result = m.wait_for("a")
         assert result._cache["result"] == others[0]._cache["result"] == 1
         assert m.table.waiting == 0
@@ -705,3 +737,33 @@ class TestUntrustedExceptions:
         m.deliver("a", meta("a"))
         assert result._cache["status"] == states.FAILURE
         assert str(result._cache["result"]) == "cannot"
+
+
+class Slow:
+    """A soft time limit hits while it is unpickled."""
+
+    def __reduce__(self):
+        return _hit, ()
+
+
+def _hit():
+    raise SoftTimeLimitExceeded
+
+
+class TestSoftTimeLimit:
+    """It is thrown into a thread that decodes; kombu takes it for a fault of the message."""
+
+    def test_it_is_raised_and_the_message_is_no_bad_one(self):
+        m = Matching(accept=["application/x-python-serialize"])
+        result = m.wait_for("a")
+        format = body_format("application/x-python-serialize", "binary")
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.deliver("a", pickle.dumps({"result": Slow()}), format)
+        assert not m.stats.bad_messages
+        m.deliver("a", pickle.dumps(json.loads(meta("a", 1))), format)
+        assert result._cache["result"] == 1
+
+    def test_also_in_a_large_body(self, monkeypatch):
+        monkeypatch.setattr(matching_module, "kombu_loads", lambda text: _hit())
+        with pytest.raises(SoftTimeLimitExceeded):
+            load_large("{}")
