@@ -286,7 +286,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 pass
         except BaseException:
             if not has_listeners(result):
-                self._matcher.discard(result)
+                self.result_consumer.discard_unwatched(result)
             raise
         return result.maybe_throw(callback=callback, propagate=propagate)
 
@@ -326,16 +326,19 @@ class RPCBackend(AsyncBackendMixin, Backend):
             else:
                 waiting[id(node)] = node
         nodes = list(waiting.values())
+        if nodes and task_join_will_block():
+            self._declare_for_wait()
         consumer, matcher = self.result_consumer, self._matcher
         wait = Wait(timeout, on_message, self.oid)
         consumer.watch(nodes, wait)
         try:
             for node in nodes:
+                # Once more, now that it is watched: another wait for it may just have ended.
+                waits = matcher.add(node)
                 # The reader fills in a result before its id counts as handed out.
-                gone = matcher.is_gone(node.id)
                 if node._cache:  # it came before it was watched
                     wait.arrived.append(node)
-                elif gone:
+                elif not waits:
                     matcher.check_obtainable(node.id)
             while waiting:
                 consumer.until_news(wait, on_interval)
@@ -347,6 +350,13 @@ class RPCBackend(AsyncBackendMixin, Backend):
                         yield node
         finally:
             consumer.unwatch(nodes, wait)
+
+    def _declare_for_wait(self) -> None:
+        """Have this thread's queue exist where sends, in tasks, declare none: as in Celery."""
+        # The first queue of a process is declared when the intake opens, within the deadline.
+        if len(self._queues) and self.oid not in self._queues:
+            with self.app.producer_or_acquire() as producer:
+                self._queues.declare_for_call(self.oid, open_channel(producer))
 
     def get_many(
         self,

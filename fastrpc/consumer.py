@@ -144,8 +144,10 @@ class ResultConsumer:
     def _begin(self) -> None:
         self._intake: Intake | None = None
         self._reading = threading.RLock()
-        self._depth = 0  # how often the reader has the role
-        self._watching = threading.Lock()
+        self._reader = 0  # the thread that has the role …
+        self._depth = 0  # … and how often
+        # The collector may end an abandoned wait while its thread is in here for another.
+        self._watching = threading.RLock()
         self._acknowledger: threading.Timer | None = None
         self._sleepers: dict[Wait, None] = {}
         self._listening: dict[Wait, None] = {}
@@ -181,6 +183,12 @@ class ResultConsumer:
                     watched.pop(id(result), None)
                 elif type(waits) is tuple:
                     watched[id(result)] = tuple(other for other in waits if other is not wait)
+
+    def discard_unwatched(self, result: Any) -> None:
+        """``result`` waits no longer, unless another thread waits for it."""
+        with self._watching:
+            if not self.matcher.fulfiller.watched.get(id(result)):
+                self.matcher.discard(result)
 
     def until_news(self, wait: Wait, on_interval: Callable[[], Any] | None = None) -> None:
         """Return once there is news for ``wait``.
@@ -370,7 +378,7 @@ class ResultConsumer:
     ) -> None:
         wanted = None
         if self._listening:
-            listeners = [wait for wait in self._listening if wait.queue == queue]
+            listeners = [wait for wait in list(self._listening) if wait.queue == queue]
             if listeners:
 
                 def wanted(meta: dict[str, Any]) -> None:

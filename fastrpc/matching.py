@@ -160,10 +160,6 @@ class ResultMatcher:
         """Whether JSON is accepted, and decoded by kombu's own meaning of it."""
         return means_kombu_json(self.accept)
 
-    def is_gone(self, task_id: str) -> bool:
-        """Whether the result of ``task_id`` arrived and is no longer kept."""
-        return self.table.state(task_id) in GONE
-
     def check_obtainable(self, task_id: str) -> None:
         """Raise ResultDropped if waiting for ``task_id`` would never end."""
         state = self.table.state(task_id)

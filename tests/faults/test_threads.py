@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 from celery import states
 from celery.exceptions import TimeoutError
+from celery.result import denied_join_result
 
 from fastrpc.backend import RPCBackend
 from tests.faults.support import (
@@ -21,6 +22,7 @@ from tests.faults.support import (
     await_true,
     expect,
     growth,
+    new_ids,
     run_threads,
     stopwatch,
 )
@@ -122,6 +124,41 @@ class TestAnyThreadWaitsForAnyResult:
         )
         answer(sender, oid, [result], "for all")
         assert waiters.result(10) == ["for all"] * 16
+
+    def test_one_thread_gives_up_and_another_still_gets_it(self, app, sender):
+        """Both wait for the same AsyncResult."""
+        [result] = expect(app, 1)
+        patient = Background(lambda: result.get(timeout=20))
+        with pytest.raises(TimeoutError):
+            result.get(timeout=0.3)
+        answer(sender, app.backend.oid, [result], "there")
+        assert patient.result(5) == "there"
+
+    def test_one_thread_gives_up_just_when_another_begins(self, app, sender, monkeypatch):
+        [result] = expect(app, 1)
+        consumer = app.backend.result_consumer
+        watch = consumer.watch
+
+        def watch_a_little_later(results, wait):
+            consumer.discard_unwatched(result)
+            watch(results, wait)
+
+        monkeypatch.setattr(consumer, "watch", watch_a_little_later)
+        answer(sender, app.backend.oid, [result], "there")
+        assert result.get(timeout=5) == "there"
+
+    def test_tasks_wait_in_several_threads_of_a_prefork_child(self, app, sender):
+        """There a send declares no queue, so the wait must."""
+
+        def call_and_wait(n: int) -> int:
+            result = app.AsyncResult(new_ids(1)[0])
+            queue_exists = threading.Timer(0.5, answer, (sender, app.backend.oid, [result], n))
+            queue_exists.start()
+            return result.get(timeout=10, disable_sync_subtasks=False)
+
+        with denied_join_result():
+            assert run_threads(1, call_and_wait) == [0]
+            assert run_threads(3, call_and_wait) == [0, 1, 2]
 
     def test_a_result_set_is_waited_for_in_another_thread(self, app, sender):
         results = expect(app, 100)

@@ -385,13 +385,13 @@ class TestWaiting:
         """The reader hands it out just when a thread has seen that it is not there."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
-        is_gone = backend._matcher.is_gone
+        add = backend._matcher.add
 
-        def interrupted(task_id):
-            arrives(backend, task_id, "just now")
-            return is_gone(task_id)
+        def interrupted(result, **kwargs):
+            arrives(backend, result.id, "just now")
+            return add(result, **kwargs)
 
-        monkeypatch.setattr(backend._matcher, "is_gone", interrupted)
+        monkeypatch.setattr(backend._matcher, "add", interrupted)
         assert result.get(timeout=5) == "just now"
 
     def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
