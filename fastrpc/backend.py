@@ -394,9 +394,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
             BacklogLimitExceeded: this process had not yet consumed its results, and more than
                 ``backlog_limit`` messages were found; they are being read, look again.
         """
+        waiters = self._table.waiters(task_id)
         if self.result_consumer.look(self.oid) > backlog_limit:
             raise self.BacklogLimitExceeded(task_id)
-        meta = self._matcher.newest(task_id)
+        meta = self._matcher.newest(task_id) or self._matcher.handed_to(waiters)
         return {"status": states.PENDING, "result": None} if meta is None else meta
 
     poll = get_task_meta

@@ -203,28 +203,28 @@ class ResultConsumer:
         while not wait.news:
             if looked and not wait.remaining():
                 raise TimeoutError("The operation timed out.")
-            self._read_or_sleep(wait)
+            self._read_or_sleep(wait, on_interval)
             looked = True
             if on_interval is not None:
                 on_interval()
 
-    def _read_or_sleep(self, wait: Wait) -> None:
-        if not self._try_reading(wait):
+    def _read_or_sleep(self, wait: Wait, on_interval: Callable[[], Any] | None) -> None:
+        if not self._try_reading(wait, on_interval):
             wait.prepare_to_sleep()
             self._sleepers[wait] = None
             try:
                 # Tried again: a reader that left just now saw no sleeper to wake.
-                if not self._try_reading(wait):
+                if not self._try_reading(wait, on_interval):
                     wait.sleep(wait.remaining(INTERVAL))
             finally:
                 self._sleepers.pop(wait, None)
         self._hand_over()
 
-    def _try_reading(self, wait: Wait) -> bool:
+    def _try_reading(self, wait: Wait, on_interval: Callable[[], Any] | None) -> bool:
         if not self._become_reader():
             return False
         try:
-            self._read(wait)
+            self._read(wait, on_interval)
         finally:
             self._leave()
         return True
@@ -317,6 +317,7 @@ class ResultConsumer:
             try:
                 if intake.readable():
                     self._take_in(intake, 0)
+                intake.heartbeat()
             except intake.errors as exc:
                 self._lost(intake, exc)
         finally:
@@ -326,7 +327,7 @@ class ResultConsumer:
 
     # -- reading: only with the reading role --------------------------------------------------
 
-    def _read(self, wait: Wait) -> None:
+    def _read(self, wait: Wait, on_interval: Callable[[], Any] | None) -> None:
         """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
         end = time.monotonic() + wait.remaining(INTERVAL)
         while not wait.news:
@@ -343,8 +344,10 @@ class ResultConsumer:
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
-            if not arrived or time.monotonic() >= end:
+            if wait.news or not arrived or time.monotonic() >= end:
                 return
+            if on_interval is not None:
+                on_interval()
 
     def _take_in(self, intake: Intake, timeout: float) -> bool:
         """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -100,7 +101,7 @@ class ResultMatcher:
         self._next_warning = 0.0
         self._evicted_before = 0
         self._next_report: dict[str, float] = {}
-        self._seen: dict[str, None] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
 
     def clear(self) -> None:
         """Forget everything, as in a forked child."""
@@ -229,9 +230,17 @@ class ResultMatcher:
             not format or self._is_accepted(format.partition(b"\0")[0].decode())
         )
 
+    def handed_to(self, waiters: Iterable[Any]) -> dict[str, Any] | None:
+        """The meta of the first of ``waiters`` that has become ready."""
+        for waiter in waiters:
+            result = _result_of(waiter)
+            if result is not None and result._cache:
+                return dict(result._cache)
+        return None
+
     def _fulfil_all(self, waiters: Iterable[Any], meta: dict[str, Any]) -> None:
         for waiter in waiters:
-            result = waiter() if type(waiter) is weakref.ref else waiter
+            result = _result_of(waiter)
             self.fulfiller.fulfil(result, dict(meta))  # each its own
 
     def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
@@ -316,8 +325,7 @@ class ResultMatcher:
         seen = self._seen
         seen[task_id] = None
         if len(seen) > MAX_SEEN:
-            oldest = next(iter(seen))
-            del seen[oldest]
+            oldest, _ = seen.popitem(last=False)
             if self.table.state(oldest) == UNCLAIMED:
                 self.table.finish(oldest)
 
@@ -390,6 +398,11 @@ def _is_plain(cls: type) -> bool:
         getattr(cls, name) is getattr(AsyncResult, name)
         for name in ("_maybe_set_cache", "_set_cache", "_on_fulfilled")
     )
+
+
+def _result_of(waiter: Any) -> Any:
+    """The AsyncResult that waits; None if it was held weakly and went."""
+    return waiter() if type(waiter) is weakref.ref else waiter
 
 
 def _log_callback_error(result: Any, error: Exception) -> None:

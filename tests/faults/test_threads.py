@@ -225,6 +225,21 @@ class TestHandingOver:
 
 
 class TestCallbacks:
+    def test_on_interval_is_called_when_anything_came(self, app, sender, monkeypatch):
+        """So a parent's failure is noticed when it comes, not when nothing more does."""
+        monkeypatch.setattr("fastrpc.consumer.INTERVAL", 60.0)
+        first, parent, child = expect(app, 3)
+        answer(sender, app.backend.oid, [first])
+        assert first.get(timeout=5) == 0
+        app.backend.result_consumer._intake.interval = 60.0
+        child.parent = parent
+        waiting = Background(lambda: child.get(timeout=60))
+        await_true(lambda: app.backend.result_consumer.reading, 5, "it reads")
+        failure = ValueError("the parent's")
+        answer(sender, app.backend.oid, [parent], failure, states.FAILURE)
+        with pytest.raises(ValueError, match="the parent's"):
+            waiting.result(10)
+
     def test_then_calls_back_into_the_backend(self, app, sender):
         """A callback looks, and calls the next task: it runs while its thread reads."""
         first, second = expect(app, 2)

@@ -322,6 +322,15 @@ class TestLooking:
         assert app.AsyncResult("id").state == states.SUCCESS
         assert app.AsyncResult("id").get(timeout=1) == "here"
 
+    def test_looking_may_be_what_hands_it_out(self, app, backend, monkeypatch):
+        """As with `then`: it comes in by this very look, and goes to the one that waits."""
+        result = app.AsyncResult("id")
+        backend.add_pending_result(result)
+        monkeypatch.setattr(
+            backend.result_consumer, "look", lambda queue: arrives(backend, "id", "here") or 0
+        )
+        assert result.state == states.SUCCESS
+
     def test_forgetting_is_final_and_never_fails(self, app, backend):
         arrives(backend, "id")
         backend.forget("id")
