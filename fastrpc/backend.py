@@ -382,8 +382,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
                     yield task_id, meta
             return
         self.add_pending_results(results.values())
-        for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
-            yield node.id, node._cache
+        try:
+            for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
+                yield node.id, node._cache
+        finally:
+            for node in results.values():
+                self._matcher.discard(node)
 
     # -- looking at a result -------------------------------------------------------------------
 

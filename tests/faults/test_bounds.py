@@ -150,6 +150,17 @@ class TestNothingIsLeftBehind:
         answer(sender, app.backend.oid, results)
         assert [result.get(timeout=10) for result in results] == list(range(200))
 
+    def test_by_get_many_that_timed_out(self, app, sender):
+        results = expect(app, 3)
+        answer(sender, app.backend.oid, results[:1])
+        came = app.backend.get_many([result.id for result in results], timeout=0.5)
+        assert next(came)[0] == results[0].id
+        with pytest.raises(TimeoutError):
+            next(came)
+        assert app.backend.stats()["waiting"] == 0
+        answer(sender, app.backend.oid, results[1:])
+        assert [app.AsyncResult(result.id).get(timeout=5) for result in results[1:]] == [0, 1]
+
     def test_by_a_group_that_timed_out(self, app):
         results = expect(app, 200)
         with pytest.raises(TimeoutError):
