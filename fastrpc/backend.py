@@ -493,9 +493,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.result_consumer.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()
-        # Celery caches the name of the thread's reply queue, and keeps pooled connections.
+        # Celery caches the name of the thread's reply queue, and keeps pooled connections. Not
+        # `app._after_fork`: where that is due, in children of billiard, billiard calls it.
         vars(self.app._local).pop("oid", None)
-        self.app._after_fork()
+        self.app._pool = None
+        if "amqp" in vars(self.app):
+            self.app.amqp._producer_pool = None
 
 
 def open_channel(producer: Any) -> Any:

@@ -150,6 +150,12 @@ class TestPlainFork:
         assert child["after"] == 1
         assert backend.stats()["waiting"] == 1
 
+    def test_celerys_own_signal_is_celerys_to_send(self, live, sender):
+        """`on_after_fork`: in children of billiard, once; not in others."""
+        heard = []
+        live.on_after_fork.connect(lambda **kwargs: heard.append(kwargs), weak=False)
+        assert Child(lambda: (call(live, sender, 1), len(heard))).result() == [[0], 0]
+
     @pytest.mark.parametrize("leave", [None, sys_exit_with_atexit], ids=["_exit", "sys.exit"])
     @pytest.mark.parametrize("uses", [True, False], ids=["calls", "idle"])
     def test_the_parent_goes_on_when_the_child_has_left(self, live, sender, leave, uses):
