@@ -255,13 +255,19 @@ class ResultConsumer:
         """Whether some thread has the reading role."""
         return self._depth > 0
 
-    def _become_reader(self) -> bool:
-        """Take the reading role, unless another thread has it.
+    def _become_reader(self, patience: float = 0.0) -> bool:
+        """Take the reading role, unless another thread has it, for ``patience`` seconds more.
 
         The reader may take it again: it calls callbacks, and they may wait for other results.
         """
-        if not self._reading.acquire(blocking=False):
+        if not self._reading.acquire(blocking=patience > 0, timeout=patience or -1):
             return False
+        this = threading.get_ident()
+        if self._depth and self._reader != this:
+            # Two greenlets: the lock was made before gevent patched it, and knows real threads.
+            self._reading.release()
+            return False
+        self._reader = this
         self._depth += 1
         return True
 
@@ -468,7 +474,7 @@ class ResultConsumer:
 
         Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
         """
-        if not self._reading.acquire(timeout=GOODBYE_TIMEOUT):
+        if not self._become_reader(GOODBYE_TIMEOUT):
             logger.debug("not closing the connection for results: a thread waits on it")
             return
         try:
@@ -478,7 +484,7 @@ class ResultConsumer:
             elif delete_queues and self.queues.names:
                 self._delete_queues()
         finally:
-            self._reading.release()
+            self._leave()
 
     def _say_goodbye(self, intake: Intake, delete_queues: bool) -> None:
         try:

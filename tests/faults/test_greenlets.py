@@ -25,6 +25,11 @@ def test_a_client(private_broker, library, scenario):
     assert said.splitlines()[-1] == "well"
 
 
+def test_a_client_that_was_patched_late(private_broker):
+    pytest.importorskip("gevent")
+    assert run_child("tests.faults.late_green_child", private_broker.url).splitlines() == ["well"]
+
+
 def test_a_client_and_a_worker(private_broker, library):
     queue = f"fastrpc-faults-{library}"
     with Worker(
