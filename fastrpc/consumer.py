@@ -274,28 +274,40 @@ class ResultConsumer:
     def _leave(self) -> None:
         """Give up the reading role, and have what is not acknowledged yet be so soon."""
         intake = self._intake
-        self._depth -= 1
-        self._reading.release()
-        if intake is not None and intake.owes_acknowledgement and self._acknowledger is None:
-            self._acknowledger = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge)
-            self._acknowledger.name = "fastrpc-acknowledge"
-            self._acknowledger.daemon = True
-            self._acknowledger.start()
+        try:
+            if intake is not None and intake.owes_acknowledgement and self._acknowledger is None:
+                self._acknowledge_soon(intake)
+        finally:
+            self._depth -= 1
+            self._reading.release()
 
-    def _acknowledge(self) -> None:
+    def _acknowledge_soon(self, intake: Intake) -> None:
+        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
+        timer.name = "fastrpc-acknowledge"
+        timer.daemon = True
+        try:
+            timer.start()
+        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
+            self._acknowledge(intake)
+        else:
+            self._acknowledger = timer
+
+    def _acknowledge_later(self) -> None:
         self._acknowledger = None
         if not self._become_reader():
             return  # the reader will, before it waits
         try:
-            intake = self._intake
-            if intake is not None:
-                try:
-                    intake.acknowledge()
-                except intake.errors as exc:
-                    self._lost(intake, exc)
+            if self._intake is not None:
+                self._acknowledge(self._intake)
         finally:
             self._leave()
             self._hand_over()
+
+    def _acknowledge(self, intake: Intake) -> None:
+        try:
+            intake.acknowledge()
+        except intake.errors as exc:
+            self._lost(intake, exc)
 
     def _hand_over(self) -> None:
         """Wake one sleeper to become the reader, unless there is one."""

@@ -15,6 +15,8 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -271,8 +273,9 @@ class AMQPPublisher:
     def _ensure_watched(self) -> None:
         if self._watcher is None and self.unconfirmed:
             watcher = threading.Thread(target=self._watch, name="fastrpc-confirms", daemon=True)
-            watcher.start()
-            self._watcher = watcher
+            with suppress(RuntimeError):  # no more threads: the next send, or close(), looks
+                watcher.start()
+                self._watcher = watcher
 
     def _watch(self) -> None:
         """Look for confirms, and mend the connection, until nothing is unconfirmed."""

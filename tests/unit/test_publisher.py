@@ -442,6 +442,42 @@ class TestWhileNobodySends:
         wait_until(lambda: publisher.stats.confirmed == 2, 5, "both are confirmed")
         assert broker.got == ["a", "b", "a", "b"]
 
+    def test_where_no_thread_can_be_started_the_result_is_sent_all_the_same(
+        self, make, broker, monkeypatch
+    ):
+        """As in a thread that outlives the main one, from Python 3.12 on."""
+
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        monkeypatch.setattr(publisher_module.threading.Thread, "start", start)
+        publisher = make()
+        publisher.publish(message("a"))
+        assert broker.got == ["a"]
+        broker.link.confirm(1)
+        publisher.close(5)
+        assert publisher.stats.confirmed == 1
+
+    def test_what_the_application_raises_while_it_connects_does_not_end_the_watch(
+        self, make, broker, monkeypatch, caplog
+    ):
+        """It may be what makes the password, asked for at each new connection."""
+        publisher = make()
+        send(publisher, "a")
+        connect, failures = broker.connect, iter([1, 2])
+
+        def connect_in_the_end(*args):
+            if next(failures, None):
+                raise ZeroDivisionError
+            return connect(*args)
+
+        monkeypatch.setattr(publisher_module, "Link", connect_in_the_end)
+        broker.confirms_at_once = True
+        broker.link.cut = True
+        wait_until(lambda: publisher.stats.confirmed == 1, 5, "it is confirmed")
+        assert broker.got == ["a", "a"]
+        assert caplog.text.count("cannot connect to send results") == 2
+
     def test_without_anything_unconfirmed_there_is_no_thread(self, make, broker):
         publisher = make(publisher_confirms=False)
         send(publisher, "a")
