@@ -32,7 +32,7 @@ from .options import Options
 from .queues import ReplyQueues
 from .retry import backoff
 from .stats import Stats
-from .transport import connect, errors_of, is_amqp, is_refusal, use_our_transport
+from .transport import connect, errors_of, failure, is_amqp, is_refusal, use_our_transport
 
 __all__ = ["ResultConsumer", "Wait"]
 
@@ -466,7 +466,7 @@ class ResultConsumer:
             intake.open(timeout)
             self._intake = intake
         except intake.errors as exc:
-            raise OperationalError(str(exc) or repr(exc)) from exc
+            raise OperationalError(failure(intake.connection, exc)) from exc
         finally:
             # However it ended: a connection that nobody reads would keep results to itself.
             if self._intake is not intake:

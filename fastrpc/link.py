@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
@@ -16,7 +14,7 @@ from amqp.serialization import dumps
 from ._amqp import PublishEncoder
 from ._window import ConfirmWindow
 from .stats import Stats
-from .transport import connect, errors_of, use_our_transport
+from .transport import connect, errors_of, failure, use_our_transport
 
 __all__ = ["Link", "Lost", "Message"]
 
@@ -85,25 +83,27 @@ class Link:
             confirm_publish=False,  # py-amqp's own way waits for each message
         )
         self._errors = errors_of(connection)
-        with self._lost():
-            connect(self._connection)
-            self._amqp = self._connection.connection
-            self._amqp.on_blocked = self._on_blocked
-            self._amqp.on_unblocked = self._on_unblocked
-            self._channel = self._connection.default_channel
-            self._channel.events["basic_return"].add(self._on_return)
-            if confirms:
-                self._channel.confirm_select()
-            # What is left of waiting for answers; SO_SNDTIMEO bounds a write without progress.
-            self._amqp.sock.settimeout(None)
-
-    @contextmanager
-    def _lost(self) -> Iterator[None]:
         try:
-            yield
+            self._open(confirms)
         except self._errors as exc:
             self.close()
-            raise Lost(str(exc) or repr(exc)) from exc
+            raise Lost(failure(connection, exc)) from exc
+
+    def _open(self, confirms: bool) -> None:
+        connect(self._connection)
+        self._amqp = self._connection.connection
+        self._amqp.on_blocked = self._on_blocked
+        self._amqp.on_unblocked = self._on_unblocked
+        self._channel = self._connection.default_channel
+        self._channel.events["basic_return"].add(self._on_return)
+        if confirms:
+            self._channel.confirm_select()
+        # What is left of waiting for answers; SO_SNDTIMEO bounds a write without progress.
+        self._amqp.sock.settimeout(None)
+
+    def _lose(self, exc: BaseException) -> Lost:
+        self.close()
+        return Lost(str(exc) or repr(exc))
 
     def send(self, message: Message) -> int:
         """Write ``message`` to the socket, in one write; returns its delivery tag.
@@ -117,8 +117,7 @@ class Link:
         try:
             self._amqp.transport.write(frames)
         except self._errors as exc:
-            self.close()
-            raise Lost(str(exc) or repr(exc)) from exc
+            raise self._lose(exc) from exc
         except BaseException:
             # Thrown into this thread, as a soft time limit is: half of a frame may be on its way,
             # or a whole message that has no delivery tag here.

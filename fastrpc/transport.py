@@ -34,6 +34,7 @@ __all__ = [
     "Transport",
     "connect",
     "errors_of",
+    "failure",
     "is_amqp",
     "is_refusal",
     "use_our_transport",
@@ -268,6 +269,11 @@ def connect(connection: Any, timeout: float | None = None) -> None:
 def errors_of(connection: Any) -> tuple[type[Exception], ...]:
     """What a lost, refused or impossible connection raises."""
     return (OperationalError, *connection.connection_errors, *connection.channel_errors)
+
+
+def failure(connection: Any, exc: BaseException) -> str:
+    """Why ``connection`` could not be opened, and where to, without the password."""
+    return f"{str(exc) or repr(exc)} ({connection.as_uri()})"
 
 
 def is_refusal(exc: BaseException | None) -> bool:
