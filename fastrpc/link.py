@@ -151,7 +151,7 @@ class Link:
         """
         amqp = self._amqp
         heard = False
-        with self._lost():
+        try:
             while timeout or amqp.readable():
                 try:
                     amqp.fill(timeout)
@@ -160,6 +160,12 @@ class Link:
                 heard, timeout = True, 0
                 while kind := window.read(amqp.reader):
                     amqp.dispatch(kind)
+        except self._errors as exc:
+            raise self._lose(exc) from exc
+        except BaseException:
+            # As above: nobody would look at what was read and not served.
+            self.close()
+            raise
         return heard
 
     def close(self) -> None:
@@ -183,12 +189,12 @@ class Link:
         self._amqp.abandon()
 
     def _on_blocked(self, reason: str) -> None:
-        logger.warning("the broker blocks publishing, results wait: %s", reason)
         self.blocked = True
+        logger.warning("the broker blocks publishing, results wait: %s", reason)
 
     def _on_unblocked(self) -> None:
-        logger.warning("the broker takes results again")
         self.blocked = False
+        logger.warning("the broker takes results again")
 
     def _on_return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
         self.stats.returned += 1

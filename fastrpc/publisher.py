@@ -176,7 +176,7 @@ class AMQPPublisher:
     def _open_link(self) -> Link:
         link = self._link or self._connect()
         if link.closed:
-            raise Lost("a send was interrupted")
+            raise Lost("it was interrupted")
         return link
 
     def _connect(self) -> Link:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 from celery import Celery
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import link, publisher
@@ -146,6 +146,30 @@ class TestCut:
         assert last.get(timeout=10) == "the last"
         sending.result(5)
         await_confirms(cut_sender)
+
+    def test_a_soft_time_limit_hits_a_look_for_confirms(
+        self, private_broker, make_client, app, monkeypatch
+    ):
+        """What it has read by then is not read again: the next send does not wait for it."""
+        monkeypatch.setattr(publisher.AMQPPublisher, "_ensure_watched", lambda self: None)
+        sender = make_client(private_broker.url, options={"confirm_window": 1})
+        first, hit, last = expect(app, 3)
+        oid = app.backend.oid
+        answer(sender, oid, [first])
+        amqp = sender.backend._publisher._link._amqp
+
+        def fill(timeout, fill=amqp.fill):
+            fill(timeout)
+            raise SoftTimeLimitExceeded
+
+        amqp.fill = fill
+        with pytest.raises(SoftTimeLimitExceeded):
+            answer(sender, oid, [hit])
+        with stopwatch(5, "the next one"):
+            answer(sender, oid, [last], "the last")
+        assert (first.get(timeout=10), last.get(timeout=10)) == (0, "the last")
+        with pytest.raises(TimeoutError):
+            hit.get(timeout=0.2)
 
     def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))
