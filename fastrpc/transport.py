@@ -43,6 +43,9 @@ __all__ = [
 #: From this many seconds on a read's timeout stays set on the socket.
 STICKY_TIMEOUT = 1.0
 
+#: Seconds that a TLS peer has to answer our goodbye.
+HANG_UP_TIMEOUT = 0.1
+
 #: Least time, in seconds, for the URLs that are still to be tried.
 LEAST_SHARE = 0.05
 
@@ -132,6 +135,14 @@ class Connection(pyamqp.Connection):
         sock = self.transport.sock
         pending = getattr(sock, "pending", None)
         return bool(pending and pending()) or readable(sock.fileno(), busy_wait)
+
+    def collect(self) -> None:
+        """Hang up. TLS says goodbye and waits for the answer: of a silent peer for ever."""
+        transport = self._transport
+        if transport is not None and transport.sock is not None:
+            with suppress(OSError):  # it is closed already
+                transport.sock.settimeout(HANG_UP_TIMEOUT)
+        super().collect()
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""

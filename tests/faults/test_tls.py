@@ -13,8 +13,17 @@ import trustme
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from fastrpc import publisher
 from tests.faults.proxy import Proxy
-from tests.faults.support import Background, answer, await_true, expect, run_threads, stopwatch
+from tests.faults.support import (
+    Background,
+    answer,
+    await_confirms,
+    await_true,
+    expect,
+    run_threads,
+    stopwatch,
+)
 from tests.faults.test_forks import Child, sys_exit_with_atexit
 from tests.integration.broker import RabbitMQ
 
@@ -190,6 +199,26 @@ def test_cut_in_the_middle_of_a_record(tls_broker, make_client, trusting):
         answer(sender, app.backend.oid, results, "x" * 10_000)
         assert [result.get(timeout=20) for result in results] == ["x" * 10_000] * 50
         assert app.backend.stats()["reconnects"] == 1
+
+
+def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatch):
+    """It does not answer the goodbye either, with which TLS ends a connection."""
+    monkeypatch.setattr(publisher, "SILENCE", 2.0)
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    with Proxy("localhost", tls_broker.tls_port) as proxy:
+        url = tls_broker.tls_url.replace(str(tls_broker.tls_port), str(proxy.port))
+        sender = make_client(url, broker_use_ssl=trusting)
+        first, last = expect(app, 2)
+        answer(sender, app.backend.oid, [first])
+        await_confirms(sender)
+        link = sender.backend._publisher._link
+        proxy.freeze()
+        answer(sender, app.backend.oid, [last])
+        await_true(lambda: sender.backend._publisher._link is not link, 10, "it is given up")
+        proxy.thaw()
+        assert last.get(timeout=10) == 0
+        await_confirms(sender)
+        sender.backend.close()
 
 
 def test_a_fork_leaves_the_parents_tls_connection_alone(tls_broker, make_client, trusting):
