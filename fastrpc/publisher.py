@@ -205,6 +205,8 @@ class AMQPPublisher:
     def _send(self, link: Link, message: Message) -> None:
         tag = link.send(message)
         if self.options.publisher_confirms:
+            if not self._window:  # nothing was to be heard until now
+                self._heard_at = time.monotonic()
             self._window.add(tag, message)
             if self._watcher is None:
                 self._ensure_watched()

@@ -357,6 +357,51 @@ class TestALostConnection:
         assert silent.closed
         assert broker.got == ["a", "a", "b"]
 
+    def test_while_nothing_was_to_be_heard_it_was_not_silent(self, make, broker, monkeypatch):
+        monkeypatch.setattr(publisher_module, "SILENCE", 0.1)
+        publisher = make()
+        send(publisher, "a")
+        broker.link.confirm(1)
+        publisher._tend()
+        time.sleep(0.2)
+        send(publisher, "b")
+        publisher._tend()
+        assert not broker.link.closed
+        assert broker.got == ["a", "b"]
+
+
+@pytest.mark.usefixtures("unwatched")
+class TestTooLarge:
+    """The broker closes the channel at a message that is larger than it takes."""
+
+    def close_channel(self, broker) -> None:
+        broker.link.cut = True
+        broker.link.reason = "(406) PRECONDITION_FAILED - message size 99 is larger than 50"
+
+    def test_an_apology_takes_its_place(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        publisher.publish(message("large", 99))
+        send(publisher, "b")
+        self.close_channel(broker)
+        publisher._tend()
+        publisher._tend()
+        assert broker.got[3:] == ["a", "sorry, large", "b"]
+
+    def test_but_not_if_that_is_too_large_as_well(self, make, broker):
+        publisher = make()
+        publisher.publish(message("large", 5))
+        self.close_channel(broker)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+
+    def test_without_confirms_nothing_can_be_said(self, make, broker):
+        publisher = make(publisher_confirms=False)
+        publisher.publish(message("large", 99))
+        self.close_channel(broker)
+        send(publisher, "b")
+        assert broker.got == ["large", "b"]
+
 
 @pytest.mark.usefixtures("unwatched")
 class TestRefusals:
