@@ -15,6 +15,7 @@ from .errors import (
     ReplyQueueMismatch,
     ReplyQueueRefused,
     ResultDropped,
+    ResultTooLarge,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ReplyQueueMismatch",
     "ReplyQueueRefused",
     "ResultDropped",
+    "ResultTooLarge",
     "install",
 ]
 

@@ -27,14 +27,14 @@ from kombu.utils.compat import detect_environment
 
 from ._pending import PendingTable
 from .consumer import ResultConsumer, Wait
-from .errors import BacklogLimitExceeded, BadOption
+from .errors import BacklogLimitExceeded, BadOption, ResultTooLarge
 from .matching import ResultMatcher
 from .meta import MetaBuilder
 from .options import Options
 from .publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
 from .queues import ReplyQueues, make_queue
 from .retry import RetryPolicy
-from .serialization import encode
+from .serialization import decode, encode
 from .settings import Setting
 from .stats import Stats
 
@@ -221,20 +221,43 @@ class RPCBackend(AsyncBackendMixin, Backend):
         meta = self._meta.build(
             task_id, state, self.encode_result(result, state), traceback, request
         )
+        publisher = self._publisher or self._make_publisher()
+        publisher.publish(self._message(routing_key, correlation_id, meta))
+        return result
+
+    def _message(self, routing_key: str, correlation_id: str, meta: dict[str, Any]) -> Message:
         content_type, content_encoding, body = encode(meta, self.serializer)
         if isinstance(body, str):  # yaml, or a serializer of the application's own
             body = body.encode(content_encoding)
-        publisher = self._publisher or self._make_publisher()
-        publisher.publish(
-            Message(routing_key, correlation_id, body, content_type, content_encoding)
+        return Message(routing_key, correlation_id, body, content_type, content_encoding)
+
+    def _apologize(self, message: Message) -> Message | None:
+        """What the caller gets in place of a result that the broker does not take.
+
+        None in place of another state: the task goes on.
+        """
+        accept = frozenset({message.content_type})
+        meta = decode(message.body, message.content_type, message.content_encoding, accept)
+        if meta["status"] not in states.READY_STATES:
+            return None
+        exc = ResultTooLarge(
+            f"the result of task {meta['task_id']} is larger than the broker takes "
+            f"(max_message_size): {len(message.body)} bytes"
         )
-        return result
+        failure = self.encode_result(exc, states.FAILURE)
+        meta.update(status=states.FAILURE, result=failure, traceback=None, children=[])
+        return self._message(message.routing_key, message.correlation_id, meta)
 
     def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
         with _making:
             if self._publisher is None:
                 self._publisher = make_publisher(
-                    self.app, self.exchange, self.delivery_mode, self.options, self._counters
+                    self.app,
+                    self.exchange,
+                    self.delivery_mode,
+                    self.options,
+                    self._counters,
+                    self._apologize,
                 )
             return self._publisher
 

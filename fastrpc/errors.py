@@ -13,6 +13,7 @@ __all__ = [
     "ReplyQueueMismatch",
     "ReplyQueueRefused",
     "ResultDropped",
+    "ResultTooLarge",
 ]
 
 
@@ -57,6 +58,13 @@ class ReplyQueueRefused(FastRPCError):
 
 class ReplyQueueMismatch(ReplyQueueRefused):
     """The reply queue exists on the broker with other arguments than ours."""
+
+
+class ResultTooLarge(FastRPCError):
+    """The broker does not take a result as large as this one (RabbitMQ's ``max_message_size``).
+
+    The caller gets it in place of the result.
+    """
 
 
 class BacklogLimitExceeded(FastRPCError):

@@ -48,16 +48,27 @@ IDLE = 1.0
 #: Least time, in seconds, allowed for closing the connection in order.
 LEAST_GOODBYE = 1.0
 
+#: What the broker says when it closes the channel at a message over its ``max_message_size``.
+TOO_LARGE = "message size"
+
 #: Seconds without a word from the broker after which what is unconfirmed is sent again.
 SILENCE = 30.0
 
 
 def make_publisher(
-    app: Any, exchange: Any, delivery_mode: int, options: Options, stats: Stats
+    app: Any,
+    exchange: Any,
+    delivery_mode: int,
+    options: Options,
+    stats: Stats,
+    apologize: Callable[[Message], Message | None],
 ) -> AMQPPublisher | KombuPublisher:
-    """The way out that fits the broker of ``app``; not yet connected."""
+    """The way out that fits the broker of ``app``; not yet connected.
+
+    ``apologize`` makes what is sent, if anything, in place of one that is too large for the broker.
+    """
     if is_amqp(app.connection_for_write()):
-        return AMQPPublisher(app, delivery_mode, options, stats)
+        return AMQPPublisher(app, delivery_mode, options, stats, apologize)
     return KombuPublisher(app, exchange, delivery_mode, options, stats)
 
 
@@ -106,11 +117,19 @@ class KombuPublisher:
 class AMQPPublisher:
     """Pipelined publisher confirms over one connection of the process; thread-safe."""
 
-    def __init__(self, app: Any, delivery_mode: int, options: Options, stats: Stats) -> None:
+    def __init__(
+        self,
+        app: Any,
+        delivery_mode: int,
+        options: Options,
+        stats: Stats,
+        apologize: Callable[[Message], Message | None],
+    ) -> None:
         self.app = app
         self.delivery_mode = delivery_mode
         self.options = options
         self.stats = stats
+        self.apologize = apologize
         self._begin()
 
     def _begin(self) -> None:
@@ -198,9 +217,28 @@ class AMQPPublisher:
                 self.unconfirmed,
                 lost,
             )
+        too_large = None
+        if TOO_LARGE in str(lost):
+            # What it does not take it does not confirm: the largest of these is such a one.
+            too_large = max(self._window, key=lambda message: len(message.body), default=None)
         self._window.drain_into(self._again)
+        if too_large is not None:
+            self._replace(too_large)
         self._link = None
         self._ensure_watched()
+
+    def _replace(self, too_large: Message) -> None:
+        """Sent again, it would have the broker close every further connection."""
+        logger.error(
+            "the broker does not take the result of task %s, its %d bytes are too many",
+            too_large.correlation_id,
+            len(too_large.body),
+        )
+        place = self._again.index(too_large)
+        del self._again[place]
+        apology = self.apologize(too_large)
+        if apology is not None and len(apology.body) < len(too_large.body):  # else it is one
+            self._again.insert(place, apology)
 
     def _send(self, link: Link, message: Message) -> None:
         tag = link.send(message)
@@ -288,10 +326,15 @@ class AMQPPublisher:
                 if not self.unconfirmed:
                     self._watcher = None
                     return
-                lost = self._tend()
-            if lost is None:
+                confirmed = self.stats.confirmed
+                try:
+                    lost = self._tend()
+                except Exception as exc:  # the application's, which may make the password
+                    logger.error("cannot connect to send results, trying again", exc_info=exc)
+                    lost = Lost()
+            if self.stats.confirmed != confirmed:
                 pauses = backoff()
-            else:
+            if lost is not None:
                 time.sleep(next(pauses))
 
     def _tend(self, timeout: float = 0) -> Lost | None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc import link, publisher
+from fastrpc import ResultTooLarge, link, publisher
 from tests.faults.proxy import TO_SERVER
 from tests.faults.support import (
     NOT_AMQP,
@@ -24,6 +25,7 @@ from tests.faults.support import (
     new_ids,
     stopwatch,
 )
+from tests.integration.broker import RabbitMQ
 from tests.integration.worker import Worker
 
 
@@ -288,6 +290,45 @@ class TestWindow:
         await_confirms(cut_sender)
         assert cut_sender.backend._publisher._window.bytes == 0
         assert [result.get(timeout=20) for result in results] == ["x" * 500] * 3_000
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[RabbitMQ]:
+    with RabbitMQ(config=["max_message_size = 1000000"]) as broker:
+        yield broker
+
+
+class TestTooLarge:
+    """The broker closes the channel at a message over its `max_message_size`."""
+
+    def test_its_caller_is_told_and_the_others_get_theirs(self, strict, make_client, records):
+        app, sender = make_client(strict.url), make_client(strict.url)
+        results = expect(app, 40)
+        large = {7: "x" * 2_000_000, 8: "y" * 1_500_000, 30: "z" * 1_000_001}
+        for n, result in enumerate(results):
+            answer(sender, app.backend.oid, [result], large.get(n, [n]))
+        for n, result in enumerate(results):
+            if n not in large:
+                assert result.get(timeout=10) == [n]
+                continue
+            with pytest.raises(ResultTooLarge, match=f"result of task {result.id} .* bytes"):
+                result.get(timeout=10)
+        await_confirms(sender)
+        assert records.count("does not take the result of task") == 3
+        assert app.backend.stats()["waiting"] == 0
+
+    @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
+    def test_a_state_that_is_too_large_is_left_out(self, strict, make_client, serializer):
+        """The task goes on, and its result is still to come."""
+        conf = {"result_serializer": serializer, "result_accept_content": [serializer]}
+        app, sender = make_client(strict.url, **conf), make_client(strict.url, **conf)
+        [result] = expect(app, 1)
+        answer(sender, app.backend.oid, [result], "x" * 2_000_000, "PROGRESS")
+        time.sleep(0.5)
+        answer(sender, app.backend.oid, [result], "x" * 2_000_000)
+        with pytest.raises(ResultTooLarge):
+            result.get(timeout=10)
+        assert app.backend.stats()["received"] == 1
 
 
 class TestReturned:

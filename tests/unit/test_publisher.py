@@ -50,6 +50,7 @@ class FakeLink:
         self.broker = broker
         self.sent = 0
         self.blocked = False
+        self.reason = "cut"
         self.cut = self.closed = self.said_goodbye = self.abandoned = False
         self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
@@ -60,7 +61,7 @@ class FakeLink:
             self.closed = True
             raise self.interrupt
         if self.cut:
-            raise Lost("cut") from ConnectionResetError("cut")
+            raise Lost(self.reason) from ConnectionResetError("cut")
         self.sent += 1
         self.broker.got.append(message.correlation_id)
         if self.broker.confirms_at_once:
@@ -70,7 +71,7 @@ class FakeLink:
     def read(self, window, timeout=0) -> bool:
         self.looks += 1
         if self.cut:
-            raise Lost("cut") from ConnectionResetError("cut")
+            raise Lost(self.reason) from ConnectionResetError("cut")
         if not self.frames:
             time.sleep(min(timeout, 0.01))
             return False
@@ -110,7 +111,7 @@ def make(broker, monkeypatch):
 
     def make(**options) -> AMQPPublisher:
         given = {"retry_policy": {"max_retries": 3, "interval_max": 0.01}, **options}
-        made.append(AMQPPublisher(app, 1, Options.parse(given), Stats()))
+        made.append(AMQPPublisher(app, 1, Options.parse(given), Stats(), apology))
         return made[-1]
 
     yield make
@@ -132,6 +133,10 @@ def unwatched(monkeypatch):
 
 def message(name: str, size: int = 10) -> Message:
     return Message("queue", name, b"x" * size, "application/json", "utf-8")
+
+
+def apology(too_large: Message) -> Message:
+    return too_large._replace(correlation_id=f"sorry, {too_large.correlation_id}", body=b"sorry")
 
 
 def send(publisher: AMQPPublisher, *names: str) -> None:
@@ -587,7 +592,7 @@ def test_the_way_out_fits_the_broker():
         ("redis://", "KombuPublisher"),
     ]:
         app = Celery(broker=url, set_as_current=False)
-        made = make_publisher(app, None, 1, Options(), Stats())
+        made = make_publisher(app, None, 1, Options(), Stats(), apology)
         assert type(made).__name__ == kind, url
 
 
