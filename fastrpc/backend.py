@@ -501,8 +501,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
         The reply queues of this process are deleted, unless ``auto_delete=False``.
         """
-        self._flush()
-        self.result_consumer.close(delete_queues=self.auto_delete)
+        try:
+            self._flush()
+        finally:
+            self.result_consumer.close(delete_queues=self.auto_delete)
 
     def _flush(self) -> None:
         if self._publisher is not None:
