@@ -25,11 +25,11 @@ class SilentIntake:
     interval = 1.0
     errors = (OSError,)
     holds_some = False
-    owes_acknowledgement = True
 
     def __init__(self) -> None:
         self.consumed: set[str] = set()
-        self.heartbeats = self.acknowledged = 0
+        self.heartbeats = 0
+        self.owes_acknowledgement = False
 
     def readable(self) -> bool:
         return False
@@ -38,7 +38,7 @@ class SilentIntake:
         self.heartbeats += 1
 
     def acknowledge(self) -> None:
-        self.acknowledged += 1
+        self.owes_acknowledgement = False
 
 
 @pytest.fixture
@@ -97,8 +97,9 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
     monkeypatch.setattr(consumer_module.threading.Thread, "start", start)
+    consumer._intake.owes_acknowledgement = True
     consumer.look("queue")
-    assert consumer._intake.acknowledged == 1
+    assert not consumer._intake.owes_acknowledgement
     assert not consumer.reading
 
 
