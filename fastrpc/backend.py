@@ -352,7 +352,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         if nodes and task_join_will_block():
             self._declare_for_wait()
         consumer, matcher = self.result_consumer, self._matcher
-        wait = Wait(timeout, on_message, self.oid)
+        wait = Wait(timeout, on_message, self.oid, on_interval)
         consumer.watch(nodes, wait)
         try:
             for node in nodes:
@@ -364,7 +364,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 elif not waits:
                     matcher.check_obtainable(node.id)
             while waiting:
-                consumer.until_news(wait, on_interval)
+                consumer.until_news(wait)
                 wait.run_on_message()
                 wait.raise_errors()
                 while wait.arrived:

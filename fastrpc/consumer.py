@@ -60,18 +60,30 @@ BACKLOG_TIMEOUT = 2.0
 class Wait:
     """One thread's wait for one result or for a set of them."""
 
-    __slots__ = ("_event", "arrived", "deadline", "errors", "metas", "on_message", "queue")
+    __slots__ = (
+        "_event",
+        "arrived",
+        "deadline",
+        "errors",
+        "metas",
+        "on_interval",
+        "on_message",
+        "queue",
+    )
 
     def __init__(
         self,
         timeout: float | None,
         on_message: Callable[[dict[str, Any]], None] | None,
         queue: str,
+        on_interval: Callable[[], Any] | None = None,
     ) -> None:
         self.deadline = math.inf if timeout is None else time.monotonic() + timeout
         self.on_message = on_message
         #: The reply queue whose messages ``on_message`` is to see.
         self.queue = queue
+        #: Called each time that anything came, and where nothing did, once a while.
+        self.on_interval = on_interval
         #: Results that became ready and were not looked at yet.
         self.arrived: deque[Any] = deque()
         #: What callbacks of those results raised, in the thread that read them.
@@ -190,7 +202,7 @@ class ResultConsumer:
             if not self.matcher.fulfiller.watched.get(id(result)):
                 self.matcher.discard(result)
 
-    def until_news(self, wait: Wait, on_interval: Callable[[], Any] | None = None) -> None:
+    def until_news(self, wait: Wait) -> None:
         """Return once there is news for ``wait``.
 
         Raises:
@@ -203,28 +215,28 @@ class ResultConsumer:
         while not wait.news:
             if looked and not wait.remaining():
                 raise TimeoutError("The operation timed out.")
-            self._read_or_sleep(wait, on_interval)
+            self._read_or_sleep(wait)
             looked = True
-            if on_interval is not None:
-                on_interval()
+            if wait.on_interval is not None:
+                wait.on_interval()
 
-    def _read_or_sleep(self, wait: Wait, on_interval: Callable[[], Any] | None) -> None:
-        if not self._try_reading(wait, on_interval):
+    def _read_or_sleep(self, wait: Wait) -> None:
+        if not self._try_reading(wait):
             wait.prepare_to_sleep()
             self._sleepers[wait] = None
             try:
                 # Tried again: a reader that left just now saw no sleeper to wake.
-                if not self._try_reading(wait, on_interval):
+                if not self._try_reading(wait):
                     wait.sleep(wait.remaining(INTERVAL))
             finally:
                 self._sleepers.pop(wait, None)
         self._hand_over()
 
-    def _try_reading(self, wait: Wait, on_interval: Callable[[], Any] | None) -> bool:
+    def _try_reading(self, wait: Wait) -> bool:
         if not self._become_reader():
             return False
         try:
-            self._read(wait, on_interval)
+            self._read(wait)
         finally:
             self._leave()
         return True
@@ -345,7 +357,7 @@ class ResultConsumer:
 
     # -- reading: only with the reading role --------------------------------------------------
 
-    def _read(self, wait: Wait, on_interval: Callable[[], Any] | None) -> None:
+    def _read(self, wait: Wait) -> None:
         """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
         end = time.monotonic() + wait.remaining(INTERVAL)
         while not wait.news:
@@ -364,8 +376,8 @@ class ResultConsumer:
                 continue
             if wait.news or not arrived or time.monotonic() >= end:
                 return
-            if on_interval is not None:
-                on_interval()
+            if wait.on_interval is not None:
+                wait.on_interval()
 
     def _take_in(self, intake: Intake, timeout: float) -> bool:
         """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""

@@ -328,13 +328,13 @@ class AMQPPublisher:
                     return
                 confirmed = self.stats.confirmed
                 try:
-                    lost = self._tend()
+                    lost = self._tend() is not None
                 except Exception as exc:  # the application's, which may make the password
                     logger.error("cannot connect to send results, trying again", exc_info=exc)
-                    lost = Lost()
+                    lost = True
             if self.stats.confirmed != confirmed:
                 pauses = backoff()
-            if lost is not None:
+            if lost:
                 time.sleep(next(pauses))
 
     def _tend(self, timeout: float = 0) -> Lost | None:
