@@ -78,6 +78,10 @@ def round_trip(app, count: int = 10, value=None) -> None:
     assert [result.get(timeout=20) for result in results] == want
 
 
+def url_through(proxy: Proxy, broker: RabbitMQ) -> str:
+    return broker.tls_url.replace(str(broker.tls_port), str(proxy.port))
+
+
 def refused(app, words: str) -> None:
     with stopwatch(5, "get()"), pytest.raises(OperationalError, match=words):
         app.AsyncResult("some-id").get(timeout=20)
@@ -190,8 +194,7 @@ def test_a_client_without_a_certificate_is_refused(tls_broker, make_client, trus
 
 def test_cut_in_the_middle_of_a_record(tls_broker, make_client, trusting):
     with Proxy("localhost", tls_broker.tls_port) as proxy:
-        url = tls_broker.tls_url.replace(str(tls_broker.tls_port), str(proxy.port))
-        app = make_client(url, broker_use_ssl=trusting)
+        app = make_client(url_through(proxy, tls_broker), broker_use_ssl=trusting)
         sender = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
         round_trip(app, 5)
         results = expect(app, 50)
@@ -206,8 +209,7 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
     monkeypatch.setattr(publisher, "SILENCE", 2.0)
     app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
     with Proxy("localhost", tls_broker.tls_port) as proxy:
-        url = tls_broker.tls_url.replace(str(tls_broker.tls_port), str(proxy.port))
-        sender = make_client(url, broker_use_ssl=trusting)
+        sender = make_client(url_through(proxy, tls_broker), broker_use_ssl=trusting)
         first, last = expect(app, 2)
         answer(sender, app.backend.oid, [first])
         await_confirms(sender)
