@@ -102,8 +102,12 @@ class Worker:
             raise RuntimeError(f"{self} ended at its start:\n{self.log}")
         return READY_LINE in self.log
 
-    def stop(self, timeout: float = 30) -> int:
-        """Warm shutdown: it finishes what it runs; its exit status."""
+    def stop(self, timeout: float = 60) -> int:
+        """Warm shutdown: it finishes what it runs; its exit status.
+
+        With any backend a prefork child may take 30 s over it: billiard lets it wait that long
+        for the main process, which no longer looks, to count the tasks it ran.
+        """
         return self._signal(signal.SIGTERM, timeout)
 
     def stop_cold(self, timeout: float = 30) -> int:
