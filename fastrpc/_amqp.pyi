@@ -164,3 +164,6 @@ def readable(fd: int, busy_wait: float = 0) -> bool:
 
     Looks again and again for ``busy_wait`` seconds, without the GIL, before it says no.
     """
+
+def hung_up(fd: int) -> bool:
+    """Whether the peer has closed the connection, read or not: a write to it may still succeed."""

@@ -71,6 +71,7 @@ cdef extern from "<poll.h>" nogil:
     enum:
         POLLIN
         POLLNVAL
+        POLLRDHUP
 
     struct pollfd:
         int fd
@@ -540,13 +541,14 @@ cdef double monotonic() noexcept nogil:
     return now.tv_sec + now.tv_nsec * 1e-9
 
 
-def readable(int fd, double busy_wait=0):
+cdef bint look_for(short events, int fd, double busy_wait) except -1:
+    """Whether one of ``events``, an error or the end is there."""
     cdef pollfd entry
     cdef int n
     cdef double end
     if fd < 0:  # poll() ignores those
         raise OSError(EBADF, "Bad file descriptor")
-    entry.fd, entry.events, entry.revents = fd, POLLIN, 0
+    entry.fd, entry.events, entry.revents = fd, events, 0
     n = look(&entry)
     if n == 0 and busy_wait > 0:
         with nogil:
@@ -558,3 +560,11 @@ def readable(int fd, double busy_wait=0):
     if entry.revents & POLLNVAL:
         raise OSError(EBADF, "Bad file descriptor")
     return n > 0
+
+
+def readable(int fd, double busy_wait=0):
+    return look_for(POLLIN, fd, busy_wait)
+
+
+def hung_up(int fd):
+    return look_for(POLLRDHUP, fd, 0)

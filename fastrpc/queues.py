@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from amqp import spec
@@ -20,6 +20,7 @@ from amqp.serialization import dumps
 from kombu import Queue
 from kombu.common import maybe_declare
 
+from ._amqp import hung_up
 from .errors import ReplyQueueMismatch, ReplyQueueRefused
 
 __all__ = ["ReplyQueues", "make_queue"]
@@ -107,11 +108,13 @@ class ReplyQueues:
         if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
             if not speaks_amqp(channel):
                 return
-            try:
-                self._repeat(name, channel)
-                return
-            except client.recoverable_connection_errors:
-                pass  # it died while nobody looked: reconnected below, as stock does
+            # A connection that died while nobody looked is made anew below, as stock does. What
+            # is written after the peer's FIN is accepted, and lost: the task would go over the
+            # next connection then, the declaration would not.
+            with suppress(*client.recoverable_connection_errors):
+                if not hung_up(channel.connection.sock.fileno()):
+                    self._repeat(name, channel)
+                    return
         queue = self.make(name)(channel)
         with explained_refusal(name):
             maybe_declare(queue, retry=True)

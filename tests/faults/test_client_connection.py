@@ -397,6 +397,20 @@ class TestDisturbed:
         private_broker.ctl("delete_queue", app.backend.oid)
         assert echo.apply_async((2,), queue=worker.queue).get(timeout=10) == 2
 
+    def test_the_queue_is_lost_with_the_connection(self, cut_app, proxy, private_broker, worker):
+        """What is written after the peer's FIN is accepted, and lost: no way to declare it."""
+        echo, oid = cut_app.tasks["tests.echo"], cut_app.backend.oid
+
+        def call(value):
+            result = echo.apply_async((value,), queue=worker.queue)
+            await_true(lambda: private_broker.queues().get(oid), 10, "it is answered")
+            return result
+
+        call(1)
+        proxy.cut(rst=False)
+        private_broker.ctl("delete_queue", oid)
+        assert call(2).get(timeout=10) == 2
+
     def test_other_queues_results_survive_that(self, app, sender, private_broker):
         """One thread's queue goes while results stream into another's."""
         theirs, _ = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)

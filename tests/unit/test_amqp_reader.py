@@ -21,7 +21,7 @@ from amqp.serialization import loads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrpc._amqp import DELIVERY, FRAME, NEED_MORE, FrameReader, readable
+from fastrpc._amqp import DELIVERY, FRAME, NEED_MORE, FrameReader, hung_up, readable
 from fastrpc.errors import FastRPCError, ProtocolError
 from tests.amqp_bytes import frame, shortstr
 
@@ -561,6 +561,17 @@ def test_readable() -> None:
             for busy_wait in (0, 60):
                 with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
                     readable(closed, busy_wait)
+
+
+def test_hung_up() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.send(b"x")
+        assert hung_up(ours.fileno()) is False
+        theirs.shutdown(socket.SHUT_WR)
+        assert hung_up(ours.fileno()) is True  # though there is something to read yet
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        hung_up(-1)
 
 
 def test_readable_may_look_for_a_while() -> None:

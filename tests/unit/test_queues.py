@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from types import SimpleNamespace
 
 import kombu
@@ -31,7 +32,8 @@ class Channel:
             ensure=lambda obj, fun, **policy: fun,
             recoverable_connection_errors=(OSError,),
         )
-        self.connection = SimpleNamespace(client=client, frame_writer=self.write_frame)
+        sock, self.peer = socket.socketpair()
+        self.connection = SimpleNamespace(client=client, frame_writer=self.write_frame, sock=sock)
         self.channel_id = 7
         self.messages = messages
         self.calls: list[tuple] = []
@@ -173,6 +175,14 @@ class TestDeclaringForCalls:
         queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")] * 2
         assert queues.names == ["q"]
+
+    def test_a_connection_that_the_broker_has_closed_is_not_written_to(self, queues):
+        """It would take the declaration, and lose it."""
+        channel = Channel()
+        queues.declare_for_call("q", channel)
+        channel.peer.close()
+        queues.declare_for_call("q", channel)
+        assert channel.calls == [("declare", "q")] * 2
 
     def test_other_transports_are_not_asked_again(self, queues):
         channel = Channel(driver_type="redis")
