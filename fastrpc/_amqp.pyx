@@ -67,7 +67,13 @@ cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object)
 
 
-cdef extern from "<poll.h>" nogil:
+cdef extern from * nogil:
+    """
+    #include <poll.h>
+    #ifndef POLLRDHUP  // not Linux: at the peer's end macOS and the BSDs say POLLHUP
+    #define POLLRDHUP POLLHUP
+    #endif
+    """
     enum:
         POLLIN
         POLLNVAL
