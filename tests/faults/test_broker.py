@@ -134,6 +134,7 @@ class TestTransient:
 
     def test_timeouts_are_kept_while_it_is_down(self, own_broker, pair):
         app, sender = pair()
+        settle()
         results = expect(app, 3)
         oid = app.backend.oid
         own_broker.kill()
