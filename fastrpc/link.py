@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
@@ -73,6 +74,8 @@ class Link:
         self.closed = False
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
+        #: By time.monotonic().
+        self.opened_at = time.monotonic()
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
         given = connection.transport_options
         self._connection = use_our_transport(

@@ -54,6 +54,11 @@ TOO_LARGE = "message size"
 #: Seconds without a word from the broker after which what is unconfirmed is sent again.
 SILENCE = 30.0
 
+#: A connection of this age, in seconds, is given up before what the broker refused is sent again.
+#: RabbitMQ refuses all that comes for a quorum queue on a channel that was used for it first while
+#: the queue had no leader, for ever; on the channels opened after the election it takes it.
+REFUSED_FOR_GOOD = 1.0
+
 
 def make_publisher(
     app: Any,
@@ -251,8 +256,12 @@ class AMQPPublisher:
 
     def _send_again(self, link: Link) -> None:
         again = self._again
-        if not again or link.blocked or time.monotonic() < self._again_at:
+        now = time.monotonic()
+        if not again or link.blocked or now < self._again_at:
             return
+        if now - link.opened_at > REFUSED_FOR_GOOD and any(message.refusals for message in again):
+            link.close()
+            raise Lost("the broker refused some of them on it")
         while again:
             self._send(link, again[0])
             again.popleft()

@@ -16,7 +16,7 @@ from fastrpc import publisher as publisher_module
 from fastrpc._window import ConfirmWindow
 from fastrpc.link import Lost
 from fastrpc.options import Options
-from fastrpc.publisher import AMQPPublisher, Message, make_publisher
+from fastrpc.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
 from fastrpc.stats import Stats
 from tests.integration.broker import wait_until
 
@@ -49,6 +49,7 @@ class FakeLink:
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
         self.sent = 0
+        self.opened_at = time.monotonic()
         self.blocked = False
         self.reason = "cut"
         self.cut = self.closed = self.said_goodbye = self.abandoned = False
@@ -448,6 +449,37 @@ class TestRefusals:
         time.sleep(0.12)
         publisher._tend()
         assert broker.got == ["a", "a"]
+
+    def test_an_old_connection_is_given_up_first(self, make, broker):
+        """RabbitMQ may refuse for ever what it takes on another channel."""
+        publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
+        send(publisher, *"ab")
+        first = broker.link
+        first.refuse(1)
+        publisher._tend()
+        publisher._tend()
+        assert (broker.got, first.closed) == (["a", "b", "a"], False)
+        first.refuse(3)
+        publisher._tend()
+        first.opened_at -= REFUSED_FOR_GOOD
+        assert str(publisher._tend()) == "the broker refused some of them on it"
+        assert first.closed
+        broker.confirms_at_once = True
+        publisher._tend()
+        assert broker.got == ["a", "b", "a", "b", "a"]
+        assert publisher.unconfirmed == 0
+        assert len(broker.links) == 2
+
+    def test_a_connection_is_not_given_up_where_nothing_was_refused(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        broker.link.cut = True
+        publisher._tend()
+        broker.confirms_at_once = True
+        publisher._open_link().opened_at -= REFUSED_FOR_GOOD
+        publisher._tend()
+        assert (broker.got, publisher.unconfirmed) == (["a", "a"], 0)
+        assert len(broker.links) == 2
 
     @pytest.mark.usefixtures("unwatched")
     def test_a_new_refusal_does_not_hasten_the_old_ones(self, make, broker):
