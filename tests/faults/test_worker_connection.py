@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -347,6 +348,46 @@ class TestReturned:
         [result] = expect(app, 1)
         answer(sender, app.backend.oid, [result], "others are not held up")
         assert result.get(timeout=10) == "others are not held up"
+
+
+class TestRefused:
+    """A full reply queue, where a policy says that the broker then refuses more (basic.nack)."""
+
+    @pytest.fixture
+    def full(self, private_broker, make_client) -> Iterator[Celery]:
+        """A client that reads nothing yet, and whose queue takes ten results."""
+        app = make_client(private_broker.url)
+        expect(app, 1)
+        definition = '{"max-length": 10, "overflow": "reject-publish"}'
+        pattern = re.escape(app.backend.oid)
+        private_broker.ctl("set_policy", "full", pattern, definition, "--apply-to", "queues")
+        yield app
+        private_broker.ctl("clear_policy", "full")
+
+    def test_what_it_refuses_comes_as_soon_as_there_is_room(self, full, sender):
+        results = [full.AsyncResult(task_id) for task_id in new_ids(30)]
+        answer(sender, full.backend.oid, results)
+        await_true(lambda: sender.backend.stats()["confirmed"] == 10, 10, "it is full")
+        assert [result.get(timeout=20) for result in results] == list(range(30))
+        await_confirms(sender)
+
+    def test_the_results_of_others_are_not_held_up(self, full, app, sender, records):
+        answer(sender, full.backend.oid, new_ids(30))
+        oid = app.backend.oid
+        heard: Counter[str] = Counter()
+        started = time.monotonic()
+        for _ in range(40):
+            results = expect(app, 25)
+            for result in results:
+                result.then(lambda result: heard.update([result.id]))
+            answer(sender, oid, results)
+            with stopwatch(2, "all of them"):
+                assert [result.get(timeout=5) for result in results] == list(range(25))
+            time.sleep(0.1)
+        assert (len(heard), heard.total()) == (1_000, 1_000)
+        # They are tried over other connections meanwhile, one a second at the most.
+        given_up = records.count("the broker refused some of them on it")
+        assert 1 <= given_up <= time.monotonic() - started
 
 
 class TestBlocked:
