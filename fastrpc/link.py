@@ -74,8 +74,6 @@ class Link:
         self.closed = False
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
-        #: By time.monotonic().
-        self.opened_at = time.monotonic()
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
         given = connection.transport_options
         self._connection = use_our_transport(
@@ -103,6 +101,8 @@ class Link:
             self._channel.confirm_select()
         # What is left of waiting for answers; SO_SNDTIMEO bounds a write without progress.
         self._amqp.sock.settimeout(None)
+        #: By time.monotonic().
+        self.opened_at = time.monotonic()
 
     def _lose(self, exc: BaseException) -> Lost:
         self.close()

@@ -256,12 +256,9 @@ class AMQPPublisher:
 
     def _send_again(self, link: Link) -> None:
         again = self._again
-        now = time.monotonic()
-        if not again or link.blocked or now < self._again_at:
+        if not again or link.blocked or time.monotonic() < self._again_at:
             return
-        if now - link.opened_at > REFUSED_FOR_GOOD and any(message.refusals for message in again):
-            link.close()
-            raise Lost("the broker refused some of them on it")
+        self._check_refused(link)
         while again:
             self._send(link, again[0])
             again.popleft()
@@ -301,6 +298,12 @@ class AMQPPublisher:
         if self._window and not link.blocked and time.monotonic() - self._heard_at > SILENCE:
             link.close()
             raise Lost(f"{len(self._window)} results not confirmed in {SILENCE:g} seconds")
+
+    def _check_refused(self, link: Link) -> None:
+        is_old = time.monotonic() - link.opened_at > REFUSED_FOR_GOOD
+        if is_old and any(message.refusals for message in self._again):
+            link.close()
+            raise Lost("the broker refused some of them on it")
 
     def _refused(self, message: Message) -> None:
         """The broker did not take ``message`` (``basic.nack``): again, under the retry policy."""
