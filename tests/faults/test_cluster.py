@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from amqp.exceptions import NotFound
@@ -38,29 +39,19 @@ def cluster(broker) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def stopped(node: RabbitMQ) -> Iterator[None]:
-    """It is stopped in order; afterwards it is back."""
-    node.stop()
+def gone(node: RabbitMQ, go: Callable[[RabbitMQ], None]) -> Iterator[None]:
+    """It goes by `go`; afterwards it is back."""
+    go(node)
     try:
         yield
     finally:
         node.start()
 
 
-@contextlib.contextmanager
-def killed(node: RabbitMQ) -> Iterator[None]:
-    """kill -9; afterwards it is back."""
-    node.kill()
-    try:
-        yield
-    finally:
-        node.start()
-
-
-@pytest.fixture(params=[stopped, killed])
+@pytest.fixture(params=[RabbitMQ.stop, RabbitMQ.kill], ids=["stopped", "killed"])
 def goes(request):
-    """`with goes(node)`: either way."""
-    return request.param
+    """`with goes(node)`: it is stopped in order, or by kill -9."""
+    return partial(gone, go=request.param)
 
 
 def use_queue_on(node: RabbitMQ, app: Celery, oid: str) -> None:
@@ -122,7 +113,7 @@ def test_quorum_queue_is_sent_to_while_it_has_no_leader(cluster, make_client):
     senders = [make_client(cluster.urls(n)) for n in (1, 2)]
     halves = [expect(app, COUNT // 2) for _ in senders]
     oid = app.backend.oid
-    with killed(cluster.nodes[0]):
+    with gone(cluster.nodes[0], RabbitMQ.kill):
         for sender, half in zip(senders, halves, strict=True):
             answer(sender, oid, half, "elected")
         for half in halves:

@@ -372,10 +372,10 @@ class TestRefused:
         await_confirms(sender)
 
     def test_the_results_of_others_are_not_held_up(self, full, app, sender, records):
+        started = time.monotonic()
         answer(sender, full.backend.oid, new_ids(30))
         oid = app.backend.oid
         heard: Counter[str] = Counter()
-        started = time.monotonic()
         for _ in range(40):
             results = expect(app, 25)
             for result in results:
