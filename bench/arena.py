@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.worker import Worker
+from tests.support.worker import Worker
 
 from .cost import session_pids
 

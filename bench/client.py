@@ -319,7 +319,7 @@ class CeleryClient:
         for app in self.apps:
             if app.conf.task_default_queue == queue:
                 return app
-        from tests.integration.tasks import make_app
+        from tests.support.apps import make_app
 
         app = make_app(self.config["broker"], self.config["backend"], queue)
         self.apps.append(app)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tests.integration.broker import MissingServer, RabbitMQ
+from tests.support.broker import MissingServer, RabbitMQ
 
 ROOT = Path(__file__).parents[1]
 STOCK, FAST = "rpc://", "fastrpc://"

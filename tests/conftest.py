@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.broker import MissingServer, RabbitMQ, Redis, wait_until
+from tests.support.broker import ForeignBroker, MissingServer, RabbitMQ, Redis
+from tests.support.waiting import wait_until
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,13 +26,6 @@ def no_watcher_outlives_its_test() -> Iterator[None]:
         10,
         "all results are confirmed, or their backend is closed",
     )
-
-
-class ForeignBroker:
-    """The broker that FASTRPC_TEST_BROKER_URL names: ours to use, not to stop."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
 
 
 def _start(server: type) -> RabbitMQ | Redis:

@@ -14,7 +14,7 @@ import sys
 import kombu.transport
 import pytest
 
-from tests.integration.broker import RabbitMQ
+from tests.support.broker import RabbitMQ
 
 OURS = "fastrpc.transport:Transport"
 

@@ -27,10 +27,12 @@ from typing import Any
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from tests.faults.proxy import Proxy
-from tests.faults.support import answer, await_confirms, client, expect, memory, settle
-from tests.faults.test_forks import Child, sys_exit_with_atexit
-from tests.integration.broker import RabbitMQ
+from tests.support.apps import client
+from tests.support.broker import RabbitMQ, settle
+from tests.support.processes import Child, sys_exit_with_atexit
+from tests.support.proxy import Proxy
+from tests.support.resources import memory
+from tests.support.results import answer, await_confirms, expect
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2

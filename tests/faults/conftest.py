@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from celery import Celery
 
-from tests.conftest import ForeignBroker
-from tests.faults.proxy import Proxy
-from tests.faults.support import Records, client
-from tests.integration.broker import RabbitMQ
-from tests.integration.worker import Worker
+from tests.support.apps import client
+from tests.support.broker import ForeignBroker, RabbitMQ
+from tests.support.logs import Records
+from tests.support.proxy import Proxy
+from tests.support.worker import Worker
 
 
 @pytest.fixture

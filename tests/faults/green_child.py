@@ -21,8 +21,10 @@ from itertools import pairwise  # noqa: E402
 from celery.exceptions import TimeoutError  # noqa: E402
 
 from fastrpc import transport  # noqa: E402
-from tests.faults.proxy import Proxy  # noqa: E402
-from tests.faults.support import answer, await_true, client, expect  # noqa: E402
+from tests.support.apps import client  # noqa: E402
+from tests.support.proxy import Proxy  # noqa: E402
+from tests.support.results import answer, expect  # noqa: E402
+from tests.support.waiting import await_true  # noqa: E402
 
 
 def spawn(function, *args):

@@ -5,7 +5,8 @@ python -m tests.faults.late_green_child URL
 
 import sys
 
-from tests.faults.support import answer, client, expect
+from tests.support.apps import client
+from tests.support.results import answer, expect
 
 URL = sys.argv[1]
 

@@ -11,17 +11,10 @@ import pytest
 from celery.exceptions import TimeoutError
 
 from fastrpc.errors import ResultDropped
-from tests.faults.support import (
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    expect,
-    growth,
-    open_files,
-    run_threads,
-    stopwatch,
-)
+from tests.support.resources import growth, open_files
+from tests.support.results import answer, await_confirms, expect
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import await_true, stopwatch
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 

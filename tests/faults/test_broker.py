@@ -7,17 +7,11 @@ import time
 import pytest
 from celery.exceptions import TimeoutError
 
-from tests.faults.support import (
-    LATE,
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    client,
-    expect,
-    settle,
-    stopwatch,
-)
+from tests.support.apps import client
+from tests.support.broker import settle
+from tests.support.results import answer, await_confirms, expect
+from tests.support.threads import Background
+from tests.support.waiting import LATE, await_true, stopwatch
 
 PERSISTENT = {"result_persistent": True}
 

@@ -16,20 +16,13 @@ from kombu.exceptions import OperationalError
 
 from fastrpc import intake
 from fastrpc.errors import ReplyQueueMismatch
-from tests.faults.proxy import TO_CLIENT, Proxy
-from tests.faults.support import (
-    LATE,
-    NOT_AMQP,
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    client,
-    expect,
-    run_threads,
-    stopwatch,
-)
-from tests.integration.broker import RabbitMQ
+from tests.support.amqp_bytes import NOT_AMQP
+from tests.support.apps import client
+from tests.support.broker import RabbitMQ
+from tests.support.proxy import TO_CLIENT, Proxy
+from tests.support.results import answer, await_confirms, expect
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import LATE, await_true, stopwatch
 
 
 @pytest.fixture

@@ -14,16 +14,10 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu import Connection
 
-from tests.faults.support import (
-    LATE,
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    expect,
-    stopwatch,
-)
-from tests.integration.broker import Cluster, RabbitMQ
+from tests.support.broker import Cluster, RabbitMQ
+from tests.support.results import answer, await_confirms, expect
+from tests.support.threads import Background
+from tests.support.waiting import LATE, await_true, stopwatch
 
 COUNT = 1_000
 

@@ -2,88 +2,33 @@
 
 from __future__ import annotations
 
-import atexit
-import faulthandler
-import json
 import multiprocessing
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 import urllib.request
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from celery import Celery
 
-from tests.faults.proxy import Proxy
-from tests.faults.support import ROOT, Background, answer, await_true, expect, run_threads
-from tests.integration.broker import free_port
-from tests.integration.worker import Worker
+from tests.support.broker import free_port
+from tests.support.processes import ROOT, Child, sys_exit_with_atexit
+from tests.support.proxy import Proxy
+from tests.support.results import answer, call, expect
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import await_true
+from tests.support.worker import Worker
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
     # Python 3.12 says so of every fork with threads: here it is the point.
     pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
 ]
-
-
-class Child:
-    """A forked child that runs `target`, within `patience` seconds, and sends what it returned."""
-
-    def __init__(
-        self,
-        target: Callable[[], Any],
-        leave: Callable[[], Any] | None = None,
-        patience: int = 25,
-    ) -> None:
-        self._patience = patience
-        self._read, write = os.pipe()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(write)
-            return
-        try:
-            # A child that hangs must not outlive the tests, and says where it was.
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            faulthandler.register(signal.SIGALRM, chain=True)
-            signal.alarm(patience)
-            try:
-                said = {"value": target()}
-            except BaseException:
-                said = {"error": traceback.format_exc()}
-            os.write(write, json.dumps(said).encode())
-            os.close(write)
-            if leave is not None:
-                leave()
-        finally:
-            os._exit(0)
-
-    def result(self) -> Any:
-        timer = threading.Timer(self._patience + 5, os.kill, (self.pid, signal.SIGKILL))
-        timer.start()
-        with os.fdopen(self._read) as pipe:
-            text = pipe.read()
-        os.waitpid(self.pid, 0)
-        timer.cancel()
-        assert text, f"the child said nothing within {self._patience} s"
-        said = json.loads(text)
-        assert "error" not in said, said["error"]
-        return said["value"]
-
-
-def sys_exit_with_atexit() -> None:
-    """Leave as the main module of a program does: handlers run, objects are collected."""
-    try:
-        sys.exit(0)
-    except SystemExit:
-        atexit._run_exitfuncs()
 
 
 @pytest.fixture
@@ -93,12 +38,6 @@ def live(app, sender) -> Celery:
     answer(sender, app.backend.oid, [first], "first")
     assert first.get(timeout=10) == "first"
     return app
-
-
-def call(app: Celery, sender: Celery, count: int) -> list[Any]:
-    results = expect(app, count)
-    answer(sender, app.backend.oid, results)
-    return [result.get(timeout=20) for result in results]
 
 
 @contextmanager
@@ -301,7 +240,7 @@ SERVER = '''
 """As gunicorn --preload: the application is made, and used, before the workers are forked."""
 import os, signal, socket, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from tests.faults.support import client
+from tests.support.apps import client
 
 app = client(sys.argv[1], "fastrpc-faults")
 echo = app.tasks["tests.echo"]

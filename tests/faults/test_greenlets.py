@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.faults.support import Background, run_child
-from tests.integration.worker import Worker
+from tests.support.processes import run_child
+from tests.support.threads import Background
+from tests.support.worker import Worker
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -11,16 +11,11 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.exceptions import TimeoutError
 
-from tests.faults.support import (
-    Background,
-    answer,
-    await_true,
-    client,
-    expect,
-    growth,
-    new_ids,
-    publish,
-)
+from tests.support.apps import client
+from tests.support.resources import growth
+from tests.support.results import answer, expect, new_ids, publish
+from tests.support.threads import Background
+from tests.support.waiting import await_true
 
 MIB = 1024 * 1024
 

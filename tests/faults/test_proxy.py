@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from tests.faults.proxy import TO_CLIENT, TO_SERVER, Proxy
-from tests.integration.broker import wait_until
+from tests.support.proxy import TO_CLIENT, TO_SERVER, Proxy
+from tests.support.waiting import wait_until
 
 
 class EchoServer:

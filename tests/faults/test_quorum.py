@@ -9,7 +9,8 @@ from amqp.exceptions import NotFound
 from celery import group
 from kombu import Connection
 
-from tests.faults.support import answer, await_confirms, await_true, expect
+from tests.support.results import answer, await_confirms, expect
+from tests.support.waiting import await_true
 
 WAIT = 30
 

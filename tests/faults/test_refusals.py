@@ -9,8 +9,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
-from tests.faults.proxy import Proxy
-from tests.faults.support import Background, answer, client, expect, run_threads, stopwatch
+from tests.support.apps import client
+from tests.support.proxy import Proxy
+from tests.support.results import answer, expect
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import stopwatch
 
 SECRET = "s3cr3t-p4ssw0rd"
 USER = "restricted"

@@ -15,17 +15,10 @@ from celery.exceptions import TimeoutError
 from celery.result import denied_join_result
 
 from fastrpc.backend import RPCBackend
-from tests.faults.support import (
-    LATE,
-    Background,
-    answer,
-    await_true,
-    expect,
-    growth,
-    new_ids,
-    run_threads,
-    stopwatch,
-)
+from tests.support.resources import growth
+from tests.support.results import answer, expect, new_ids
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import LATE, await_true, stopwatch
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 

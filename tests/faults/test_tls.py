@@ -14,18 +14,12 @@ from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import publisher
-from tests.faults.proxy import Proxy
-from tests.faults.support import (
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    expect,
-    run_threads,
-    stopwatch,
-)
-from tests.faults.test_forks import Child, sys_exit_with_atexit
-from tests.integration.broker import RabbitMQ
+from tests.support.broker import RabbitMQ
+from tests.support.processes import Child, sys_exit_with_atexit
+from tests.support.proxy import Proxy
+from tests.support.results import answer, await_confirms, expect
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import await_true, stopwatch
 
 
 class Authority:

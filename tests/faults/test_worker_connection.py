@@ -14,20 +14,14 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import ResultTooLarge, link, publisher
-from tests.faults.proxy import TO_SERVER
-from tests.faults.support import (
-    NOT_AMQP,
-    Background,
-    answer,
-    await_confirms,
-    await_true,
-    client,
-    expect,
-    new_ids,
-    stopwatch,
-)
-from tests.integration.broker import RabbitMQ
-from tests.integration.worker import Worker
+from tests.support.amqp_bytes import NOT_AMQP
+from tests.support.apps import client
+from tests.support.broker import RabbitMQ
+from tests.support.proxy import TO_SERVER
+from tests.support.results import answer, await_confirms, expect, new_ids
+from tests.support.threads import Background
+from tests.support.waiting import await_true, stopwatch
+from tests.support.worker import Worker
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from struct import pack
 
-from tests.amqp_bytes import frame, shortstr
+from tests.support.amqp_bytes import frame, shortstr
 
 HOW = b"\x03"  # frame_max 4096, some cuts
 

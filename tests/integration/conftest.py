@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 from celery import Celery, Task
 
-from tests.integration.backends import PAIRS, pair_id
-from tests.integration.tasks import make_app
-from tests.integration.worker import Worker
-
-
-def close_all(workers: Iterable[Worker]) -> None:
-    """End them side by side: each takes a second."""
-    for worker in workers:
-        worker.ask_to_stop()
-    for worker in workers:
-        worker.close()
+from tests.support.apps import make_app
+from tests.support.backends import PAIRS, pair_id
+from tests.support.worker import Worker, close_all
 
 
 @pytest.fixture(scope="session")

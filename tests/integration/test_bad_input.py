@@ -11,9 +11,9 @@ import kombu
 import pytest
 from celery.exceptions import SecurityError
 
-from tests.integration.backends import FAST
-from tests.integration.broker import wait_until
-from tests.integration.tasks import make_app
+from tests.support.apps import make_app
+from tests.support.backends import FAST
+from tests.support.waiting import wait_until
 
 WAIT = 20
 SECRET = "not-for-the-log"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.integration.backends import FAST
-from tests.integration.worker import Worker
+from tests.support.backends import FAST
+from tests.support.worker import Worker
 
 WAIT = 100
 POOLS = ["solo", "threads", "prefork"]

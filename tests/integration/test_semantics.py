@@ -14,10 +14,10 @@ from celery import chain, chord, group, states
 from celery.exceptions import TaskRevokedError, TimeoutError
 from celery.result import allow_join_result, result_from_tuple
 
-from tests.integration.backends import STOCK
-from tests.integration.broker import wait_until
-from tests.integration.tasks import CustomError
-from tests.integration.worker import Worker
+from tests.support.backends import STOCK
+from tests.support.tasks import CustomError
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
 
 WAIT = 30  # longer than anything here takes; a test that needs it all has failed
 

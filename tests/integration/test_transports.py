@@ -13,8 +13,9 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import TimeoutError
 from celery.result import allow_join_result
 
-from tests.integration.backends import FAST, STOCK
-from tests.integration.tasks import CustomError, make_app
+from tests.support.apps import make_app
+from tests.support.backends import FAST, STOCK
+from tests.support.tasks import CustomError
 
 WAIT = 20
 

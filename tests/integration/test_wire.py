@@ -16,9 +16,9 @@ from celery import states
 from celery.app.task import Context
 from celery.utils.saferepr import saferepr
 
-from tests.integration.backends import BACKENDS, STOCK
-from tests.integration.broker import wait_until
-from tests.integration.tasks import CustomError
+from tests.support.backends import BACKENDS, STOCK
+from tests.support.tasks import CustomError
+from tests.support.waiting import wait_until
 
 TASK_ID = "8d5c1f0c-6b4e-4a36-8d0e-0123456789ab"
 

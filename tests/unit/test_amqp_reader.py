@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from fastrpc._amqp import DELIVERY, FRAME, NEED_MORE, FrameReader, hung_up, readable
 from fastrpc.errors import FastRPCError, ProtocolError
-from tests.amqp_bytes import frame, shortstr
+from tests.support.amqp_bytes import frame, shortstr
 
 SMALL = 4096
 CHUNK = SMALL - 8

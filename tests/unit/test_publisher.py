@@ -18,7 +18,7 @@ from fastrpc.link import Lost
 from fastrpc.options import Options
 from fastrpc.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
 from fastrpc.stats import Stats
-from tests.integration.broker import wait_until
+from tests.support.waiting import wait_until
 
 
 class Broker:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastrpc._amqp import FRAME, NEED_MORE, FrameReader
 from fastrpc._window import ConfirmWindow
 from fastrpc.errors import ProtocolError
-from tests.amqp_bytes import frame
+from tests.support.amqp_bytes import frame
 
 HEARTBEAT = frame(8, 0)
 

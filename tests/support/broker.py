@@ -21,9 +21,10 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-__all__ = ["Cluster", "MissingServer", "RabbitMQ", "Redis", "free_port", "wait_until"]
+from tests.support.waiting import wait_until
+
+__all__ = ["Cluster", "ForeignBroker", "MissingServer", "RabbitMQ", "Redis", "free_port", "settle"]
 
 # Debian's /usr/sbin/rabbitmq-server is a wrapper that switches user; these do not.
 RABBITMQ_SCRIPTS = (
@@ -61,16 +62,6 @@ def free_port() -> int:
                 continue
             return port
     raise RuntimeError("no free port between 20000 and 32000")
-
-
-def wait_until(condition, timeout: float, what: str, interval: float = 0.05) -> Any:
-    """The first true value of `condition()`; TimeoutError naming `what` after `timeout`."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() >= deadline:
-            raise TimeoutError(f"{what}: not within {timeout:g} s")
-        time.sleep(interval)
-    return value
 
 
 def _end(process: subprocess.Popen, sig: int, timeout: float) -> None:
@@ -410,6 +401,22 @@ class Cluster:
     def urls(self, first: int = 0) -> list[str]:
         """The URLs of all nodes in turn, that of number `first` ahead."""
         return [node.url for node in self.nodes[first:] + self.nodes[:first]]
+
+
+class ForeignBroker:
+    """The broker that FASTRPC_TEST_BROKER_URL names: ours to use, not to stop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+def settle() -> None:
+    """Give the broker the time to write down a new queue, so that it survives a `kill -9`.
+
+    RabbitMQ answers queue.declare at once and writes within two seconds; if it is killed before
+    that the queue is gone, with all that was confirmed in it.
+    """
+    time.sleep(2.5)
 
 
 class Redis(_Server):

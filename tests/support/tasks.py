@@ -1,15 +1,11 @@
-"""The application and the tasks of the integration tests.
+"""The tasks of the tests.
 
-A worker process imports this module and takes its settings from the environment; a client
-calls `make_app`. No task refers to a global app: the same functions serve every app that a
-test makes.
+No task refers to a global app: the same functions serve every app that a test makes.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,16 +13,12 @@ from typing import Any
 from celery import Celery, chain, group
 from celery.exceptions import Ignore
 from celery.result import allow_join_result
-from celery.signals import worker_ready
-
-READY_LINE = "== worker is ready =="
 
 _registry: list[tuple[Callable, dict[str, Any]]] = []
-_apps: list[Celery] = []
 
 
 def task(**options: Any) -> Callable:
-    """Register a function as a task of every app that make_app() makes."""
+    """Register a function as a task of every app that add_tasks() is given."""
 
     def register(func: Callable) -> Callable:
         _registry.append((func, {"name": f"tests.{func.__name__}", **options}))
@@ -35,24 +27,10 @@ def task(**options: Any) -> Callable:
     return register
 
 
-def make_app(broker: str, backend: str, queue: str = "celery", **conf: Any) -> Celery:
-    """An app with all the tasks; `conf` are Celery settings."""
-    app = Celery("tests", broker=broker, backend=backend, set_as_current=False)
-    app.conf.update(
-        {
-            "task_default_queue": queue,
-            "broker_connection_retry_on_startup": True,
-            "worker_hijack_root_logger": False,
-            "worker_cancel_long_running_tasks_on_connection_loss": False,
-            **conf,
-        }
-    )
+def add_tasks(app: Celery) -> None:
+    """Give an app all of the tasks."""
     for func, options in _registry:
         app.task(**options)(func)
-    # The name of a reply queue comes from the address of the app: one that is collected
-    # could hand its queue, with what is left in it, to the next.
-    _apps.append(app)
-    return app
 
 
 class CustomError(Exception):
@@ -234,17 +212,3 @@ def replaced(self, x, y):
     # Left alone, Celery gives the new task the worker's own reply queue.
     instead = self.app.tasks["tests.add"].s(x, y).set(reply_to=self.request.reply_to)
     raise self.replace(instead)
-
-
-@worker_ready.connect
-def _say_ready(**_kwargs):
-    print(READY_LINE, file=sys.stderr, flush=True)
-
-
-if "FASTRPC_TEST_BROKER" in os.environ:
-    app = make_app(
-        os.environ["FASTRPC_TEST_BROKER"],
-        os.environ["FASTRPC_TEST_BACKEND"],
-        os.environ.get("FASTRPC_TEST_QUEUE", "celery"),
-        **json.loads(os.environ.get("FASTRPC_TEST_CONF", "{}")),
-    )

@@ -23,15 +23,15 @@ import subprocess
 import sys
 import termios
 import time
-from pathlib import Path
 from typing import Any
+
+from tests.support.processes import ROOT
 
 __all__ = ["Proxy"]
 
 TO_SERVER = "to_server"
 TO_CLIENT = "to_client"
 CHUNK = 1 << 18
-ROOT = Path(__file__).parents[2]
 
 
 class Proxy:
@@ -39,7 +39,7 @@ class Proxy:
 
     def __init__(self, host: str, port: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.proxy", host, str(port)],
+            [sys.executable, "-m", "tests.support.proxy", host, str(port)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,0 +1,82 @@
+"""Results without workers: who waits for them, and who sends them.
+
+A sender stands for a worker: an app of its own whose backend stores results for the caller's
+reply queue, without a task having been run. It says exactly what was sent, and when.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from amqp.basic_message import Message
+from celery import Celery, states
+from celery.app.task import Context
+
+from tests.support.waiting import await_true
+
+_numbers = itertools.count(1)
+
+
+def new_ids(count: int) -> list[str]:
+    """Task ids that no other test uses."""
+    start = next(_numbers)
+    return [f"{os.getpid():x}-{start:x}-{n:06x}-{'0' * 16}" for n in range(count)]
+
+
+def expect(app: Celery, count: int) -> list[Any]:
+    """What apply_async() leaves behind, but for the task: a reply queue, and who waits."""
+    results = []
+    with app.producer_or_acquire() as producer:
+        for task_id in new_ids(count):
+            app.backend.on_task_call(producer, task_id)
+            results.append(app.AsyncResult(task_id))
+    return results
+
+
+def answer(
+    sender: Celery, oid: str, results: Iterable[Any], value: Any = None, state: str = states.SUCCESS
+) -> None:
+    """Send a result for each, as a worker does: its own number, or `value`."""
+    store = sender.backend.store_result
+    for n, result in enumerate(results):
+        task_id = result if isinstance(result, str) else result.id
+        request = Context(id=task_id, reply_to=oid, correlation_id=task_id)
+        store(task_id, n if value is None else value, state, request=request)
+
+
+def call(app: Celery, sender: Celery, count: int) -> list[Any]:
+    """`count` calls, answered and waited for; what they returned."""
+    results = expect(app, count)
+    answer(sender, app.backend.oid, results)
+    return [result.get(timeout=20) for result in results]
+
+
+def await_confirms(sender: Celery, timeout: float = 30) -> None:
+    await_true(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
+
+
+def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:
+    """Put any message on the reply queue `oid`, over py-amqp alone."""
+    properties.setdefault("content_type", "application/json")
+    properties.setdefault("content_encoding", "utf-8")
+    with app.connection_for_write() as connection:
+        channel = connection.default_channel
+        channel.confirm_select()
+        with deep_recursion():
+            channel.basic_publish_confirm(Message(body, **properties), routing_key=oid)
+
+
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Other clients write tables that are nested deeper than Python would."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(usual)

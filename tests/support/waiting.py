@@ -1,0 +1,38 @@
+"""Waits that end, and the time that they may take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+#: How much later than its own timeout a get() may raise TimeoutError.
+LATE = 0.25
+
+
+def wait_until(condition, timeout: float, what: str, interval: float = 0.05) -> Any:
+    """The first true value of `condition()`; TimeoutError naming `what` after `timeout`."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() >= deadline:
+            raise TimeoutError(f"{what}: not within {timeout:g} s")
+        time.sleep(interval)
+    return value
+
+
+def await_true(condition: Callable[[], Any], timeout: float, what: str) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.01)
+    return value
+
+
+@contextmanager
+def stopwatch(at_most: float, what: str):
+    began = time.monotonic()
+    yield
+    took = time.monotonic() - began
+    assert took <= at_most, f"{what} took {took:.2f} s, {at_most:g} s are allowed"
