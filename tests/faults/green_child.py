@@ -24,7 +24,7 @@ from fastrpc import transport  # noqa: E402
 from tests.support.apps import client  # noqa: E402
 from tests.support.proxy import Proxy  # noqa: E402
 from tests.support.results import answer, expect  # noqa: E402
-from tests.support.waiting import await_true  # noqa: E402
+from tests.support.waiting import wait_until  # noqa: E402
 
 
 def spawn(function, *args):
@@ -47,7 +47,7 @@ def many_wait():
     oid = app.backend.oid
     waits = [spawn(result.get, 30) for result in results]
     sleepers = app.backend.result_consumer._sleepers
-    await_true(lambda: len(sleepers) >= 399, 20, "all wait")
+    wait_until(lambda: len(sleepers) >= 399, 20, "all wait")
     answer(sender, oid, results)
     assert [wait() for wait in waits] == list(range(400))
 
@@ -78,7 +78,7 @@ def latency():
         return time.monotonic() - sent[n]
 
     waits = [spawn(wait, n) for n in range(100)]
-    await_true(lambda: len(app.backend.result_consumer._sleepers) >= 99, 20, "all wait")
+    wait_until(lambda: len(app.backend.result_consumer._sleepers) >= 99, 20, "all wait")
     for n in reversed(range(100)):
         sent[n] = time.monotonic()
         answer(sender, oid, [results[n]])
@@ -98,10 +98,10 @@ def callbacks():
         second.then(lambda result: heard.append(result.result))
         time.sleep(0.1)
         answer(sender, oid, [first, second], n)
-        await_true(lambda: heard == [n, n], 10, "they are called")  # noqa: B023
+        wait_until(lambda: heard == [n, n], 10, "they are called")  # noqa: B023
         heard.clear()
         consumer = app.backend.result_consumer
-        await_true(lambda: consumer._background is None, 10, "nobody reads")  # noqa: B023
+        wait_until(lambda: consumer._background is None, 10, "nobody reads")  # noqa: B023
 
 
 def timeouts():
@@ -142,9 +142,9 @@ def cuts():
         oid = app.backend.oid
         waits = [spawn(result.get, 30) for result in results]
         consumer = app.backend.result_consumer
-        await_true(lambda: len(consumer._sleepers) >= 299, 20, "all wait")
+        wait_until(lambda: len(consumer._sleepers) >= 299, 20, "all wait")
         for n in range(0, 300, 50):
-            await_true(lambda: consumer._intake is not None, 10, "it is connected")
+            wait_until(lambda: consumer._intake is not None, 10, "it is connected")
             proxy.cut()
             answer(sender, oid, results[n : n + 50], [n])
             assert [wait() for wait in waits[n : n + 50]] == [[n]] * 50

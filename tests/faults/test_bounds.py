@@ -14,7 +14,7 @@ from fastrpc.errors import ResultDropped
 from tests.support.resources import growth, open_files
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
-from tests.support.waiting import await_true, stopwatch
+from tests.support.waiting import stopwatch, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -29,7 +29,7 @@ def take_in(app, count: int) -> None:
         app.backend.result_consumer.look(app.backend.oid)
         return stats()["received"] >= count
 
-    await_true(received, 30, f"{count} results are received")
+    wait_until(received, 30, f"{count} results are received")
 
 
 class TestUnclaimed:
@@ -87,7 +87,7 @@ class TestUnclaimed:
         [large] = expect(app, 1)
         oid = app.backend.oid
         waiting = Background(lambda: large.get(timeout=20))
-        await_true(lambda: app.backend.result_consumer.reading, 5, "it reads")
+        wait_until(lambda: app.backend.result_consumer.reading, 5, "it reads")
         answer(sender, oid, [large], "x" * 200_000)
         assert waiting.result(20) == "x" * 200_000
 
@@ -105,7 +105,7 @@ class TestUnclaimed:
             app.backend.result_consumer.look(oid)
             return app.backend.stats()["evicted"] >= 1
 
-        await_true(expired, 10, "it expires")
+        wait_until(expired, 10, "it expires")
         with stopwatch(1, "get"), pytest.raises(ResultDropped):
             old.get(timeout=30)
         answer(sender, oid, [new], "new")
@@ -205,11 +205,11 @@ class TestNothingIsLeftBehind:
             return not any(t.name.startswith("fastrpc-") for t in threading.enumerate())
 
         live()
-        await_true(quiet, 5, "no thread of ours is left")
+        wait_until(quiet, 5, "no thread of ours is left")
         files, threads = open_files(), threading.active_count()
         for _ in range(12):
             live()
-        await_true(quiet, 5, "no thread of ours is left")
+        wait_until(quiet, 5, "no thread of ours is left")
         # Celery's own pool of connections grows to ten, as threads happen to meet in it.
         assert open_files() <= files + 9
         assert threading.active_count() <= threads
@@ -270,4 +270,4 @@ def test_reply_queues_of_a_process_that_was_killed_expire(private_broker, make_c
     oid = app.backend.oid
     expect(app, 1)
     assert oid in private_broker.queues()
-    await_true(lambda: oid not in private_broker.queues(), 20, "it has expired")
+    wait_until(lambda: oid not in private_broker.queues(), 20, "it has expired")

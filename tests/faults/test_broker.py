@@ -11,7 +11,7 @@ from tests.support.apps import client
 from tests.support.broker import settle
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background
-from tests.support.waiting import LATE, await_true, stopwatch
+from tests.support.waiting import LATE, stopwatch, wait_until
 
 PERSISTENT = {"result_persistent": True}
 
@@ -70,7 +70,7 @@ class TestPersistent:
                     time.sleep(0.01)
 
         sending = Background(send)
-        await_true(lambda: len(heard) > 500, 30, "it streams")
+        wait_until(lambda: len(heard) > 500, 30, "it streams")
         own_broker.kill()
         own_broker.start()
         sending.result(60)
@@ -121,7 +121,7 @@ class TestTransient:
         results = expect(app, 100)
         oid = app.backend.oid
         waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=60))
-        await_true(lambda: app.backend.result_consumer.reading, 5, "it waits")
+        wait_until(lambda: app.backend.result_consumer.reading, 5, "it waits")
         own_broker.restart()
         answer(sender, oid, results)
         assert waiting.result(30) == list(range(100))

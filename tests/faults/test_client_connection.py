@@ -22,7 +22,7 @@ from tests.support.broker import RabbitMQ
 from tests.support.proxy import TO_CLIENT, Proxy
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
-from tests.support.waiting import LATE, await_true, stopwatch
+from tests.support.waiting import LATE, stopwatch, wait_until
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ class TestCut:
         results = expect(cut_app, 16)
         oid = cut_app.backend.oid
         waiters = Background(lambda: run_threads(16, lambda n: results[n].get(timeout=30)))
-        await_true(lambda: len(cut_app.backend.result_consumer._sleepers) == 15, 10, "all wait")
+        wait_until(lambda: len(cut_app.backend.result_consumer._sleepers) == 15, 10, "all wait")
         for _ in range(3):
             proxy.cut(rst=rst)
         answer(sender, oid, results)
@@ -135,9 +135,9 @@ class TestNotAMQP:
         oid = cut_app.backend.oid
         connect(cut_app, sender)
         waiters = Background(lambda: run_threads(10, lambda n: results[n].get(timeout=30)))
-        await_true(lambda: len(cut_app.backend.result_consumer._sleepers) == 9, 10, "all wait")
+        wait_until(lambda: len(cut_app.backend.result_consumer._sleepers) == 9, 10, "all wait")
         proxy.inject(data)
-        await_true(lambda: cut_app.backend.stats()["reconnects"] == 1, 10, "it is noticed")
+        wait_until(lambda: cut_app.backend.stats()["reconnects"] == 1, 10, "it is noticed")
         answer(sender, oid, results)
         assert waiters.result(30) == list(range(10))
         assert cut_app.backend.stats()["reconnects"] == 1
@@ -179,7 +179,7 @@ class TestUnreachable:
         proxy.freeze()
         proxy.cut()
         waiting = Background(lambda: patient.get(timeout=30))
-        await_true(lambda: cut_app.backend.result_consumer.reading, 5, "it tries to connect")
+        wait_until(lambda: cut_app.backend.result_consumer.reading, 5, "it tries to connect")
         with stopwatch(0.5 + LATE, "get(0.5)"), pytest.raises(TimeoutError):
             hasty.get(timeout=0.5)
         proxy.thaw()
@@ -192,10 +192,10 @@ class TestUnreachable:
         [result] = expect(cut_app, 1)
         oid = cut_app.backend.oid
         waiting = Background(result.get)
-        await_true(lambda: reading(cut_app), 10, "it reads")
+        wait_until(lambda: reading(cut_app), 10, "it reads")
         proxy.refuse()
         proxy.cut()
-        await_true(lambda: records.count("trying again") >= 4, 20, "it tried four times")
+        wait_until(lambda: records.count("trying again") >= 4, 20, "it tried four times")
         assert waiting.running
         proxy.listen()
         answer(sender, oid, [result], "back")
@@ -217,7 +217,7 @@ class TestUnreachable:
         assert not any(look() for _ in range(20))
         proxy.listen()
         answer(sender, cut_app.backend.oid, [result], "seen")
-        await_true(look, 10, "one of the waits gets the result")
+        wait_until(look, 10, "one of the waits gets the result")
 
     def test_it_tries_again_with_pauses_that_grow(self, cut_app, proxy):
         """No storm: within three seconds a handful of attempts."""
@@ -277,11 +277,11 @@ class TestHalfOpen:
         [result] = expect(app, 1)
         connect(app, sender)
         waiting = Background(lambda: result.get(timeout=30))
-        await_true(lambda: reading(app), 5, "it reads")
+        wait_until(lambda: reading(app), 5, "it reads")
         time.sleep(well_for)
         assert app.backend.stats()["reconnects"] == 0, "as long as it is answered"
         proxy.freeze()
-        await_true(lambda: app.backend.stats()["reconnects"], within, "it was noticed")
+        wait_until(lambda: app.backend.stats()["reconnects"], within, "it was noticed")
         proxy.cut()
         proxy.thaw()
         answer(sender, app.backend.oid, [result], "after all")
@@ -302,7 +302,7 @@ class TestHalfOpen:
         app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
         waiting = Background(lambda: [result.get(timeout=20) for result in results])
         intake = app.backend.result_consumer._intake
-        await_true(
+        wait_until(
             lambda: app.backend.result_consumer._intake not in (intake, None), 20, "it reconnects"
         )
         answer(sender, app.backend.oid, results)
@@ -325,7 +325,7 @@ class TestHalfOpen:
         """It sent no heartbeats while it did not wait: the next call connects again."""
         app = make_client(private_broker.url, options={"heartbeat": 1})
         connect(app, sender)
-        await_true(lambda: has_ended(app), 10, "the broker hangs up")
+        wait_until(lambda: has_ended(app), 10, "the broker hangs up")
         with stopwatch(3, "the next call"):
             connect(app, sender)
             results = expect(app, 5)
@@ -337,7 +337,7 @@ class TestHalfOpen:
         connect(cut_app, sender)
         proxy.cut()
         answer(sender, cut_app.backend.oid, [result], "seen")
-        await_true(result.ready, 10, "it is ready")
+        wait_until(result.ready, 10, "it is ready")
 
     def test_calls_go_on_over_connections_that_died(self, private_broker, proxy, worker):
         """Also the one that calls travel on, which is Celery's own."""
@@ -375,9 +375,9 @@ class TestDisturbed:
         [before, after] = expect(app, 2)
         oid = app.backend.oid
         waiting = Background(lambda: before.get(timeout=20))
-        await_true(lambda: reading(app), 10, "it reads")
+        wait_until(lambda: reading(app), 10, "it reads")
         private_broker.ctl("delete_queue", oid)
-        await_true(lambda: oid in private_broker.queues(), 10, "the queue is there again")
+        wait_until(lambda: oid in private_broker.queues(), 10, "the queue is there again")
         answer(sender, oid, [before, after])
         assert waiting.result(20) == 0
         assert after.get(timeout=5) == 1
@@ -396,7 +396,7 @@ class TestDisturbed:
 
         def call(value):
             result = echo.apply_async((value,), queue=worker.queue)
-            await_true(lambda: private_broker.queues().get(oid), 10, "it is answered")
+            wait_until(lambda: private_broker.queues().get(oid), 10, "it is answered")
             return result
 
         call(1)
@@ -454,7 +454,7 @@ class TestDisturbed:
         [result] = expect(app, 1)
         oid = app.backend.oid
         waiting = Background(lambda: result.get(timeout=20))
-        await_true(lambda: reading(app), 10, "it reads")
+        wait_until(lambda: reading(app), 10, "it reads")
         private_broker.ctl("close_all_connections", "by an operator")
         answer(sender, oid, [result], "after")
         assert waiting.result(20) == "after"
@@ -469,7 +469,7 @@ class TestDisturbed:
         oid = app.backend.oid
         app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
         app.backend.result_consumer.look(oid)  # notices, and does not connect again
-        await_true(lambda: oid not in private_broker.queues(), 10, "it has expired")
+        wait_until(lambda: oid not in private_broker.queues(), 10, "it has expired")
         assert echo.delay(2).get(timeout=10) == 2
 
 
@@ -560,8 +560,8 @@ class TestSilentQueue:
             monkeypatch.setattr(intake.AMQPIntake, "_consume", fall_silent)
             waiting = Background(lambda: late.get(timeout=60))
             assert consumed.wait(10)
-            await_true(lambda: records.count("no answer to basic.qos") == 1, 20, "it is noticed")
-            await_true(lambda: records.count("its declaration is not answered"), 20, "set aside")
+            wait_until(lambda: records.count("no answer to basic.qos") == 1, 20, "it is noticed")
+            wait_until(lambda: records.count("its declaration is not answered"), 20, "set aside")
             results = expect(app, 10)
             answer(sender, app.backend.oid, results, "undisturbed")
             with stopwatch(2, "get"):

@@ -17,7 +17,7 @@ from kombu import Connection
 from tests.support.broker import Cluster, RabbitMQ
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background
-from tests.support.waiting import LATE, await_true, stopwatch
+from tests.support.waiting import LATE, stopwatch, wait_until
 
 COUNT = 1_000
 
@@ -67,7 +67,7 @@ class Stream:
         self.node_gone = threading.Event()
         oid = app.backend.oid
         self.sending = Background(lambda: self.send(oid))
-        await_true(lambda: len(self.heard) >= COUNT // 10, 30, "it streams")
+        wait_until(lambda: len(self.heard) >= COUNT // 10, 30, "it streams")
 
     def send(self, oid: str) -> None:
         answer(self.sender, oid, self.results[: COUNT // 2], "first half")
@@ -162,10 +162,10 @@ def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, g
     answer(sender, oid, results)
     await_confirms(sender)
     thread = Background(wait_in_another_thread)
-    await_true(lambda: len(elsewhere) == 2, 10, "the other thread has its queue")
+    wait_until(lambda: len(elsewhere) == 2, 10, "the other thread has its queue")
     with goes(home):
         if is_told:
-            await_true(lambda: is_down(other, app, oid), 10, "its queue is down")
+            wait_until(lambda: is_down(other, app, oid), 10, "its queue is down")
             with stopwatch(2, "a call"), pytest.raises(NotFound, match=DOWN):
                 sure.tasks["tests.add"].delay(1, 2)
         with stopwatch(1 + LATE, "get(1)"), pytest.raises(TimeoutError):

@@ -21,7 +21,7 @@ from tests.support.processes import ROOT, Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
 from tests.support.results import answer, call, expect
 from tests.support.threads import Background, run_threads
-from tests.support.waiting import await_true
+from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 pytestmark = [
@@ -108,7 +108,7 @@ class TestPlainFork:
         with Proxy(private_broker.host, private_broker.port) as proxy:
             app = make_client(private_broker.url_for(proxy.port))
             call(app, app, 5)
-            await_true(lambda: app.backend.stats()["unconfirmed"] == 0, 10, "all is confirmed")
+            wait_until(lambda: app.backend.stats()["unconfirmed"] == 0, 10, "all is confirmed")
             before = proxy.stats
             Child(lambda: None, sys_exit_with_atexit).result()
             Child(lambda: None).result()
@@ -131,7 +131,7 @@ class TestPlainFork:
         results = expect(live, 4)
         oid = live.backend.oid
         waiters = Background(lambda: run_threads(4, lambda n: results[n].get(timeout=30)))
-        await_true(lambda: len(live.backend.result_consumer._sleepers) == 3, 10, "they wait")
+        wait_until(lambda: len(live.backend.result_consumer._sleepers) == 3, 10, "they wait")
         children = [Child(lambda: call(live, sender, 50)) for _ in range(4)]
         assert [child.result() for child in children] == [list(range(50))] * 4
         answer(sender, oid, results)

@@ -15,7 +15,7 @@ from tests.support.apps import client
 from tests.support.resources import growth
 from tests.support.results import answer, expect, new_ids, publish
 from tests.support.threads import Background
-from tests.support.waiting import await_true
+from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
 
@@ -40,7 +40,7 @@ def bystander(app, private_broker) -> Iterator[Background]:
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=100))
-    await_true(lambda: app.backend.result_consumer.reading, 10, "it reads")
+    wait_until(lambda: app.backend.result_consumer.reading, 10, "it reads")
     yield waiting
     answer(sender, oid, [result], "undisturbed")
     assert waiting.result(20) == "undisturbed"
@@ -59,8 +59,8 @@ def noticed_nothing(bystander):
 def assert_nothing_comes_back(app: Celery) -> None:
     """All was acknowledged: a connection that looks again finds nothing."""
     consumer = app.backend.result_consumer
-    await_true(lambda: not consumer.reading, 5, "nobody reads")
-    await_true(lambda: not consumer._intake.owes_acknowledgement, 5, "all is acknowledged")
+    wait_until(lambda: not consumer.reading, 5, "nobody reads")
+    wait_until(lambda: not consumer._intake.owes_acknowledgement, 5, "all is acknowledged")
     received = app.backend.stats()["received"]
     consumer._intake.goodbye(5, delete_queues=False)
     consumer._intake = None
@@ -151,7 +151,7 @@ def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
     if wanted:
         app.backend.add_pending_result(app.AsyncResult(task_id))
     publish(app, app.backend.oid, body, **properties)
-    await_true(lambda: app.backend.stats()["received"] == received + 1, 10, "it is received")
+    wait_until(lambda: app.backend.stats()["received"] == received + 1, 10, "it is received")
     app.AsyncResult(task_id).forget()
 
 
@@ -166,7 +166,7 @@ def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sen
     for result, (what, message) in zip(results[1:], BAD.items(), strict=True):
         properties = {"correlation_id": "x", **message}
         publish(app, oid, properties.pop("body"), **properties)
-        await_true(intake.readable, 5, f"{what}: it has come")
+        wait_until(intake.readable, 5, f"{what}: it has come")
         intake._declaring.basic_qos(0, 1, False)
         assert len(intake._strays) == 1, what
         answer(sender, oid, [result], what)
@@ -252,9 +252,9 @@ def test_a_flood_stays_within_the_caps(private_broker, make_client, sender, capl
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=60))
-    await_true(lambda: app.backend.result_consumer.reading, 10, "it reads")
+    wait_until(lambda: app.backend.result_consumer.reading, 10, "it reads")
     answer(sender, oid, new_ids(5_000), "warm up")
-    await_true(lambda: app.backend.stats()["received"] >= 5_000, 20, "it has begun")
+    wait_until(lambda: app.backend.stats()["received"] >= 5_000, 20, "it has begun")
 
     def flood() -> None:
         for _ in range(5):
@@ -276,7 +276,7 @@ def test_a_flood_of_bad_messages_does_not_flood_the_log(app, sender, noticed_not
         channel = connection.default_channel
         for _ in range(5_000):
             channel.basic_publish(Message(b"17"), routing_key=app.backend.oid)
-        await_true(lambda: sum(bad_messages(app)) - before >= 5_000, 60, "all are counted")
+        wait_until(lambda: sum(bad_messages(app)) - before >= 5_000, 60, "all are counted")
     assert len([r for r in caplog.records if r.name == "fastrpc"]) <= 5
 
 

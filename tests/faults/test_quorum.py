@@ -10,7 +10,7 @@ from celery import group
 from kombu import Connection
 
 from tests.support.results import answer, await_confirms, expect
-from tests.support.waiting import await_true
+from tests.support.waiting import wait_until
 
 WAIT = 30
 
@@ -39,7 +39,7 @@ def fetch_and_hang_up(url: str, queue: str, count: int) -> None:
     connection = Connection(url)
     channel = connection.default_channel
     for _ in range(count):
-        await_true(lambda: channel.basic_get(queue), WAIT, "it is delivered again")
+        wait_until(lambda: channel.basic_get(queue), WAIT, "it is delivered again")
     connection.collect()
 
 
@@ -54,7 +54,7 @@ def test_results_nobody_has_asked_for_yet(quorum, sender):
     app = quorum()
     results = expect(app, 100)
     answer(sender, app.backend.oid, results)
-    await_true(results[-1].ready, WAIT, "the last is there")
+    wait_until(results[-1].ready, WAIT, "the last is there")
     assert app.backend.stats()["unclaimed"] == 100
     assert [result.get(timeout=WAIT) for result in results] == list(range(100))
 
@@ -103,4 +103,4 @@ def test_it_expires_unused(quorum, private_broker, sender):
     assert exists(private_broker.url, oid)
     app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
     app.backend.result_consumer._intake = None
-    await_true(lambda: not exists(private_broker.url, oid), WAIT, "it has expired")
+    wait_until(lambda: not exists(private_broker.url, oid), WAIT, "it has expired")

@@ -18,7 +18,7 @@ from fastrpc.backend import RPCBackend
 from tests.support.resources import growth
 from tests.support.results import answer, expect, new_ids
 from tests.support.threads import Background, run_threads
-from tests.support.waiting import LATE, await_true, stopwatch
+from tests.support.waiting import LATE, stopwatch, wait_until
 
 LONG = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -92,7 +92,7 @@ class TestAnyThreadWaitsForAnyResult:
         assert not mine.ready()  # connected from here on
         oid, [theirs] = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)
         answer(sender, oid, [theirs])
-        await_true(theirs.ready, 5, "the other thread's result is ready")
+        wait_until(theirs.ready, 5, "the other thread's result is ready")
         assert theirs.result == 0
 
     def test_a_pool_of_waiters_over_a_pool_of_callers(self, app, sender):
@@ -112,7 +112,7 @@ class TestAnyThreadWaitsForAnyResult:
         waiters = Background(
             lambda: run_threads(16, lambda n: app.AsyncResult(result.id).get(timeout=20))
         )
-        await_true(
+        wait_until(
             lambda: len(app.backend.result_consumer._sleepers) == 15, 10, "one reads, 15 sleep"
         )
         answer(sender, oid, [result], "for all")
@@ -172,11 +172,11 @@ class TestHandingOver:
 
         reader = Background(time_out)
         consumer = app.backend.result_consumer
-        await_true(lambda: consumer.reading, 10, "somebody reads")
+        wait_until(lambda: consumer.reading, 10, "somebody reads")
         sleeper = Background(lambda: (second.get(timeout=20), time.monotonic()))
-        await_true(lambda: consumer._sleepers, 10, "somebody sleeps")
+        wait_until(lambda: consumer._sleepers, 10, "somebody sleeps")
         reader.result(10)
-        await_true(lambda: consumer.reading, 0.5, "the sleeper reads")
+        wait_until(lambda: consumer.reading, 0.5, "the sleeper reads")
         sent = time.monotonic()
         answer(sender, oid, [second], "second")
         value, at = sleeper.result(10)
@@ -194,7 +194,7 @@ class TestHandingOver:
             return time.monotonic() - sent[n]
 
         waiters = Background(lambda: run_threads(32, wait))
-        await_true(lambda: len(app.backend.result_consumer._sleepers) == 31, 10, "all wait")
+        wait_until(lambda: len(app.backend.result_consumer._sleepers) == 31, 10, "all wait")
         for n in random.Random(1).sample(range(32), 32):
             sent[n] = time.monotonic()
             answer(sender, oid, [results[n]])
@@ -227,7 +227,7 @@ class TestCallbacks:
         app.backend.result_consumer._intake.interval = 60.0
         child.parent = parent
         waiting = Background(lambda: child.get(timeout=60))
-        await_true(lambda: app.backend.result_consumer.reading, 5, "it reads")
+        wait_until(lambda: app.backend.result_consumer.reading, 5, "it reads")
         failure = ValueError("the parent's")
         answer(sender, app.backend.oid, [parent], failure, states.FAILURE)
         with pytest.raises(ValueError, match="the parent's"):
@@ -294,7 +294,7 @@ class TestCallbacks:
                 return repr(exc)
 
         waiters = Background(lambda: run_threads(3, wait))
-        await_true(lambda: len(app.backend.result_consumer._sleepers) == 2, 10, "all wait")
+        wait_until(lambda: len(app.backend.result_consumer._sleepers) == 2, 10, "all wait")
         answer(sender, oid, results)
         assert waiters.result(20) == [0, 'LookupError("a callback\'s own")', 2]
 
@@ -333,7 +333,7 @@ class TestShortLivedThreads:
         gc.collect()
         alive = threading.active_count()
         assert growth(lambda: live_and_die(threads // 2)) < 2 * 1024 * 1024
-        await_true(lambda: threading.active_count() <= alive, 5, "no thread is left")
+        wait_until(lambda: threading.active_count() <= alive, 5, "no thread is left")
         # Thread idents are reused, and with them the names of queues.
         names = set(app.backend._queues.names)
         assert len(names) <= 4 * at_once

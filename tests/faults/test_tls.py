@@ -19,7 +19,7 @@ from tests.support.processes import Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
-from tests.support.waiting import await_true, stopwatch
+from tests.support.waiting import stopwatch, wait_until
 
 
 class Authority:
@@ -210,7 +210,7 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
         link = sender.backend._publisher._link
         proxy.freeze()
         answer(sender, app.backend.oid, [last])
-        await_true(lambda: sender.backend._publisher._link is not link, 10, "it is given up")
+        wait_until(lambda: sender.backend._publisher._link is not link, 10, "it is given up")
         proxy.thaw()
         assert last.get(timeout=10) == 0
         await_confirms(sender)
@@ -225,6 +225,6 @@ def test_a_fork_leaves_the_parents_tls_connection_alone(tls_broker, make_client,
     for _ in range(3):
         Child(lambda: round_trip(app), sys_exit_with_atexit).result()
     round_trip(app)
-    await_true(lambda: app.backend.stats()["unconfirmed"] == 0, 5, "all is confirmed")
+    wait_until(lambda: app.backend.stats()["unconfirmed"] == 0, 5, "all is confirmed")
     assert consumer._intake is intake
     assert app.backend.stats()["reconnects"] == 0

@@ -20,7 +20,7 @@ from tests.support.broker import RabbitMQ
 from tests.support.proxy import TO_SERVER
 from tests.support.results import answer, await_confirms, expect, new_ids
 from tests.support.threads import Background
-from tests.support.waiting import await_true, stopwatch
+from tests.support.waiting import stopwatch, wait_until
 from tests.support.worker import Worker
 
 
@@ -171,7 +171,7 @@ class TestCut:
     def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))
         await_confirms(cut_sender)
-        await_true(lambda: cut_sender.backend._publisher._watcher is None, 5, "it has ended")
+        wait_until(lambda: cut_sender.backend._publisher._watcher is None, 5, "it has ended")
 
     def test_unreachable_and_retries_used_up(self, private_broker, make_client, proxy):
         """Then the task's worker is told, as on stock."""
@@ -189,7 +189,7 @@ class TestCut:
         proxy.refuse()
         proxy.cut()
         sending = Background(lambda: answer(cut_sender, oid, [second], "patient"))
-        await_true(lambda: not link_is_open(cut_sender), 5, "it is noticed")
+        wait_until(lambda: not link_is_open(cut_sender), 5, "it is noticed")
         proxy.listen()
         assert second.get(timeout=15) == "patient"
         sending.result(5)
@@ -204,7 +204,7 @@ class TestCut:
         await_confirms(cut_sender)
         proxy.freeze()
         answer(cut_sender, oid, [result], "in the end")
-        await_true(lambda: not link_is_open(cut_sender), 20, "it is given up")
+        wait_until(lambda: not link_is_open(cut_sender), 20, "it is given up")
         proxy.cut()
         proxy.thaw()
         assert result.get(timeout=20) == "in the end"
@@ -233,7 +233,7 @@ class TestCut:
         await_confirms(cut_sender)
         proxy.freeze()
         sending = Background(lambda: answer(cut_sender, oid, large, "x" * (16 << 20)))
-        await_true(lambda: not link_is_open(cut_sender), 10, "it is given up")
+        wait_until(lambda: not link_is_open(cut_sender), 10, "it is given up")
         proxy.thaw()
         sending.result(20)
         assert large[0].get(timeout=20) == "x" * (16 << 20)
@@ -267,7 +267,7 @@ class TestWindow:
         proxy.freeze()
         sending = Background(lambda: answer(sender, oid, results, value))
         publisher = sender.backend._publisher
-        await_true(lambda: publisher.unconfirmed >= fit - 1, 5, "the window is full")
+        wait_until(lambda: publisher.unconfirmed >= fit - 1, 5, "the window is full")
         assert sending.running
         assert publisher.unconfirmed <= fit
         proxy.thaw()
@@ -330,7 +330,7 @@ class TestReturned:
     def test_a_large_one_comes_back_at_once(self, sender):
         """Not a buffer at each look: the confirms of all others come behind it."""
         answer(sender, "gone", new_ids(1), "x" * (32 << 20))
-        await_true(lambda: sender.backend.stats()["returned"] == 1, 5, "it has come back")
+        wait_until(lambda: sender.backend.stats()["returned"] == 1, 5, "it has come back")
         await_confirms(sender, 2)
 
     def test_a_result_whose_caller_is_gone_is_counted(self, sender, app, records):
@@ -361,7 +361,7 @@ class TestRefused:
     def test_what_it_refuses_comes_as_soon_as_there_is_room(self, full, sender):
         results = [full.AsyncResult(task_id) for task_id in new_ids(30)]
         answer(sender, full.backend.oid, results)
-        await_true(lambda: sender.backend.stats()["confirmed"] == 10, 10, "it is full")
+        wait_until(lambda: sender.backend.stats()["confirmed"] == 10, 10, "it is full")
         assert [result.get(timeout=20) for result in results] == list(range(30))
         await_confirms(sender)
 
@@ -402,7 +402,7 @@ class TestBlocked:
         alarm(True)
         # The alarm is for those who publish: the first makes the broker say so.
         answer(sender, oid, results[:1])
-        await_true(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
         assert records.count("blocks publishing") == 1
 
         def send_each() -> None:
@@ -428,9 +428,9 @@ class TestBlocked:
         await_confirms(sender)
         alarm(True)
         answer(sender, oid, results[1:2])
-        await_true(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
         sending = Background(lambda: answer(sender, oid, results[2:]))
-        await_true(sender.backend._publisher._lock.locked, 5, "a send waits")
+        wait_until(sender.backend._publisher._lock.locked, 5, "a send waits")
         closing = Background(sender.backend.close)
         try:
             closing.result(10)

@@ -133,7 +133,7 @@ class _Server:
             return self.answers()
 
         try:
-            wait_until(answers, START_TIMEOUT, f"{type(self).__name__} answers")
+            wait_until(answers, START_TIMEOUT, f"{type(self).__name__} answers", 0.05)
         except TimeoutError as exc:
             raise TimeoutError(f"{exc}\n{self.log_tail()}") from None
 
@@ -344,7 +344,7 @@ class RabbitMQ(_Server):
         self.epmd = self._spawn(
             [*CHROOT, command, "-port", str(self.epmd_port), "-address", self.host], self.env
         )
-        wait_until(self._epmd_answers, 10, "epmd answers", 0.01)
+        wait_until(self._epmd_answers, 10, "epmd answers")
 
     def _stop_epmd(self) -> None:
         if self.epmd is not None:

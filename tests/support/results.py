@@ -17,7 +17,7 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.app.task import Context
 
-from tests.support.waiting import await_true
+from tests.support.waiting import wait_until
 
 _numbers = itertools.count(1)
 
@@ -57,7 +57,7 @@ def call(app: Celery, sender: Celery, count: int) -> list[Any]:
 
 
 def await_confirms(sender: Celery, timeout: float = 30) -> None:
-    await_true(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
+    wait_until(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
 
 
 def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:

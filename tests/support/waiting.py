@@ -11,22 +11,15 @@ from typing import Any
 LATE = 0.25
 
 
-def wait_until(condition, timeout: float, what: str, interval: float = 0.05) -> Any:
-    """The first true value of `condition()`; TimeoutError naming `what` after `timeout`."""
+def wait_until(
+    condition: Callable[[], Any], timeout: float, what: str, interval: float = 0.01
+) -> Any:
+    """The first true value of `condition()`; TimeoutError naming `what` after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() >= deadline:
             raise TimeoutError(f"{what}: not within {timeout:g} s")
         time.sleep(interval)
-    return value
-
-
-def await_true(condition: Callable[[], Any], timeout: float, what: str) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"{what}: not within {timeout:g} s")
-        time.sleep(0.01)
     return value
 
 

@@ -73,7 +73,7 @@ class Worker:
                 start_new_session=True,
             )
         try:
-            wait_until(self._is_ready, timeout, f"{self} is ready")
+            wait_until(self._is_ready, timeout, f"{self} is ready", 0.05)
         except BaseException:
             self.close()
             raise
