@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 
@@ -13,17 +12,11 @@ from celery.exceptions import TimeoutError
 
 from tests.support.apps import client
 from tests.support.resources import growth
-from tests.support.results import answer, expect, new_ids, publish
+from tests.support.results import answer, expect, meta, new_ids, publish
 from tests.support.threads import Background
 from tests.support.waiting import wait_until
 
 MIB = 1024 * 1024
-
-
-def meta(task_id: str, **more) -> bytes:
-    return json.dumps(
-        {"task_id": task_id, "status": states.SUCCESS, "result": 1, "traceback": None, **more}
-    ).encode()
 
 
 @pytest.fixture(scope="module")

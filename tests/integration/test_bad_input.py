@@ -13,15 +13,11 @@ from celery.exceptions import SecurityError
 
 from tests.support.apps import make_app
 from tests.support.backends import FAST
+from tests.support.results import meta
 from tests.support.waiting import wait_until
 
 WAIT = 20
 SECRET = "not-for-the-log"
-
-
-def meta(task_id: str | None, result=SECRET, status="SUCCESS") -> bytes:
-    given = {"status": status, "result": result, "traceback": None, "children": []}
-    return json.dumps(given if task_id is None else {**given, "task_id": task_id}).encode()
 
 
 #: name -> (body, properties, reason); the correlation id is that of a task that waits
@@ -35,9 +31,17 @@ BAD = {
         {"content_type": "application/x-python-serialize", "content_encoding": "binary"},
         "content type not accepted",
     ),
-    "no content type": (meta("x"), {"content_type": "", "content_encoding": ""}, "not a result"),
+    "no content type": (
+        meta("x", SECRET),
+        {"content_type": "", "content_encoding": ""},
+        "not a result",
+    ),
     "empty body": (b"", {}, "empty body"),
-    "neither correlation id nor task id": (meta(None), {"correlation_id": ""}, "not a result"),
+    "neither correlation id nor task id": (
+        meta(None, SECRET),
+        {"correlation_id": ""},
+        "not a result",
+    ),
     "unknown id, malformed": (
         f'{{"status": "{SECRET}'.encode(),
         {"correlation_id": "nobody knows this one"},
@@ -48,7 +52,11 @@ BAD = {
         {"correlation_id": "one\nWARNING all is lost"},
         "empty body",
     ),
-    "unknown compression": (meta("x"), {"compression": "application/x-no-such"}, "undecodable"),
+    "unknown compression": (
+        meta("x", SECRET),
+        {"compression": "application/x-no-such"},
+        "undecodable",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ reply queue, without a task having been run. It says exactly what was sent, and 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,12 @@ def call(app: Celery, sender: Celery, count: int) -> list[Any]:
 
 def await_confirms(sender: Celery, timeout: float = 30) -> None:
     wait_until(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
+
+
+def meta(task_id: str | None, result: Any = 1, status: str = states.SUCCESS, **more: Any) -> bytes:
+    """The body of a result as a worker sends it; without a task id where that is None."""
+    given = {"status": status, "result": result, "traceback": None, "children": [], **more}
+    return json.dumps(given if task_id is None else {**given, "task_id": task_id}).encode()
 
 
 def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import json
 import pickle
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from fastrpc import backend as backend_module
 from fastrpc.backend import RPCBackend
 from fastrpc.consumer import ResultConsumer
 from fastrpc.publisher import KombuPublisher
+from tests.support.results import meta
 
 
 def make_app(backend: str = "fastrpc://", **conf) -> Celery:
@@ -45,10 +45,6 @@ def app():
 @pytest.fixture
 def backend(app) -> RPCBackend:
     return app.backend
-
-
-def meta(task_id: str, result=1, status=states.SUCCESS) -> bytes:
-    return json.dumps({"status": status, "result": result, "task_id": task_id}).encode()
 
 
 def arrives(backend, task_id: str, *args) -> None:

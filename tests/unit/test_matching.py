@@ -22,6 +22,7 @@ from fastrpc._intake import Fulfiller
 from fastrpc._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
 from fastrpc.matching import JSON, ResultMatcher, body_format, load_large
 from fastrpc.stats import Stats
+from tests.support.results import meta
 
 READY = states.READY_STATES
 
@@ -85,19 +86,6 @@ class Matching:
         correlation_id = task_id.encode() if isinstance(task_id, str) else task_id
         self.matcher.deliver(correlation_id, body, format, **kwargs)
         self.matcher.tidy(matching_module.time.monotonic())  # as after each batch
-
-
-def meta(task_id: str, result="r", status=states.SUCCESS, **more) -> bytes:
-    return json.dumps(
-        {
-            "status": status,
-            "result": result,
-            "traceback": None,
-            "children": [],
-            **more,
-            "task_id": task_id,
-        }
-    ).encode()
 
 
 @pytest.fixture
