@@ -12,18 +12,26 @@ from tests.support.tasks import add_tasks
 _apps: list[Celery] = []
 
 
-def make_app(broker: str, backend: str, queue: str = "celery", **conf: Any) -> Celery:
+def make_app(
+    broker: str = "memory://",
+    backend: str = FAST,
+    queue: str = "celery",
+    *,
+    cls: type[Celery] = Celery,
+    **conf: Any,
+) -> Celery:
     """An app with all the tasks; `conf` are Celery settings."""
-    app = Celery("tests", broker=broker, backend=backend, set_as_current=False)
-    app.conf.update(
+    app = cls("tests", broker=broker, backend=backend, set_as_current=False)
+    # Defaults: Celery lets nobody mix settings of old and new names.
+    app.add_defaults(
         {
             "task_default_queue": queue,
             "broker_connection_retry_on_startup": True,
             "worker_hijack_root_logger": False,
             "worker_cancel_long_running_tasks_on_connection_loss": False,
-            **conf,
         }
     )
+    app.conf.update(conf)
     add_tasks(app)
     # The name of a reply queue comes from the address of the app: one that is collected
     # could hand its queue, with what is left in it, to the next.

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 
 import kombu
 import pytest
-from celery import Celery, chord, group, states
+from celery import chord, group, states
 from celery.app import backends as celery_backends
 from celery.app.task import Context
 from celery.backends.asynchronous import AsyncBackendMixin
@@ -26,13 +26,8 @@ from fastrpc import backend as backend_module
 from fastrpc.backend import RPCBackend
 from fastrpc.consumer import ResultConsumer
 from fastrpc.publisher import KombuPublisher
+from tests.support.apps import make_app
 from tests.support.results import meta
-
-
-def make_app(backend: str = "fastrpc://", **conf) -> Celery:
-    app = Celery("unit", broker="memory://", backend=backend, set_as_current=False)
-    app.conf.update(conf)
-    return app
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def arrives(backend, task_id: str, *args) -> None:
 
 class TestGettingIt:
     def test_the_url_is_enough(self):
-        assert type(make_app("fastrpc://").backend) is RPCBackend
+        assert type(make_app(backend="fastrpc://").backend) is RPCBackend
 
     def test_the_url_is_enough_in_a_new_process_that_imports_nothing_of_ours(self):
         code = (
@@ -73,13 +68,13 @@ class TestGettingIt:
 
     def test_install_takes_over_rpc(self, monkeypatch):
         monkeypatch.setattr(celery_backends, "BACKEND_ALIASES", {**celery_backends.BACKEND_ALIASES})
-        assert type(make_app("rpc://").backend) is StockBackend
+        assert type(make_app(backend="rpc://").backend) is StockBackend
         fastrpc.install()
-        assert type(make_app("rpc://").backend) is RPCBackend
-        assert type(make_app("rpc").backend) is RPCBackend
+        assert type(make_app(backend="rpc://").backend) is RPCBackend
+        assert type(make_app(backend="rpc").backend) is RPCBackend
 
     def test_without_install_rpc_is_celerys(self):
-        assert type(make_app("rpc://").backend) is StockBackend
+        assert type(make_app(backend="rpc://").backend) is StockBackend
 
     def test_importing_the_package_does_not_import_celery(self):
         code = "import sys, fastrpc; print('celery' in sys.modules)"
@@ -201,7 +196,7 @@ class TestNames:
             (group(add.s(1), add.s(2)) | add.s()).delay()
 
     def test_it_can_be_pickled_with_its_settings(self):
-        app = make_app("fastrpc://?prefetch=7")
+        app = make_app(backend="fastrpc://?prefetch=7")
         before = RPCBackend(
             app,
             url="fastrpc://?prefetch=7",
@@ -298,7 +293,7 @@ class TestReplyQueue:
         assert not make_app(result_expires=0).backend.binding.expires
 
     def test_it_may_be_a_quorum_queue(self):
-        queue = make_app("fastrpc://?queue_type=quorum").backend.binding
+        queue = make_app(backend="fastrpc://?queue_type=quorum").backend.binding
         assert queue.queue_arguments["x-queue-type"] == "quorum"
 
 
@@ -370,7 +365,7 @@ class TestWaiting:
         assert first.get(timeout=5) == 1
 
     def test_what_was_evicted_is_an_error_at_once(self):
-        app = make_app("fastrpc://?max_unclaimed=1")
+        app = make_app(backend="fastrpc://?max_unclaimed=1")
         arrives(app.backend, "a")
         arrives(app.backend, "b")
         with pytest.raises(ResultDropped, match="task a"):
@@ -379,7 +374,7 @@ class TestWaiting:
         assert app.backend.stats()["evicted"] == 1
 
     def test_in_a_set_too(self):
-        app = make_app("fastrpc://?max_unclaimed=1")
+        app = make_app(backend="fastrpc://?max_unclaimed=1")
         arrives(app.backend, "a")
         arrives(app.backend, "b")
         results = app.ResultSet([app.AsyncResult("b"), app.AsyncResult("a")], app=app)

@@ -12,15 +12,9 @@ from celery.app.task import Context
 from celery.result import AsyncResult, GroupResult
 
 from fastrpc.meta import ALWAYS_UTC, Clock
+from tests.support.apps import make_app
 
 NOW = datetime(2024, 2, 29, 12, 30, 1, 250000, tzinfo=timezone.utc)
-
-
-def make_app(cls=Celery, **conf) -> Celery:
-    app = cls("unit", broker="memory://", backend="fastrpc://", set_as_current=False)
-    app.conf.update(conf)
-    return app
-
 
 FULL = {
     "id": "the-task",
@@ -149,7 +143,7 @@ def test_an_app_may_have_a_clock_of_its_own():
         def now(self):
             return NOW
 
-    meta = make_app(Timeless).backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
+    meta = make_app(cls=Timeless).backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
     assert meta["date_done"] == NOW.isoformat()
 
 
