@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from tests.conftest import broker, redis_server  # noqa: F401
+from tests.support.broker import Redis
+from tests.support.session import session_broker, started
 
 from .arena import QUICK, ROOT, Arena, Race, replayed_time
 
@@ -48,6 +49,18 @@ def pytest_benchmark_update_json(config, benchmarks, output_json) -> None:
 
 
 VERSIONS = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture(scope="session")
+def broker():
+    with session_broker() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    with started(Redis) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

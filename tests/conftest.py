@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.broker import ForeignBroker, MissingServer, RabbitMQ, Redis
+from tests.support.broker import RabbitMQ, Redis
+from tests.support.session import ForeignBroker, session_broker, started
 from tests.support.waiting import wait_until
 
 
@@ -28,38 +28,24 @@ def no_watcher_outlives_its_test() -> Iterator[None]:
     )
 
 
-def _start(server: type) -> RabbitMQ | Redis:
-    try:
-        return server().__enter__()
-    except MissingServer as exc:
-        # Never a skip: a run without its broker has tested nothing.
-        pytest.exit(str(exc), returncode=3)
-
-
 @pytest.fixture(scope="session")
 def broker():
     """The session's RabbitMQ: a private node, or what FASTRPC_TEST_BROKER_URL names."""
-    if url := os.environ.get("FASTRPC_TEST_BROKER_URL"):
-        yield ForeignBroker(url)
-        return
-    server = _start(RabbitMQ)
-    yield server
-    server.close()
+    with session_broker() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
 def private_broker(broker):
     """The session's broker, for tests that need its rabbitmqctl."""
     if isinstance(broker, ForeignBroker):
-        own = _start(RabbitMQ)
-        yield own
-        own.close()
+        with started(RabbitMQ) as own:
+            yield own
     else:
         yield broker
 
 
 @pytest.fixture(scope="session")
 def redis_server():
-    server = _start(Redis)
-    yield server
-    server.close()
+    with started(Redis) as server:
+        yield server

@@ -9,9 +9,10 @@ import pytest
 from celery import Celery
 
 from tests.support.apps import client
-from tests.support.broker import ForeignBroker, RabbitMQ
+from tests.support.broker import RabbitMQ
 from tests.support.logs import Records
 from tests.support.proxy import Proxy
+from tests.support.session import ForeignBroker
 from tests.support.worker import Worker
 
 

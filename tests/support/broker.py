@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.support.waiting import wait_until
 
-__all__ = ["Cluster", "ForeignBroker", "MissingServer", "RabbitMQ", "Redis", "free_port", "settle"]
+__all__ = ["Cluster", "MissingServer", "RabbitMQ", "Redis", "free_port", "settle"]
 
 # Debian's /usr/sbin/rabbitmq-server is a wrapper that switches user; these do not.
 RABBITMQ_SCRIPTS = (
@@ -401,13 +401,6 @@ class Cluster:
     def urls(self, first: int = 0) -> list[str]:
         """The URLs of all nodes in turn, that of number `first` ahead."""
         return [node.url for node in self.nodes[first:] + self.nodes[:first]]
-
-
-class ForeignBroker:
-    """The broker that FASTRPC_TEST_BROKER_URL names: ours to use, not to stop."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
 
 
 def settle() -> None:
