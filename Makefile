@@ -97,7 +97,7 @@ demo: NO_SERVERS := $(if $(BROKER_URL),1,$(if $(CAN_INSTALL),,1))
 demo: NO_REDIS := 1
 demo: system $(VENV)/.installed ## a real worker and a client: single tasks, groups, progress, the rate
 	$(call say,'running the demonstration')
-	@$(PY) -m examples.demo
+	@$(if $(BROKER_URL),,$(PY) -m tests.support.broker) $(PY) -m examples.demo
 
 .PHONY: test
 test: WITH_CLANG := 1

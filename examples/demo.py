@@ -1,4 +1,7 @@
-"""A real Celery worker, a client, and results over fastrpc://. Run it by `make demo`."""
+"""A real Celery worker, a client, and results over fastrpc://.
+
+Run it by `make demo`, which starts a private RabbitMQ, or with BROKER_URL set.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,10 @@ from pathlib import Path
 
 import celery
 from celery import Celery, group
+from kombu import Connection
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
-
-from tests.support.broker import MissingServer, RabbitMQ
 
 ROOT = Path(__file__).parents[1]
 STOCK, FAST = "rpc://", "fastrpc://"
@@ -30,26 +32,16 @@ console = Console(highlight=False)
 
 @contextlib.contextmanager
 def find_broker() -> Iterator[tuple[str, dict, str]]:
-    """(URL, transport options, what it is) of the best broker there is."""
+    """(URL, transport options, what it is) of the broker to use."""
     if url := os.environ.get("BROKER_URL"):
-        yield url, {}, "the broker that BROKER_URL names"
+        yield url, {}, Connection(url).as_uri()
         return
-    try:
-        node = RabbitMQ()
-    except MissingServer:
-        with tempfile.TemporaryDirectory(prefix="fastrpc-demo-") as folder:
-            names = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "ctl"}
-            options = {key: f"{folder}/{name}" for key, name in names.items()}
-            for path in options.values():
-                Path(path).mkdir(exist_ok=True)
-            yield "filesystem://", options, "kombu's filesystem transport (no RabbitMQ here)"
-        return
-    with console.status("starting a private RabbitMQ node"):
-        node.__enter__()
-    try:
-        yield node.url, {}, "a private RabbitMQ node"
-    finally:
-        node.close()
+    with tempfile.TemporaryDirectory(prefix="fastrpc-demo-") as folder:
+        names = {"data_folder_in": "queue", "data_folder_out": "queue", "control_folder": "ctl"}
+        options = {key: f"{folder}/{name}" for key, name in names.items()}
+        for path in options.values():
+            Path(path).mkdir(exist_ok=True)
+        yield "filesystem://", options, "kombu's filesystem transport (BROKER_URL names no broker)"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ nothing behind: no shared epmd, no cookie in the home folder, no node of the sam
 
     with RabbitMQ() as broker:
         Celery(broker=broker.url, backend="fastrpc://")
+
+`python -m tests.support.broker COMMAND` runs a command with BROKER_URL set to such a node.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -454,3 +457,17 @@ class Redis(_Server):
                 return sock.recv(7) == b"+PONG\r\n"
         except OSError:
             return False
+
+
+def main(*command: str) -> int:
+    """Run a command with BROKER_URL set to a private node; without it where that is missing."""
+    try:
+        with RabbitMQ() as node:
+            return subprocess.call(command, env={**os.environ, "BROKER_URL": node.url})
+    except MissingServer as exc:
+        print(exc, file=sys.stderr)
+    return subprocess.call(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
