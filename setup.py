@@ -37,6 +37,7 @@ setup(
             extension("_pending", "pending.c"),
             extension("_json"),
             extension("_intake"),
+            extension("_lock"),
             extension("_window"),
         ],
         compiler_directives={"language_level": "3", "embedsignature": True},

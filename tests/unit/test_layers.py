@@ -16,7 +16,10 @@ PACKAGE = ROOT / "fastrpc"
 #: they are named in WITHIN.
 LAYERS = [
     {"errors"},
-    {"_amqp", "_pending", "_json", "serialization", "options", "retry", "stats", "settings"},
+    {
+        *("_amqp", "_lock", "_pending", "_json"),
+        *("serialization", "options", "retry", "stats", "settings"),
+    },
     {"_intake", "_window", "queues", "transport"},
     {"matching", "intake", "link"},
     {"consumer", "publisher", "meta"},

@@ -1,0 +1,35 @@
+"""A lock that an asynchronous exception cannot leave behind locked."""
+
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+class Lock:
+    """``threading.Lock`` for ``with`` only.
+
+    An exception that is thrown into the thread, as a soft time limit is, finds it taken and
+    given back by the block, or not taken at all. Not re-entrant.
+    """
+
+    def __enter__(self) -> Lock: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+        /,
+    ) -> None: ...
+    def within(self, timeout: float) -> AbstractContextManager[bool]:
+        """``with lock.within(5) as taken:`` waits at most so many seconds for it.
+
+        The block is entered all the same where it was not to be had: ``taken`` is False then.
+        """
+
+    def locked(self) -> bool:
+        """Whether anybody holds it."""
+
+    @property
+    def mine(self) -> bool:
+        """Whether the current thread, or greenlet, holds it: it would wait for itself.
+
+        A signal handler, or a destructor, may find it so.
+        """

@@ -1,0 +1,136 @@
+"""fastrpc._lock: nothing that is thrown into a thread leaves it locked."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from fastrpc._lock import Lock
+
+#: How many exceptions hit each way of taking it.
+BLOWS = 300
+
+
+class Blow(Exception):
+    """What is thrown in."""
+
+
+@contextmanager
+def alarms() -> Iterator[Callable[[float], object]]:
+    """A signal handler raises in this thread, once for each `strike(seconds)`."""
+
+    def handler(signum: int, frame: object) -> None:
+        raise Blow
+
+    before = signal.signal(signal.SIGALRM, handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def async_exceptions() -> Iterator[Callable[[float], object]]:
+    """Another thread throws into this one, as time limits among threads do."""
+    orders: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+    victim = ctypes.c_ulong(threading.get_ident())
+
+    def throw() -> None:
+        while (seconds := orders.get()) is not None:
+            time.sleep(seconds)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(victim, ctypes.py_object(Blow))
+
+    thrower = threading.Thread(target=throw)
+    thrower.start()
+    yield orders.put
+    orders.put(None)
+    thrower.join()
+
+
+def plainly(lock: Lock) -> None:
+    with lock:
+        pass
+
+
+def in_time(lock: Lock) -> None:
+    with lock.within(1):
+        pass
+
+
+@pytest.mark.parametrize("take", [plainly, in_time])
+@pytest.mark.parametrize("storm", [alarms, async_exceptions])
+def test_nothing_that_is_thrown_in_leaves_it_locked(storm, take: Callable[[Lock], None]):
+    lock, rng = Lock(), random.Random(1)
+    with storm() as strike:
+        for _ in range(BLOWS):
+            try:
+                strike(rng.uniform(1e-5, 5e-4))
+                while True:
+                    take(lock)
+            except Blow:
+                pass
+            assert not lock.locked()
+            assert not lock.mine
+
+
+def test_within_gives_up_in_time():
+    lock = Lock()
+    taken_by_other, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            taken_by_other.set()
+            over.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken_by_other.wait(10)
+    assert lock.locked()
+    assert not lock.mine
+    began = time.monotonic()
+    with lock.within(0.1) as taken:
+        assert not taken
+    with lock.within(-1) as taken:
+        assert not taken
+    assert 0.1 <= time.monotonic() - began < 5
+    assert lock.locked(), "the other's"
+    over.set()
+    holder.join(10)
+    with lock.within(0) as taken:
+        assert taken
+    assert not lock.locked()
+
+
+def test_only_one_thread_is_in():
+    lock, inside, most = Lock(), 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(300):
+            with lock:
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == 1
+
+
+def test_an_error_in_the_block_goes_out_and_gives_it_back():
+    lock = Lock()
+    with pytest.raises(ZeroDivisionError), lock:
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), lock.within(1):
+        raise ZeroDivisionError
+    assert not lock.locked()
