@@ -38,6 +38,7 @@ setup(
             extension("_json"),
             extension("_intake"),
             extension("_lock"),
+            extension("_wait"),
             extension("_window"),
         ],
         compiler_directives={"language_level": "3", "embedsignature": True},

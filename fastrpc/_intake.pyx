@@ -1,6 +1,8 @@
-# The hot loop of the way in: reader -> table -> whoever waits, for the deliveries that nearly all
-# are: JSON in UTF-8, uncompressed, with a correlation id. Every other one goes to `deliver_slowly`,
-# which has the whole meaning (`matching.py`); here is only the short way to the same end.
+"""Fast path for uncompressed UTF-8 JSON deliveries. Documented in _intake.pyi.
+
+Everything else falls back to the reference implementation in matching.py.
+"""
+
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -12,12 +14,15 @@ cdef extern from "Python.h":
 from fastrpc._amqp cimport FrameReader
 from fastrpc._frame_c cimport FRAME_DELIVERY, FRAME_NEED_MORE, frame_event, wire_view
 from fastrpc._pending cimport PendingTable
+from fastrpc._wait cimport ReadingRole, Watchers
 
+from collections import deque
 from weakref import ref
 
 from fastrpc._json import MISS
 from fastrpc._json import loads as _loads
 from fastrpc._pending import UNCLAIMED
+from fastrpc.errors import ProtocolError
 
 cdef object _miss = MISS
 cdef object _json_loads = _loads
@@ -34,6 +39,8 @@ cdef enum:
     TAIL = 24
     # orjson copies its input. From this many bytes on memory matters more than its speed.
     LARGE = 4 * 1024 * 1024
+    # How often a result is fulfilled anew after an exception was thrown into the attempt.
+    ATTEMPTS = 3
 
 
 cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size) noexcept:
@@ -46,10 +53,10 @@ cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size)
     return False
 
 
-cdef int spare_the_collector(dict meta) except -1:
-    # Thousands of metas that live on, each with its empty list of children, have the garbage
-    # collector go through the whole heap while results come in; that was a third of the CPU
-    # time. CPython does not track a dict of atoms, either, and tracks it when that changes.
+cdef int untrack_from_gc(dict meta) except -1:
+    # Thousands of live metas, each with its empty list of children, make the garbage collector
+    # walk the whole heap while results come in: a third of the CPU time. CPython itself does not
+    # track a dict of atoms, and begins to when something else is put into it.
     children = meta.get("children")
     if type(children) is list and not <list>children:
         PyObject_GC_UnTrack(<void *>children)
@@ -80,46 +87,101 @@ cdef inline bint _is_plain_json(frame_event *e) noexcept:
 
 
 cdef class Fulfiller:
-    def __init__(self, *, is_plain, as_python, on_error):
-        self.watched = {}
-        self.woken = []
+    """Makes AsyncResults ready and tells those who watch them."""
+
+    def __init__(
+        self,
+        PendingTable table not None,
+        Watchers watchers not None,
+        ReadingRole role not None,
+        *,
+        is_plain,
+        as_python,
+        on_error,
+        tuple thrown_in not None,
+    ):
+        self._table = table
+        self._watchers = watchers
+        self._role = role
         self._plain = {}
         self._is_plain = is_plain
         self._as_python = as_python
         self._on_error = on_error
+        self._thrown_in = thrown_in
 
-    cpdef object fulfil(self, object result, dict meta):
+    def hand_out(self, task_id, tuple waiters not None, dict meta not None):
+        thrown = self.fulfil_all(waiters, (), meta)
+        late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
+        self._watchers.wake()
+        if thrown is not None:
+            raise thrown
+        if late is not None:
+            raise late
+
+    cdef object fulfil_all(self, tuple waiters, tuple known, dict meta):
+        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        cdef object thrown = None
+        for waiter in waiters:
+            if contains(known, waiter):
+                continue
+            result = waiter() if type(waiter) is _ref else waiter
+            if result is None:  # it was held weakly and went
+                continue
+            # Each its own; a copy is not needed where only one waits.
+            another = self.fulfil(result, dict(meta) if known or len(waiters) > 1 else meta)
+            if thrown is None:
+                thrown = another
+        return thrown
+
+    cdef object fulfil(self, object result, dict meta):
+        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        cdef object thrown = None
         cdef object error = None
-        if result is None:  # a weak waiter that went
-            return
         self.fulfilled += 1
-        try:
-            if meta["status"] == "SUCCESS" and not meta.get("children") and self.is_plain(result):
-                make_ready(result, meta)
-            else:
-                result._maybe_set_cache(self._as_python(dict(meta)))
-        except Exception as exc:  # from a callback of the application, or a hostile meta
-            error = exc
-        waits = self.watched.pop(<Py_ssize_t><void *>result, None)
-        if waits is None:
-            if error is not None:
-                self._on_error(result, error)
-        elif type(waits) is tuple:
-            for wait in <tuple>waits:
-                self.notify(wait, result, error)
+        for _ in range(ATTEMPTS):
+            try:
+                self.set_ready(result, meta)
+                break
+            except BaseException as exc:
+                if isinstance(exc, Exception) and not isinstance(exc, self._thrown_in):
+                    error = exc  # of a callback of the application, or of a hostile meta
+                    break
+                if thrown is None:
+                    thrown = exc
+                if result.on_ready.ready:  # it struck in a callback
+                    break
         else:
-            self.notify(waits, result, error)
+            error = thrown
+        try:
+            if not self._watchers.notify(result, error) and error is not None:
+                self._on_error(result, error)
+        except BaseException as exc:
+            if thrown is None:
+                thrown = exc
+        return thrown
 
-    cdef int notify(self, object wait, object result, object error) except -1:
-        if error is not None:
-            wait.errors.append(error)
-        wait.arrived.append(result)
-        if not self.woken or self.woken[-1] is not wait:
-            self.woken.append(wait)
+    cdef int set_ready(self, object result, dict meta) except -1:
+        # Up to the callbacks, which come last, an exception thrown in leaves nothing half done.
+        cdef bint called_out
+        cdef bint plain = self.is_plain(type(result))
+        if not plain:
+            meta = self._as_python(dict(meta))
+        elif meta["status"] != "SUCCESS" or meta.get("children"):
+            meta = result._set_cache(self._as_python(dict(meta)))
+        if plain and fulfil_promise(result, meta):
+            return 0
+        called_out = self._role.begin_call_out()
+        try:
+            if plain:
+                call_listeners(result)
+            else:
+                result._maybe_set_cache(meta)
+        finally:
+            if called_out:
+                self._role.end_call_out()
         return 0
 
-    cdef bint is_plain(self, object result) except -1:
-        cls = type(result)
+    cdef bint is_plain(self, object cls) except -1:
         plain = self._plain.get(cls)
         if plain is None:
             plain = self._plain[cls] = bool(self._is_plain(cls))
@@ -129,17 +191,22 @@ cdef class Fulfiller:
 cdef dict _no_kwargs = {}  # vine only ever unpacks it
 
 
-cdef int make_ready(object result, dict meta) except -1:
-    # AsyncResult._maybe_set_cache(meta), and what vine's promise does in it, for a result that
-    # has neither children nor an exception, less the calls that find nothing to do:
-    # `_on_fulfilled` would only take the result out of the table, as the caller does.
+cdef bint fulfil_promise(object result, dict meta) except -1:
+    """As AsyncResult._maybe_set_cache(meta), up to the listeners; False if there are any.
+
+    vine's promise would call `_on_fulfilled` first, which only takes the result out of the table, as
+    the caller does.
+    """
     promise = result.on_ready
     result._cache = meta
-    if promise.ready or promise.cancelled or promise.args or promise.kwargs:
-        promise(result)
-        return 0
     promise.value = ((result,), _no_kwargs)
     promise.ready = True
+    return promise._svpending is None and promise._lvpending is None
+
+
+cdef int call_listeners(object result) except -1:
+    """What vine's promise does once it is ready."""
+    promise = result.on_ready
     listener = promise._svpending
     if listener is not None:
         try:
@@ -148,16 +215,24 @@ cdef int make_ready(object result, dict meta) except -1:
             promise._svpending = None
         return 0
     listeners = promise._lvpending
-    if listeners is not None:
-        try:
-            while listeners:
-                listeners.popleft()(result)
-        finally:
-            promise._lvpending = None
+    try:
+        while listeners:
+            listeners.popleft()(result)
+    finally:
+        promise._lvpending = None
     return 0
 
 
+cdef class Delivery:
+    """A message from the broker, out of the reader's buffer."""
+
+
 cdef class DeliveryLoop:
+    """Takes deliveries out of a reader, and results to whoever waits for them."""
+
+    # Nobody reads while a delivery is shown: the event, and all that it points to, stays as it is.
+    # Only callbacks may read (`ReadingRole`), and they run after the last use of the event.
+
     def __init__(
         self,
         FrameReader reader not None,
@@ -172,51 +247,101 @@ cdef class DeliveryLoop:
         object dispatch,
         object acknowledge,
     ):
-        self.reader = reader
-        self.table = table
-        self.channel = channel
-        self.ack_every = ack_every
-        self.fulfiller = fulfiller
-        self.ready_states = ready_states
-        self.load_text = load_text
-        self.deliver_slowly = deliver_slowly
-        self.dispatch = dispatch
-        self.acknowledge = acknowledge
+        self._reader = reader
+        self._table = table
+        self._channel = channel
+        self._ack_every = ack_every
+        self._fulfiller = fulfiller
+        self._ready_states = ready_states
+        self._load_text = load_text
+        self._deliver_slowly = deliver_slowly
+        self._dispatch = dispatch
+        self._acknowledge = acknowledge
+        self._undelivered = deque()
+
+    @property
+    def holds_some(self):
+        return self._shown or bool(self._undelivered) or self._reader.buffered
 
     def run(self, bint short_way, double now):
-        cdef frame_event *e = &self.reader.event
+        cdef frame_event *e = &self._reader.event
         cdef int kind
         cdef uint64_t tag
-        cdef uint64_t run = self.runs + 1
-        self.runs = run
-        if self.delivering:
-            self.shown = False  # by the run that we are in, which goes on with it afterwards
-        while True:
-            # Shown until it is delivered: an exception thrown into this thread loses nothing.
-            if not self.shown:
-                kind = self.reader.next_event()
+        self.deliver_undelivered()
+        while not self.ended:
+            # Shown until it is handed out: an exception thrown into this thread loses nothing.
+            if not self._shown:
+                kind = self._reader.next_event()
                 if kind == FRAME_NEED_MORE:
                     return
-                if kind != FRAME_DELIVERY or e.channel != self.channel:
-                    self.dispatch(kind)
+                if kind != FRAME_DELIVERY or e.channel != self._channel:
+                    self.guarded(self._dispatch, kind)
+                    # What came meanwhile goes first: an acknowledgement is for all up to a number.
+                    self.deliver_undelivered()
                     continue
-                self.shown = True
+                self._shown = True
             tag = e.delivery_tag
-            self.delivering = True
+            if short_way and _is_plain_json(e) and self.deliver(e, now):
+                thrown, self._thrown = self._thrown, None
+                try:
+                    self.count(tag)
+                finally:
+                    if thrown is not None:
+                        raise thrown
+            else:
+                self._undelivered.append(self.take_out())
+                self._shown = False
+                self.deliver_undelivered()
+
+    def guarded(self, function, *args):
+        try:
+            return function(*args)
+        except TimeoutError:
+            raise
+        except BaseException:
+            self.spoiled = True
+            raise
+
+    def keep(self):
+        if self._reader.channel != self._channel:
+            raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
+        self._undelivered.append(self.take_out())
+
+    def end(self):
+        self.ended = True
+        self._undelivered.clear()
+        self.acked_tag = self.last_tag
+
+    cdef Delivery take_out(self):
+        cdef FrameReader reader = self._reader
+        cdef Delivery delivery = Delivery.__new__(Delivery)
+        delivery.tag = reader.delivery_tag
+        delivery.consumer_tag = (<bytes>reader.consumer_tag).decode("utf-8", "replace")
+        delivery.correlation_id = reader.correlation_id
+        delivery.dropped = reader.body_dropped
+        delivery.body = b"" if delivery.dropped else reader.body_bytes()
+        delivery.format_key = (reader.content_type, reader.content_encoding, reader.headers)
+        return delivery
+
+    cdef int deliver_undelivered(self) except -1:
+        cdef Delivery delivery
+        while self._undelivered:
+            delivery = self._undelivered.popleft()
             try:
-                if not (short_way and _is_plain_json(e) and self.deliver(e, now)):
-                    self.deliver_slowly()
-            finally:
-                self.delivering = False
-            if run == self.runs:
-                self.shown = False
-            # Else a callback waited for another result: the reader has moved on meanwhile.
-            run = self.runs
-            self.taken += 1
-            if tag > self.last_tag:
-                self.last_tag = tag
-            if self.last_tag - self.acked_tag >= self.ack_every:
-                self.acknowledge()
+                self._deliver_slowly(delivery)
+            except BaseException:
+                self._undelivered.appendleft(delivery)  # thrown into this thread: lose nothing
+                raise
+            self.count(delivery.tag)
+        return 0
+
+    cdef int count(self, uint64_t tag) except -1:
+        self.taken += 1
+        if tag > self.last_tag:
+            self.last_tag = tag
+        if self.last_tag - self.acked_tag >= self._ack_every:
+            self.guarded(self._acknowledge)
+        return 0
 
     cdef bint deliver(self, frame_event *e, double now) except -1:
         """The short way; False if it does not lead to the end."""
@@ -224,42 +349,42 @@ cdef class DeliveryLoop:
         cdef size_t size = e.correlation_id.len
         cdef unsigned char[255] kept
         cdef int64_t evicted
-        cdef tuple waiters = self.table.waiters_bytes(id, size)
+        cdef tuple waiters = self._table.waiters_bytes(id, size)
         if not waiters:
-            if self.table.state_bytes(id, size) == _unclaimed:
+            if self._table.state_bytes(id, size) == _unclaimed:
                 return False  # which of the two states is the newer one?
             if not ends_with(e.body, id, size):
                 return False  # another task's?
             # Nothing since `waiters` let another thread run: nobody began to wait meanwhile.
-            evicted = self.table.store_bytes(id, size, NULL, 0, e.body.ptr, e.body.len, now)
+            evicted = self._table.store_bytes(id, size, NULL, 0, e.body.ptr, e.body.len, now)
             if evicted < 0:
                 self.duplicates += 1
+            self._shown = False
             return True
-        meta = _json_loads(self.reader.body_bytes()) if e.body.len < LARGE else self.load_large()
+        body_len = e.body.len
+        meta = _json_loads(self._reader.body_bytes()) if body_len < LARGE else self.load_large()
         if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
             return False
-        spare_the_collector(<dict>meta)
-        memcpy(kept, id, size)  # a callback may have the reader move on
-        self.fulfil(waiters, (), <dict>meta)
-        # Finished only now, for the same reason as `shown`; others may have begun to wait.
-        self.fulfil(self.table.finish_bytes(kept, size), waiters, <dict>meta)
+        untrack_from_gc(<dict>meta)
+        memcpy(kept, id, size)
+        # From here on callbacks run, and may have the reader move on.
+        self._shown = False
+        thrown = self._fulfiller.fulfil_all(waiters, (), <dict>meta)
+        # Finished only now: who finds the id finished finds its AsyncResult ready. Others may
+        # have begun to wait.
+        late = self._fulfiller.fulfil_all(
+            self._table.finish_bytes(kept, size), waiters, <dict>meta
+        )
+        self._thrown = late if thrown is None else thrown
         return True
 
     cdef object load_large(self):
         """As `_json_loads`, with the body in memory only once beside what is made of it."""
         try:
-            text = self.reader.body_text()
+            text = self._reader.body_text()
         except UnicodeDecodeError:
             return _miss  # `deliver_slowly` says what is wrong with it
-        return self.load_text(text)
-
-    cdef int fulfil(self, tuple waiters, tuple known, dict meta) except -1:
-        for waiter in waiters:
-            if not contains(known, waiter):
-                result = waiter() if type(waiter) is _ref else waiter
-                self.fulfiller.fulfil(result, meta)
-                meta = dict(meta)  # each its own
-        return 0
+        return self._load_text(text)
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:
         """Whether it is the meta of a final state of the very task in the correlation id."""
@@ -275,5 +400,5 @@ cdef class DeliveryLoop:
         return (
             <size_t>length == size
             and memcmp(text, id, size) == 0
-            and status in self.ready_states
+            and status in self._ready_states
         )

@@ -26,7 +26,8 @@ from celery.signals import worker_process_shutdown, worker_shutdown
 from kombu.utils.compat import detect_environment
 
 from ._pending import PendingTable
-from .consumer import ResultConsumer, Wait
+from ._wait import Wait
+from .consumer import ResultConsumer
 from .errors import BacklogLimitExceeded, BadOption, ResultTooLarge
 from .matching import ResultMatcher
 from .meta import MetaBuilder
@@ -41,6 +42,9 @@ from .stats import Stats
 __all__ = ["RPCBackend"]
 
 logger = logging.getLogger("fastrpc")
+
+#: How many ids of results that were handed out are remembered, at least.
+LEAST_REMEMBERED = 10_000
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
@@ -117,6 +121,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._table = PendingTable(
             max_unclaimed=self.options.max_unclaimed,
             max_unclaimed_bytes=self.options.max_unclaimed_bytes,
+            # All that the broker may send again after a cut has to be known.
+            max_done=max(LEAST_REMEMBERED, 2 * self.options.prefetch),
         )
         self._matcher = self.result_consumer.matcher = ResultMatcher(
             table=self._table,
@@ -353,8 +359,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
             self._declare_for_wait()
         consumer, matcher = self.result_consumer, self._matcher
         wait = Wait(timeout, on_message, self.oid, on_interval)
-        consumer.watch(nodes, wait)
         try:
+            # Within: an exception thrown in may follow any call.
+            consumer.watch(nodes, wait)
             for node in nodes:
                 # Once more, now that it is watched: another wait for it may just have ended.
                 waits = matcher.add(node)

@@ -1,31 +1,29 @@
 """Who reads the socket, and who sleeps until their result is there.
 
-One connection serves the process. A waiting thread that finds no reader becomes the reader:
-it reads, hands every result to whoever waits for it, and goes on until its own is there; then
-it hands the role to one of the sleepers. A thread that finds a reader sleeps on its own event
-and is woken when its own result is there, or to become the reader. There is no background
-thread; the locks are ``threading``'s, so gevent and eventlet work once they have patched it.
-Only among greenlets one of them reads for as long as anything is waited for, as Celery's own
-backends do there: ``then`` calls back without anybody waiting.
+One connection serves the process. A waiting thread that finds no reader becomes the reader: it
+reads, hands every result to whoever waits for it, and goes on until its own is there; then it hands
+the role to one of the sleepers. A thread that finds a reader sleeps, and is woken when its own
+result is there, or to become the reader. There is no background thread. Locks are ``threading``'s,
+so gevent and eventlet work once they have patched it. Among greenlets one reads for as long as
+anything is waited for, as Celery's own backends do there: ``then`` calls back without anybody
+waiting.
 
-A lost connection is the reader's business: it reconnects, within its caller's deadline, and
-consumes the same queues again; what was not acknowledged comes a second time and is known.
+The reader mends a lost connection: it reconnects, within its caller's deadline, and consumes the
+same queues again. What was not acknowledged comes a second time and is known.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from ._wait import ReadingRole, Wait
 from .intake import INTERVAL, Intake, make_intake
 from .matching import ResultMatcher
 from .options import Options
@@ -34,14 +32,14 @@ from .retry import backoff
 from .stats import Stats
 from .transport import connect, errors_of, failure, is_amqp, is_refusal, use_our_transport
 
-__all__ = ["ResultConsumer", "Wait"]
+__all__ = ["ResultConsumer"]
 
 logger = logging.getLogger("fastrpc")
 
 #: Least time allowed for connecting, even where the caller's own timeout is shorter.
 LEAST_CONNECT_TIMEOUT = 0.2
 
-#: A wait that is over sooner than this still tries to connect, where a pause is due until then.
+#: A back-off pause shorter than this never makes a wait give up before it has tried to connect.
 LEAST_PAUSE = 0.01
 
 #: Each attempt to connect may take this many seconds, less with a shorter timeout of the caller.
@@ -55,76 +53,6 @@ GOODBYE_TIMEOUT = 2.0
 
 #: How long, in seconds, a first look waits for what the queues hold already.
 BACKLOG_TIMEOUT = 2.0
-
-
-class Wait:
-    """One thread's wait for one result or for a set of them."""
-
-    __slots__ = (
-        "_event",
-        "arrived",
-        "deadline",
-        "errors",
-        "metas",
-        "on_interval",
-        "on_message",
-        "queue",
-    )
-
-    def __init__(
-        self,
-        timeout: float | None,
-        on_message: Callable[[dict[str, Any]], None] | None,
-        queue: str,
-        on_interval: Callable[[], Any] | None = None,
-    ) -> None:
-        self.deadline = math.inf if timeout is None else time.monotonic() + timeout
-        self.on_message = on_message
-        #: The reply queue whose messages ``on_message`` is to see.
-        self.queue = queue
-        #: Called each time that anything came, and where nothing did, once a while.
-        self.on_interval = on_interval
-        #: Results that became ready and were not looked at yet.
-        self.arrived: deque[Any] = deque()
-        #: What callbacks of those results raised, in the thread that read them.
-        self.errors: deque[Exception] = deque()
-        self.metas: deque[dict[str, Any]] = deque()
-        self._event: threading.Event | None = None
-
-    @property
-    def news(self) -> bool:
-        return bool(self.arrived or self.metas)
-
-    def remaining(self, at_most: float = math.inf) -> float:
-        """Seconds until the deadline, or ``at_most``; 0 when it has passed."""
-        return max(min(self.deadline - time.monotonic(), at_most), 0.0)
-
-    def prepare_to_sleep(self) -> None:
-        """From here on, what wakes this wait is not forgotten."""
-        if self._event is None:
-            self._event = threading.Event()
-        self._event.clear()
-
-    def sleep(self, timeout: float) -> None:
-        """Sleep until woken, for ``timeout`` seconds at most."""
-        if not self.news:
-            assert self._event is not None
-            self._event.wait(timeout)
-
-    def wake(self) -> None:
-        if self._event is not None:
-            self._event.set()
-
-    def raise_errors(self) -> None:
-        """Raise, in the thread that waits, what a callback of its result raised."""
-        if self.errors:
-            raise self.errors.popleft()
-
-    def run_on_message(self) -> None:
-        """Call ``on_message``, in the thread that gave it, for what came meanwhile."""
-        while self.metas:
-            assert self.on_message is not None
-            self.on_message(self.metas.popleft())
 
 
 class ResultConsumer:
@@ -155,52 +83,27 @@ class ResultConsumer:
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
-        self._reading = threading.RLock()
-        self._reader = 0  # the thread that has the role …
-        self._depth = 0  # … and how often
-        # The collector may end an abandoned wait while its thread is in here for another.
-        self._watching = threading.RLock()
         self._acknowledger: threading.Timer | None = None
-        self._sleepers: dict[Wait, None] = {}
-        self._listening: dict[Wait, None] = {}
         self._pauses = backoff()
         self._connect_at = 0.0
         self._background: threading.Thread | None = None
 
     # -- waiting -----------------------------------------------------------------------------
 
-    # The reader takes entries out without the lock: whoever put one in looks at the result
-    # once more afterwards, and takes out what is left of it in the end.
+    # A result may arrive before it is watched: whoever watches one looks at it again afterwards.
 
     def watch(self, results: list[Any], wait: Wait) -> None:
         """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
-        watched = self.matcher.fulfiller.watched
-        with self._watching:
-            for result in results:
-                waits = watched.setdefault(id(result), wait)
-                if waits is not wait:  # seldom; a list for each would keep the collector busy
-                    others = waits if type(waits) is tuple else (waits,)
-                    watched[id(result)] = (*others, wait)
-        if wait.on_message is not None:
-            self._listening[wait] = None
+        self.matcher.watchers.watch(results, wait)
 
     def unwatch(self, results: list[Any], wait: Wait) -> None:
-        """End what ``watch`` began."""
-        watched = self.matcher.fulfiller.watched
-        self._listening.pop(wait, None)
-        with self._watching:
-            for result in results:
-                waits = watched.get(id(result))
-                if waits is wait:
-                    watched.pop(id(result), None)
-                elif type(waits) is tuple:
-                    watched[id(result)] = tuple(other for other in waits if other is not wait)
+        """End what ``watch`` began, also where it was interrupted half way."""
+        self.matcher.watchers.unwatch(results, wait)
 
     def discard_unwatched(self, result: Any) -> None:
         """``result`` waits no longer, unless another thread waits for it."""
-        with self._watching:
-            if not self.matcher.fulfiller.watched.get(id(result)):
-                self.matcher.discard(result)
+        if not self.matcher.watchers.is_watched(result):
+            self.matcher.discard(result)
 
     def until_news(self, wait: Wait) -> None:
         """Return once there is news for ``wait``.
@@ -208,6 +111,7 @@ class ResultConsumer:
         Raises:
             celery.exceptions.TimeoutError: its deadline passed.
             kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
+            RuntimeError: this thread is in the midst of a read (a signal handler, a destructor).
         """
         self.queues.use_at_least(wait.queue)
         self.consume_new()
@@ -215,35 +119,14 @@ class ResultConsumer:
         while not wait.news:
             if looked and not wait.remaining():
                 raise TimeoutError("The operation timed out.")
-            self._read_or_sleep(wait)
+            self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
             looked = True
             if wait.on_interval is not None:
                 wait.on_interval()
 
-    def _read_or_sleep(self, wait: Wait) -> None:
-        if not self._try_reading(wait):
-            wait.prepare_to_sleep()
-            self._sleepers[wait] = None
-            try:
-                # Tried again: a reader that left just now saw no sleeper to wake.
-                if not self._try_reading(wait):
-                    wait.sleep(wait.remaining(INTERVAL))
-            finally:
-                self._sleepers.pop(wait, None)
-        self._hand_over()
-
-    def _try_reading(self, wait: Wait) -> bool:
-        if not self._become_reader():
-            return False
-        try:
-            self._read(wait)
-        finally:
-            self._leave()
-        return True
-
     def read_in_background(self, queue: str) -> None:
         """Have a thread, which should be a greenlet, read as long as anything is waited for."""
-        if self._background is None:
+        if self._background is None or not self._background.is_alive():
             self._background = threading.Thread(
                 target=self._read_while_waited_for,
                 args=(queue,),
@@ -258,79 +141,24 @@ class ResultConsumer:
                 with suppress(TimeoutError):
                     self.until_news(Wait(INTERVAL, None, queue))
         except OperationalError as exc:
-            logger.warning("nobody reads results in the background: %s", exc)
+            logger.warning("background result reader stopped: %s", exc)
         finally:
             self._background = None
 
     @property
     def reading(self) -> bool:
         """Whether some thread has the reading role."""
-        return self._depth > 0
+        return self._role.reading
 
-    def _become_reader(self, patience: float = 0.0) -> bool:
-        """Take the reading role, unless another thread has it, for ``patience`` seconds more.
-
-        The reader may take it again: it calls callbacks, and they may wait for other results.
-        """
-        if not self._reading.acquire(blocking=patience > 0, timeout=patience or -1):
-            return False
-        this = threading.get_ident()
-        if self._depth and self._reader != this:
-            # Two greenlets: the lock was made before gevent patched it, and knows real threads.
-            self._reading.release()
-            return False
-        self._reader = this
-        self._depth += 1
-        return True
-
-    def _leave(self) -> None:
-        """Give up the reading role, and have what is not acknowledged yet be so soon."""
-        intake = self._intake
-        try:
-            if intake is not None and intake.owes_acknowledgement and self._acknowledger is None:
-                self._acknowledge_soon(intake)
-        finally:
-            self._depth -= 1
-            self._reading.release()
-
-    def _acknowledge_soon(self, intake: Intake) -> None:
-        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
-        timer.name = "fastrpc-acknowledge"
-        timer.daemon = True
-        try:
-            timer.start()
-        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
-            self._acknowledge(intake)
-        else:
-            self._acknowledger = timer
-
-    def _acknowledge_later(self) -> None:
-        self._acknowledger = None
-        if not self._become_reader():
-            return  # the reader will, before it waits
-        try:
-            if self._intake is not None:
-                self._acknowledge(self._intake)
-        finally:
-            self._leave()
-            self._hand_over()
-
-    def _acknowledge(self, intake: Intake) -> None:
-        try:
-            intake.acknowledge()
-        except intake.errors as exc:
-            self._lost(intake, exc)
-
-    def _hand_over(self) -> None:
-        """Wake one sleeper to become the reader, unless there is one."""
-        if self._sleepers and not self.reading:
-            for sleeper in list(self._sleepers)[:1]:
-                sleeper.wake()
+    @property
+    def _role(self) -> ReadingRole:
+        return self.matcher.role
 
     def look(self, queue: str) -> int:
         """Take in what has arrived, without waiting for more.
 
-        The first look connects, and does wait for what is in the queues already.
+        The first look connects, and does wait for what is in the queues already. In a signal
+        handler or a destructor that interrupts a read it leaves the reading to what it interrupts.
 
         Returns:
             How many messages waited in the queues at that first look, else 0.
@@ -338,62 +166,55 @@ class ResultConsumer:
         Raises:
             kombu.exceptions.OperationalError: the first look could not connect.
         """
-        if not self._become_reader():
-            return 0  # whoever reads takes in whatever arrives
-        try:
-            intake = self._intake
-            if intake is None:
-                return self._first_look(queue)
-            try:
-                if intake.readable():
-                    self._take_in(intake, 0)
-                intake.heartbeat()
-            except intake.errors as exc:
-                self._lost(intake, exc)
-        finally:
-            self._leave()
-            self._hand_over()
-        return 0
+        if self._role.interrupted:
+            return 0
+        return self._role.run(self._look, queue) or 0  # whoever reads takes in whatever arrives
 
     # -- reading: only with the reading role --------------------------------------------------
 
     def _read(self, wait: Wait) -> None:
         """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
+        try:
+            self._read_until_news(wait)
+        finally:
+            self._acknowledge_soon()
+
+    def _read_until_news(self, wait: Wait) -> None:
         end = time.monotonic() + wait.remaining(INTERVAL)
         while not wait.news:
-            intake = self._intake or self._connect(wait)
+            intake = self._usable_intake() or self._connect(wait)
             if intake is None:
                 return
             try:
-                if intake.readers_only:
-                    self._consume_all(intake)
+                if intake.behind:
+                    intake.catch_up()
                 # The same time at each read, if it can be: one that changes costs system calls.
                 arrived = self._take_in(intake, wait.remaining(intake.interval))
-                intake.heartbeat()
-                intake.look_for_away()
+                if self._intake is intake:  # a callback may have reconnected, or forked
+                    intake.tend()
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
             if wait.news or not arrived or time.monotonic() >= end:
                 return
             if wait.on_interval is not None:
-                wait.on_interval()
+                self._role.call_out(wait.on_interval)
 
-    def _take_in(self, intake: Intake, timeout: float) -> bool:
-        """Deliver what is buffered, else what the socket has within ``timeout`` seconds."""
-        woken = self.matcher.fulfiller.woken
+    def _look(self, queue: str) -> int:
         try:
-            if intake.holds_some:  # what a reader before us left behind comes before the socket
-                intake.pump(self._deliver, bool(self._listening))
-            if woken or not intake.read(timeout):
-                return bool(woken)
-            intake.pump(self._deliver, bool(self._listening))
-            self._pauses = backoff()
-            return True
+            intake = self._usable_intake()
+            if intake is None:
+                return self._first_look(queue)
+            try:
+                if intake.readable():
+                    self._take_in(intake, 0)
+                if self._intake is intake:
+                    intake.tend()
+            except intake.errors as exc:
+                self._lost(intake, exc)
+            return 0
         finally:
-            while woken:
-                woken.pop().wake()
-            self.matcher.tidy(time.monotonic())
+            self._acknowledge_soon()
 
     def _first_look(self, queue: str) -> int:
         self.queues.use_at_least(queue)
@@ -406,20 +227,67 @@ class ResultConsumer:
             self._lost(intake, exc)
         return intake.backlog
 
+    def _take_in(self, intake: Intake, timeout: float) -> bool:
+        """Deliver what is buffered, else what the socket has within ``timeout`` seconds.
+
+        Returns:
+            Whether anything came.
+        """
+        watchers, stats = self.matcher.watchers, self.stats
+        received = stats.received
+        try:
+            if intake.holds_some:  # what a reader before us left behind comes before the socket
+                intake.pump(self._deliver, watchers.listening)
+                if stats.received != received:
+                    return True
+            if not intake.read(timeout):
+                return False
+            intake.pump(self._deliver, watchers.listening)
+            self._pauses = backoff()
+            return True
+        finally:
+            watchers.wake()
+            self.matcher.tidy(time.monotonic())
+
     def _deliver(
         self, correlation_id: bytes | None, body: bytes, format: bytes, queue: str
     ) -> None:
         wanted = None
-        if self._listening:
-            listeners = [wait for wait in list(self._listening) if wait.queue == queue]
-            if listeners:
+        if self.matcher.watchers.listening:
 
-                def wanted(meta: dict[str, Any]) -> None:
-                    for wait in listeners:
-                        wait.metas.append(meta)
-                        self.matcher.fulfiller.woken.append(wait)
+            def wanted(meta: dict[str, Any]) -> None:
+                self.matcher.watchers.tell(queue, meta)
 
         self.matcher.deliver(correlation_id, body, format, wanted)
+
+    def _acknowledge_soon(self) -> None:
+        """Have what was handed over be acknowledged also if nobody reads for a while."""
+        intake, timer = self._intake, self._acknowledger
+        if intake is None or not intake.owes_acknowledgement:
+            return
+        if timer is not None and timer.is_alive():
+            return
+        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
+        timer.name = "fastrpc-acknowledge"
+        timer.daemon = True
+        self._acknowledger = timer
+        try:
+            timer.start()
+        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
+            self._acknowledge()
+
+    def _acknowledge_later(self) -> None:
+        self._acknowledger = None
+        self._role.run(self._acknowledge)  # a reader does it itself, before it waits
+
+    def _acknowledge(self) -> None:
+        intake = self._usable_intake()
+        if intake is None:
+            return
+        try:
+            intake.acknowledge()
+        except intake.errors as exc:
+            self._lost(intake, exc)
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -429,23 +297,20 @@ class ResultConsumer:
         Of all threads: the one that waits for a result need not be the one that sent the task.
         """
         intake = self._intake
-        if intake is None or len(intake.consumed) == len(self.queues):
+        # A signal handler that interrupts a read leaves it to the reader.
+        if intake is None or not intake.behind or self._role.interrupted:
             return
-        if not intake.readers_only:
-            self._consume_all(intake)
-        elif self._become_reader():
-            try:
-                self._consume_all(intake)
-            finally:
-                self._leave()
-                self._hand_over()
+        if intake.readers_only:
+            self._role.run(intake.catch_up)
+        else:
+            intake.catch_up()
 
-    def _consume_all(self, intake: Intake) -> None:
-        for name in self.queues.names:
-            try:
-                intake.consume(name)
-            except intake.errors as exc:
-                logger.debug("cannot consume from %s, the reader will reconnect: %s", name, exc)
+    def _usable_intake(self) -> Intake | None:
+        intake = self._intake
+        if intake is not None and intake.spoiled:
+            self._lost(intake, "its use was interrupted")
+            return None
+        return intake
 
     def _connect(self, wait: Wait) -> Intake | None:
         """Connect, trying until the deadline of ``wait``; None if that passed."""
@@ -483,32 +348,33 @@ class ResultConsumer:
             # However it ended: a connection that nobody reads would keep results to itself.
             if self._intake is not intake:
                 intake.close()
-        self._consume_all(intake)
+        intake.catch_up()
         return intake
 
-    def _lost(self, intake: Intake, exc: Exception) -> None:
-        logger.warning("lost the connection for results, reconnecting: %s", str(exc) or repr(exc))
+    def _lost(self, intake: Intake, why: Exception | str) -> None:
+        logger.warning("lost the connection for results, reconnecting: %s", str(why) or repr(why))
         self.stats.reconnects += 1
+        intake.close()
         if self._intake is intake:  # else a callback that waited has reconnected already
             self._intake = None
-        intake.close()
 
     def close(self, delete_queues: bool) -> None:
         """Hang up; with ``delete_queues`` the reply queues go, with all that is in them.
 
         Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
         """
-        if not self._become_reader(GOODBYE_TIMEOUT):
-            logger.debug("not closing the connection for results: a thread waits on it")
-            return
-        try:
-            intake, self._intake = self._intake, None
-            if intake is not None:
-                self._say_goodbye(intake, delete_queues)
-            elif delete_queues and self.queues.names:
-                self._delete_queues()
-        finally:
-            self._leave()
+        wait = Wait(GOODBYE_TIMEOUT)
+        while wait.remaining() and not self._role.interrupted:
+            if self._role.run_or_sleep(wait, wait.remaining(), self._close, delete_queues):
+                return
+        logger.debug("not closing the connection for results: a thread waits on it")
+
+    def _close(self, delete_queues: bool) -> None:
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            self._say_goodbye(intake, delete_queues)
+        elif delete_queues and self.queues.names:
+            self._delete_queues()
 
     def _say_goodbye(self, intake: Intake, delete_queues: bool) -> None:
         try:

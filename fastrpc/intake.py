@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from ssl import SSLSocket
-from typing import Any, NamedTuple
+from typing import Any
 
 from amqp import spec
 from amqp.exceptions import NotFound, RecoverableConnectionError
 from amqp.serialization import loads
 from kombu.utils.compat import detect_environment
 
-from ._intake import DeliveryLoop
-from .errors import ProtocolError
+from ._intake import Delivery, DeliveryLoop
+from ._lock import Lock
 from .matching import READY_STATES, ResultMatcher, body_format, load_large
 from .options import Options
 from .queues import ReplyQueues
@@ -85,6 +84,11 @@ class Intake:
     #: Longest time, in seconds, that the reader may go without looking after the connection.
     interval = READERS_ONLY_INTERVAL
 
+    @property
+    def spoiled(self) -> bool:
+        """Whether an exception parted something on the connection, which must be given up."""
+        return False
+
     def __init__(
         self, connection: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher
     ) -> None:
@@ -100,7 +104,7 @@ class Intake:
         #: Messages that waited in the queues when they were opened, and that came since.
         self.backlog = 0
         self.taken = 0
-        self._consuming = threading.Lock()
+        self._consume_lock = Lock()
         #: What a lost or refused connection raises.
         self.errors = errors_of(connection)
 
@@ -115,9 +119,27 @@ class Intake:
                 # Less for each further one: a node that went has taken all of its queues along.
                 self._declare(name, OPENING_PATIENCE / (1 + len(self.away)))
 
+    @property
+    def behind(self) -> bool:
+        """Whether there are queues that are not consumed."""
+        return len(self.consumed) != len(self.queues)
+
+    def catch_up(self) -> None:
+        """Consume all the queues that were declared since.
+
+        A signal handler that interrupts this leaves them to the reader.
+        """
+        if self._consume_lock.mine:
+            return
+        for name in self.queues.names:
+            try:
+                self.consume(name)
+            except self.errors as exc:
+                logger.debug("cannot consume from %s, the reader will reconnect: %s", name, exc)
+
     def consume(self, name: str) -> None:
         """Let the results of queue ``name``, which exists, come this way too."""
-        with self._consuming:
+        with self._consume_lock:
             if name not in self.consumed and name not in self.away:
                 self._consume(name)
                 self.consumed.add(name)
@@ -146,7 +168,7 @@ class Intake:
         self._away_at = time.monotonic() + DOWN_INTERVAL
         self.queues.doubt(name)
 
-    def look_for_away(self) -> None:
+    def _look_for_away(self) -> None:
         """Consume the queues again that are back."""
         if not self.away:
             return
@@ -213,23 +235,20 @@ class Intake:
     def acknowledge(self) -> None:
         """Acknowledge all that was handed over."""
 
-    def heartbeat(self) -> None:
-        """Send a heartbeat if one is due; raises if the peer has been silent for too long."""
+    def tend(self) -> None:
+        """Look after the connection: heartbeats, and the queues that were away.
+
+        Raises one of ``errors`` if the peer has been silent for too long.
+        """
+        self._heartbeat()
+        self._look_for_away()
+
+    def _heartbeat(self) -> None:
+        """Send a heartbeat if one is due."""
 
 
-class Delivery(NamedTuple):
-    """A message from the broker, out of the reader's buffer."""
-
-    tag: int
-    consumer_tag: str
-    correlation_id: bytes | None
-    body: bytes
-    #: Bytes of a body that was larger than ``max_body``; then ``body`` is empty.
-    dropped: int
-    format: bytes
-
-
-#: Each connection of the process goes before those before it, where they share a queue.
+#: Consumer priority: a newer connection outranks an older one that the broker has not yet noticed
+#: is dead.
 _connections = itertools.count()
 
 
@@ -257,9 +276,6 @@ class AMQPIntake(Intake):
         self._reader = self._amqp.reader
         self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
-        #: Those that came while an answer was waited for.
-        self._strays: deque[Delivery] = deque()
-        self._amqp.on_delivery = self._keep_stray
         self._loop = DeliveryLoop(
             self._reader,
             self.matcher.table,
@@ -268,10 +284,12 @@ class AMQPIntake(Intake):
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
             load_text=load_large,
-            deliver_slowly=self._deliver_shown,
-            dispatch=self._dispatch,
-            acknowledge=self.acknowledge,
+            deliver_slowly=self._deliver_slowly,
+            dispatch=self._amqp.dispatch,
+            acknowledge=self._write_acknowledgement,
         )
+        #: What comes while an answer is awaited.
+        self._amqp.on_delivery = self._loop.keep
 
     def _declare(self, name: str, patience: float) -> bool:
         timeout = self._amqp.answer_timeout
@@ -285,6 +303,9 @@ class AMQPIntake(Intake):
                 self._declaring = self.connection.channel()
             self._set_aside(name, "its declaration is not answered", late)
             return False
+
+    def consume(self, name: str) -> None:
+        self._loop.guarded(super().consume, name)
 
     def _consume(self, name: str) -> None:
         self.channel.basic_consume(
@@ -306,9 +327,13 @@ class AMQPIntake(Intake):
         if self._busy_wait:
             self._amqp.readable(min(self._busy_wait, timeout))
         try:
-            self._amqp.fill(timeout)
+            # The socket of TLS is Python code, which may lose what it read to an exception.
+            if self.readers_only:
+                self._loop.guarded(self._amqp.fill, timeout)
+            else:
+                self._amqp.fill(timeout)
         except TimeoutError:
-            self._ask_channel()
+            self._loop.guarded(self._ask_channel)
             return False
         self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
         return True
@@ -331,12 +356,15 @@ class AMQPIntake(Intake):
 
     @property
     def holds_some(self) -> bool:
-        return bool(self._strays or self._loop.shown or self._reader.buffered)
+        return self._loop.holds_some
+
+    @property
+    def spoiled(self) -> bool:
+        return self._loop.spoiled
 
     def pump(self, deliver: Deliver, everything: bool) -> None:
         loop, stats = self._loop, self.matcher.stats
         self._deliver = deliver
-        self._deliver_strays()
         try:
             loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
         finally:
@@ -347,51 +375,16 @@ class AMQPIntake(Intake):
             stats.received += taken
             stats.duplicates += duplicates
 
-    def _dispatch(self, kind: int) -> None:
-        self._amqp.dispatch(kind)
-        # What came meanwhile goes before what comes after it: an acknowledgement is for all up
-        # to a number.
-        self._deliver_strays()
-
-    def _deliver_strays(self) -> None:
-        while self._strays:
-            delivery = self._strays.popleft()
-            try:
-                self._deliver_slowly(delivery)
-            except BaseException:
-                self._strays.appendleft(delivery)  # thrown into this thread: lose nothing
-                raise
-            self._loop.last_tag = max(self._loop.last_tag, delivery.tag)
-            self.matcher.stats.received += 1
-            self.taken += 1
-
-    def _keep_stray(self) -> None:
-        if self._reader.channel != self.channel.channel_id:
-            raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
-        self._strays.append(self._shown())
-
-    def _deliver_shown(self) -> None:
-        self._deliver_slowly(self._shown())
-
-    def _shown(self) -> Delivery:
-        """The delivery that the reader shows."""
-        reader = self._reader
-        return Delivery(
-            reader.delivery_tag,
-            reader.consumer_tag.decode(errors="replace"),
-            reader.correlation_id,
-            b"" if reader.body_dropped else reader.body,
-            reader.body_dropped,
-            self._format(),
-        )
-
     def _deliver_slowly(self, delivery: Delivery) -> None:
         if delivery.dropped:
             self.matcher.report_too_large(delivery.correlation_id, delivery.dropped)
             return
         assert self._deliver is not None
         self._deliver(
-            delivery.correlation_id, delivery.body, delivery.format, delivery.consumer_tag
+            delivery.correlation_id,
+            delivery.body,
+            self._format(delivery.format_key),
+            delivery.consumer_tag,
         )
 
     @property
@@ -399,14 +392,15 @@ class AMQPIntake(Intake):
         return bool(self._loop.last_tag != self._loop.acked_tag)
 
     def acknowledge(self) -> None:
+        self._loop.guarded(self._write_acknowledgement)
+
+    def _write_acknowledgement(self) -> None:
         loop = self._loop
         if loop.last_tag != loop.acked_tag:
             self.channel.basic_ack(loop.last_tag, multiple=True)
             loop.acked_tag = loop.last_tag
 
-    def _format(self) -> bytes:
-        reader = self._reader
-        key = (reader.content_type, reader.content_encoding, reader.headers)
+    def _format(self, key: tuple[bytes | None, bytes | None, bytes | None]) -> bytes:
         try:
             return self._formats[key]
         except KeyError:
@@ -426,7 +420,10 @@ class AMQPIntake(Intake):
         finally:
             amqp.answer_timeout = usual
 
-    def heartbeat(self) -> None:
+    def tend(self) -> None:
+        self._loop.guarded(super().tend)
+
+    def _heartbeat(self) -> None:
         now = time.monotonic()
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self.interval
@@ -435,6 +432,7 @@ class AMQPIntake(Intake):
             self._amqp.heartbeat_tick()
 
     def abandon(self) -> None:
+        self._loop.end()
         self._amqp.abandon()
 
 

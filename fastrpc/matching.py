@@ -25,6 +25,7 @@ from kombu.utils.json import loads as kombu_loads
 from ._intake import Fulfiller
 from ._json import MISS
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
+from ._wait import ReadingRole, Watchers
 from .errors import BadMessage, ResultDropped
 from .serialization import decode, means_kombu_json
 from .stats import Stats
@@ -93,9 +94,19 @@ class ResultMatcher:
         self.to_python = to_python
         self.stats = stats
         self.max_age = max_age
+        #: Who waits for which AsyncResult, and for which messages.
+        self.watchers = Watchers()
+        #: Who reads; only callbacks of results may read in between.
+        self.role = ReadingRole(self.watchers)
         #: Makes AsyncResults ready and tells those who watch them.
         self.fulfiller = Fulfiller(
-            is_plain=_is_plain, as_python=self._as_python, on_error=_log_callback_error
+            table,
+            self.watchers,
+            self.role,
+            is_plain=_is_plain,
+            as_python=self._as_python,
+            on_error=_log_callback_error,
+            thrown_in=(SoftTimeLimitExceeded,),
         )
         self._next_expiry = 0.0
         self._next_warning = 0.0
@@ -107,8 +118,8 @@ class ResultMatcher:
         """Forget everything, as in a forked child."""
         self.table.clear()
         self._seen.clear()
-        self.fulfiller.watched.clear()
-        self.fulfiller.woken.clear()
+        self.watchers.clear()
+        self.role.after_fork()
         self.fulfiller.fulfilled = 0
 
     # -- waiting -----------------------------------------------------------------------------
@@ -133,8 +144,7 @@ class ResultMatcher:
             if meta is None:
                 continue
             if meta["status"] in READY_STATES:
-                self._fulfil_all((result,), meta)
-                self._fulfil_all(table.finish(task_id), meta)
+                self.fulfiller.hand_out(task_id, (result,), meta)
                 return True
             progress = table.take(task_id)
             if progress is not None and progress != kept:  # a newer one came in between
@@ -206,10 +216,10 @@ class ResultMatcher:
         except BadMessage as exc:
             self._report(correlation_id, exc)
             return
-        if wanted is not None:
-            wanted(meta)
         # The body decides where it names another task than the correlation id.
         task_id = meta["task_id"]
+        if wanted is not None and not self._is_known(task_id):
+            wanted(meta)
         final = meta["status"] in READY_STATES
         waiters = self.table.waiters(task_id)
         if not final or not waiters:
@@ -217,12 +227,12 @@ class ResultMatcher:
             waiters = self.table.waiters(task_id)
             if not final or not waiters:
                 return
-        self._fulfil_all(waiters, meta)
-        # Forgotten only now: an exception thrown into this thread (a soft time limit, say)
-        # must not lose the result between the two steps.
-        known = set(map(id, waiters))
-        late = [waiter for waiter in self.table.finish(task_id) if id(waiter) not in known]
-        self._fulfil_all(late, meta)
+        self.fulfiller.hand_out(task_id, waiters, meta)
+
+    def _is_known(self, task_id: str) -> bool:
+        """Whether the final state of ``task_id`` came before."""
+        state = self.table.state(task_id)
+        return state == DONE or (state == UNCLAIMED and self._keeps_final(task_id.encode()))
 
     def _can_wait(self, correlation_id: bytes, body: bytes, format: bytes) -> bool:
         """Whether a body nobody waits for may be kept undecoded: it ends with the id it has."""
@@ -238,11 +248,6 @@ class ResultMatcher:
                 return dict(result._cache)
         return None
 
-    def _fulfil_all(self, waiters: Iterable[Any], meta: dict[str, Any]) -> None:
-        for waiter in waiters:
-            result = _result_of(waiter)
-            self.fulfiller.fulfil(result, dict(meta))  # each its own
-
     def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
         """A message came whose body was not kept."""
         self._report(correlation_id, BadMessage("too large", f"{size} bytes, see max_body"))
@@ -257,6 +262,7 @@ class ResultMatcher:
         try:
             return self.to_python(meta)
         except Exception as exc:
+            raise_if_thrown_in(exc)
             # The message is not to be trusted with building that exception: whoever waits
             # for the task learns why, and nobody else notices.
             meta["status"], meta["result"] = states.FAILURE, exc
@@ -281,15 +287,21 @@ class ResultMatcher:
 
     def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
         """Whether a final state is kept and ``body``, sent again, is an earlier one."""
+        try:
+            return (
+                self._keeps_final(task_id)
+                and self._decode(task_id, body, format)["status"] not in READY_STATES
+            )
+        except BadMessage:
+            return False  # found out and reported when it is asked for
+
+    def _keeps_final(self, task_id: bytes) -> bool:
         kept = self.table.peek(task_id)
         if kept is None:
             return False
-        kept_format, kept_body = kept
+        format, body = kept
         try:
-            return (
-                self._decode(task_id, kept_body, kept_format)["status"] in READY_STATES
-                and self._decode(task_id, body, format)["status"] not in READY_STATES
-            )
+            return self._decode(task_id, body, format)["status"] in READY_STATES
         except BadMessage:
             return False  # found out and reported when it is asked for
 
@@ -410,7 +422,7 @@ def _log_callback_error(result: Any, error: Exception) -> None:
 
 
 def raise_if_thrown_in(exc: BaseException) -> None:
-    """Raise the soft time limit that ``exc`` came of, if it did: no fault of the message."""
+    """Raise the soft time limit that caused ``exc``, if one did: the message is not at fault."""
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, SoftTimeLimitExceeded):

@@ -415,7 +415,7 @@ class TestWaiting:
                 app.AsyncResult(f"t{n}").get(timeout=0)
         gc.collect()
         assert backend.stats()["waiting"] == 0
-        assert not backend._matcher.fulfiller.watched
+        assert not len(backend._matcher.watchers)
 
     def test_get_many_yields_what_is_there_as_it_comes(self, app, backend):
         for task_id in "ab":

@@ -9,13 +9,12 @@ import pytest
 
 from fastrpc import consumer as consumer_module
 from fastrpc._pending import PendingTable
-from fastrpc.consumer import ResultConsumer, Wait
+from fastrpc._wait import Wait
+from fastrpc.consumer import ResultConsumer
 from fastrpc.matching import ResultMatcher
 from fastrpc.options import Options
 from fastrpc.queues import ReplyQueues
 from fastrpc.stats import Stats
-
-BODY = b'{"status": "PROGRESS", "result": 1, "task_id": "a"}'
 
 
 class SilentIntake:
@@ -25,17 +24,17 @@ class SilentIntake:
     interval = 1.0
     errors = (OSError,)
     holds_some = False
+    spoiled = behind = False
 
     def __init__(self) -> None:
-        self.consumed: set[str] = set()
-        self.heartbeats = 0
+        self.tended = 0
         self.owes_acknowledgement = False
 
     def readable(self) -> bool:
         return False
 
-    def heartbeat(self) -> None:
-        self.heartbeats += 1
+    def tend(self) -> None:
+        self.tended += 1
 
     def acknowledge(self) -> None:
         self.owes_acknowledgement = False
@@ -53,41 +52,7 @@ def consumer() -> ResultConsumer:
 def test_who_only_polls_keeps_the_connection_alive(consumer):
     for _ in range(3):
         consumer.look("queue")
-    assert consumer._intake.heartbeats == 3
-
-
-def test_listeners_come_and_go_while_a_message_is_handed_to_them(consumer):
-    class Fickle(Wait):
-        """Another thread begins to listen just when this one is looked at."""
-
-        @property
-        def queue(self) -> str:
-            consumer._listening[Wait(None, print, "other")] = None
-            return "queue"
-
-        @queue.setter
-        def queue(self, name: str) -> None: ...
-
-    fickle = Fickle(None, print, "queue")
-    consumer._listening[fickle] = None
-    consumer._deliver(b"a", BODY, b"", "queue")
-    assert [meta["result"] for meta in fickle.metas] == [1]
-
-
-def test_the_collector_may_end_a_wait_in_the_midst_of_another(consumer):
-    """It runs the `finally` of a generator that was given up, wherever it happens to run."""
-    result = SimpleNamespace(id="a")
-    given_up = Wait(None, None, "queue")
-    consumer.watch([result], given_up)
-
-    def collected() -> None:
-        with consumer._watching:
-            consumer.unwatch([result], given_up)
-
-    thread = threading.Thread(target=collected, daemon=True)
-    thread.start()
-    thread.join(5)
-    assert not thread.is_alive()
+    assert consumer._intake.tended == 3
 
 
 def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypatch):
@@ -103,10 +68,23 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
     assert not consumer.reading
 
 
-def test_two_greenlets_of_one_thread_do_not_both_read(consumer, monkeypatch):
-    """The lock is of before gevent patched, and knows real threads only."""
-    greenlets = iter([1, 2, 1])
-    monkeypatch.setattr(consumer_module.threading, "get_ident", lambda: next(greenlets))
-    assert consumer._become_reader()
-    assert not consumer._become_reader()
-    assert consumer._become_reader()  # in a callback
+def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
+    """In a destructor, or a signal handler, it answers from memory."""
+    tended = consumer.matcher.role.run(lambda: consumer.look("queue") or consumer._intake.tended)
+    assert tended == 0
+
+
+def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
+    """It could never end: what it interrupts would have to read for it."""
+    with pytest.raises(RuntimeError, match="in the midst of reading"):
+        consumer.matcher.role.run(consumer.until_news, Wait(None))
+    assert not consumer.reading
+
+
+def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(consumer):
+    """An exception may be thrown in just before its timer starts."""
+    consumer._acknowledger = threading.Timer(0, print)
+    consumer._intake.owes_acknowledgement = True
+    consumer.look("queue")
+    assert consumer._acknowledger.is_alive()
+    consumer._acknowledger.cancel()

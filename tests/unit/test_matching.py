@@ -10,6 +10,7 @@ import json
 import logging
 import pickle
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery, states
@@ -28,36 +29,20 @@ READY = states.READY_STATES
 
 
 class Result:
-    def __init__(self, task_id: str, callback=None) -> None:
+    def __init__(self, task_id: str, callback=None, fulfilled: list | None = None) -> None:
         self.id = task_id
         self.callback = callback
+        self.fulfilled = [] if fulfilled is None else fulfilled
+        self.on_ready = SimpleNamespace(ready=False)
         self._cache = None
 
     def _maybe_set_cache(self, meta) -> None:
         if meta["status"] in READY:
             self._cache = meta
+            self.on_ready.ready = True
+            self.fulfilled.append(self)
             if self.callback is not None:
                 self.callback(self)
-
-
-class Recording(Fulfiller):
-    """Tells a Matching of every result made ready, and of what its callback raised."""
-
-    def __new__(cls, matching):
-        return super().__new__(cls)
-
-    def __init__(self, matching) -> None:
-        super().__init__(
-            is_plain=lambda cls: False,
-            as_python=matching.matcher._as_python,
-            on_error=lambda result, error: matching.errors.append(error),
-        )
-        self.matching = matching
-
-    def fulfil(self, result, meta) -> None:
-        super().fulfil(result, meta)
-        if result is not None:
-            self.matching.fulfilled.append(result)
 
 
 class Matching:
@@ -75,10 +60,18 @@ class Matching:
             stats=self.stats,
             max_age=max_age,
         )
-        self.matcher.fulfiller = Recording(self)
+        self.matcher.fulfiller = Fulfiller(
+            self.table,
+            self.matcher.watchers,
+            self.matcher.role,
+            is_plain=lambda cls: False,
+            as_python=self.matcher._as_python,
+            on_error=lambda result, error: self.errors.append(error),
+            thrown_in=(SoftTimeLimitExceeded,),
+        )
 
     def wait_for(self, task_id: str, **options) -> Result:
-        result = Result(task_id, options.pop("callback", None))
+        result = Result(task_id, options.pop("callback", None), self.fulfilled)
         self.matcher.add(result, **options)
         return result
 
@@ -603,7 +596,7 @@ class TestOtherThreads:
         result = m.wait_for("a")
         assert result._cache["result"] == "end"
 
-    @pytest.mark.parametrize("where", ["_decode", "_fulfil_all"])
+    @pytest.mark.parametrize("where", ["_decode", "fulfiller.hand_out"])
     def test_an_exception_is_thrown_in_while_waiting_begins_on_what_is_kept(
         self, m, monkeypatch, where
     ):
@@ -614,7 +607,10 @@ class TestOtherThreads:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(m.matcher, where, thrown_in)
+            if where == "_decode":
+                patch.setattr(m.matcher, where, thrown_in)
+            else:
+                patch.setattr(m.matcher, "fulfiller", SimpleNamespace(hand_out=thrown_in))
             with pytest.raises(KeyboardInterrupt):
                 m.wait_for("a")
         assert m.wait_for("a")._cache["result"] == 1
@@ -670,17 +666,41 @@ class TestCallbacks:
         m.deliver("a", meta("a"))
         assert more[0]._cache["result"] == 2
 
-    def test_a_soft_time_limit_in_the_midst_does_not_lose_the_result(self, m):
-        class SoftTimeLimit(BaseException):
-            pass
-
+    @pytest.mark.parametrize("thrown", [KeyboardInterrupt, SoftTimeLimitExceeded])
+    def test_what_is_thrown_into_one_is_raised_once_all_have_the_result(self, m, thrown):
         def interrupted(result):
-            raise SoftTimeLimit
+            raise thrown
 
-        m.wait_for("a", callback=interrupted)
-        with pytest.raises(SoftTimeLimit):
-            m.deliver("a", meta("a"))
-        assert m.table.state("a") == WAITING  # the delivery is shown again, and finds who waits
+        first, second = m.wait_for("a", callback=interrupted), m.wait_for("a")
+        with pytest.raises(thrown):
+            m.deliver("a", meta("a", 1))
+        assert m.fulfilled == [first, second]
+        assert m.table.state("a") == DONE
+        assert not m.errors
+
+    def test_also_where_the_result_was_kept(self, m):
+        def interrupted(result):
+            raise SoftTimeLimitExceeded
+
+        m.deliver("a", meta("a", 1))
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.wait_for("a", callback=interrupted)
+        assert m.table.state("a") == DONE
+
+    def test_a_failure_is_rebuilt_again_if_that_was_interrupted(self):
+        """The message is not at fault, and the result is not the soft time limit."""
+        interruptions = [SoftTimeLimitExceeded()]
+
+        def to_python(meta):
+            if interruptions:
+                raise interruptions.pop()
+            return meta
+
+        m = Matching(to_python=to_python)
+        result = m.wait_for("a")
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.deliver("a", meta("a", 1))
+        assert result._cache["result"] == 1
 
 
 class TestUntrustedExceptions:

@@ -1,0 +1,265 @@
+"""Who waits, who is told of what, and who reads. Documented in _wait.pyi.
+
+Two rules hold everywhere here. No Python code of ours runs between two changes that belong
+together, so an exception thrown into the thread cannot part them. And what was looked up in a dict
+is looked up again after an allocation, because before Python 3.12 such an allocation may collect
+garbage, and so run destructors that come back here.
+"""
+
+import threading
+from collections import deque
+from time import monotonic
+
+from libc.math cimport INFINITY
+
+cdef object _monotonic = monotonic
+
+
+cdef class Wait:
+    """One thread's wait for one result or for a set of them."""
+
+    def __init__(self, timeout, on_message=None, str queue="", on_interval=None):
+        self.deadline = INFINITY if timeout is None else <double>_monotonic() + timeout
+        self.on_message = on_message
+        self.queue = queue
+        self.on_interval = on_interval
+        self.arrived = deque()
+        self.metas = deque()
+        self._errors = deque()
+
+    cdef bint has_news(self) except -1:
+        return bool(self.arrived) or bool(self.metas)
+
+    @property
+    def news(self):
+        return self.has_news()
+
+    def remaining(self, double at_most=INFINITY):
+        cdef double left = self.deadline
+        if left != INFINITY:
+            left -= <double>_monotonic()
+        return max(min(left, at_most), 0.0)
+
+    cdef int sleep(self, double timeout) except -1:
+        """Until woken, for `timeout` seconds at most. The caller has made the bell."""
+        if not self.has_news():
+            self._bell.acquire(True, timeout)
+        return 0
+
+    cdef int wake(self) except -1:
+        # A lock, not an Event: an Event's methods are Python code, which can be interrupted with
+        # its own lock held.
+        if self._bell is not None and self._bell.locked():
+            self._bell.release()
+        return 0
+
+    def raise_errors(self):
+        if self._errors:
+            raise self._errors.popleft()
+
+    def run_on_message(self):
+        while self.metas:
+            self.on_message(self.metas.popleft())
+
+
+cdef class Watchers:
+    """Which waits hear of which AsyncResult, and of which messages."""
+
+    def __init__(self):
+        self._waits = {}
+        self._listeners = {}
+        self._notified = []
+
+    def __len__(self):
+        return len(self._waits)
+
+    def watch(self, list results, Wait wait not None):
+        for result in results:
+            self.watch_one(<Py_ssize_t><void *>result, wait)
+        if wait.on_message is not None:
+            self._listeners[wait] = None
+
+    def unwatch(self, list results, Wait wait not None):
+        self._listeners.pop(wait, None)
+        for result in results:
+            self.unwatch_one(<Py_ssize_t><void *>result, wait)
+
+    cdef int watch_one(self, Py_ssize_t key, Wait wait) except -1:
+        # Nearly always one; a tuple for each would keep the garbage collector busy.
+        cdef object several
+        while True:
+            held = self._waits.setdefault(key, wait)
+            if held is wait:
+                return 0
+            if type(held) is not tuple:
+                several = (held, wait)
+            elif wait in <tuple>held:
+                return 0
+            else:
+                several = (*<tuple>held, wait)
+            if self._waits.get(key) is held:
+                self._waits[key] = several
+                return 0
+
+    cdef int unwatch_one(self, Py_ssize_t key, Wait wait) except -1:
+        cdef object left
+        while True:
+            held = self._waits.get(key)
+            if held is wait:
+                del self._waits[key]
+                return 0
+            if type(held) is not tuple or wait not in <tuple>held:
+                return 0
+            left = tuple([other for other in <tuple>held if other is not wait])
+            if self._waits.get(key) is held:
+                self._waits[key] = (<tuple>left)[0] if len(<tuple>left) == 1 else left
+                return 0
+
+    def is_watched(self, result):
+        return <Py_ssize_t><void *>result in self._waits
+
+    cdef bint notify(self, object result, object error) except -1:
+        """Tell those who watch `result`, and of what its callback raised; False if nobody does."""
+        cdef Wait wait
+        held = self._waits.pop(<Py_ssize_t><void *>result, None)
+        if held is None:
+            return False
+        for wait in <tuple>held if type(held) is tuple else (held,):
+            if error is not None:
+                wait._errors.append(error)
+            wait.arrived.append(result)
+            if not self._notified or self._notified[-1] is not wait:
+                self._notified.append(wait)
+        return True
+
+    @property
+    def listening(self):
+        return bool(self._listeners)
+
+    def tell(self, str queue, dict meta not None):
+        cdef Wait wait
+        for wait in list(self._listeners):
+            if wait.queue == queue:
+                wait.metas.append(meta)
+                self._notified.append(wait)
+
+    cpdef object wake(self):
+        while self._notified:
+            (<Wait>self._notified.pop()).wake()
+
+    def clear(self):
+        self._waits.clear()
+        self._listeners.clear()
+        self._notified.clear()
+
+
+cdef class ReadingRole:
+    """The right to read the socket. One thread, or greenlet, has it at a time."""
+
+    # The GIL is the lock: nothing here lets another thread run between a look and a change.
+
+    def __init__(self, Watchers watchers not None):
+        self._watchers = watchers
+        self._sleepers = {}
+
+    @property
+    def reading(self):
+        return self._reader is not None
+
+    @property
+    def interrupted(self):
+        return self._calling_out < self._depth and self._reader == threading.get_ident()
+
+    @property
+    def sleeping(self):
+        return len(self._sleepers)
+
+    def run(self, function, *args):
+        if not self.take():
+            return None
+        try:
+            return function(*args)
+        finally:
+            self.leave()
+
+    def run_or_sleep(self, Wait wait not None, double timeout, function, *args):
+        cdef bint reads = self.take()
+        if not reads:
+            if wait._bell is None:
+                wait._bell = threading.Lock()
+            wait._bell.acquire(False)  # from here on, what wakes it is not forgotten
+            self._sleepers[wait] = None
+            try:
+                # A reader that left just now saw no sleeper to wake.
+                reads = self.take()
+                if not reads:
+                    wait.sleep(timeout)
+                    reads = not wait.has_news() and self.take()
+            finally:
+                self._sleepers.pop(wait, None)
+                if not reads:  # who was woken to become the reader, and does not, wakes another
+                    self.hand_over()
+        if reads:
+            try:
+                function(*args)
+            finally:
+                self.leave()
+        return reads
+
+    cdef bint take(self) except -1:
+        # Asked for by name: gevent may have patched it since.
+        this = threading.get_ident()
+        if self._reader is None:
+            self._reader = this
+            self._depth = 1
+            return True
+        if self._reader != this:
+            return False
+        if self._calling_out < self._depth:
+            raise RuntimeError(
+                "this thread is in the midst of reading results: a signal handler or a destructor "
+                "that interrupts it cannot wait for another one; have it set a flag"
+            )
+        self._depth += 1
+        return True
+
+    cdef int leave(self) except -1:
+        self._depth -= 1
+        if self._depth == 0:
+            self._reader = None
+        self._watchers.wake()
+        self.hand_over()
+        return 0
+
+    cdef int hand_over(self) except -1:
+        """Wake one sleeper to become the reader, unless there is one."""
+        if self._reader is None:
+            for sleeper in self._sleepers:
+                (<Wait>sleeper).wake()
+                break
+        return 0
+
+    def call_out(self, function):
+        cdef bint called_out = self.begin_call_out()
+        try:
+            return function()
+        finally:
+            if called_out:
+                self.end_call_out()
+
+    cdef bint begin_call_out(self) except -1:
+        """What runs from here on may read; False where this thread does not have the role."""
+        if self._reader is None or self._reader != threading.get_ident():
+            return False
+        self._calling_out += 1
+        return True
+
+    cdef int end_call_out(self) except -1:
+        self._calling_out -= 1
+        return 0
+
+    def after_fork(self):
+        self._sleepers.clear()
+        if self._reader != threading.get_ident():
+            self._reader = None
+            self._depth = self._calling_out = 0

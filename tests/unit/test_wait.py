@@ -1,0 +1,323 @@
+"""fastrpc._wait: who waits, who is told, who reads; no intake, no table."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from fastrpc import _wait as wait_module
+from fastrpc._intake import Fulfiller
+from fastrpc._pending import PendingTable
+from fastrpc._wait import ReadingRole, Wait, Watchers
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def watchers() -> Watchers:
+    return Watchers()
+
+
+@pytest.fixture
+def role(watchers) -> ReadingRole:
+    return ReadingRole(watchers)
+
+
+def raising(exc: BaseException):
+    def function(*args):
+        raise exc
+
+    return function
+
+
+class Thread(threading.Thread):
+    """Runs a function of the role; `answer` is what it returned."""
+
+    answer = None
+
+    def run(self) -> None:
+        self.answer = self._target(*self._args)
+
+
+class TestReadingRole:
+    def test_one_thread_has_it_at_a_time(self, role):
+        def as_the_reader():
+            other = Thread(target=role.run, args=(lambda: "read",))
+            other.start()
+            other.join()
+            return other.answer
+
+        assert role.run(as_the_reader) is None
+        assert role.run(lambda: "read") == "read"
+
+    @pytest.mark.parametrize("thrown", [ValueError(), KeyboardInterrupt()])
+    def test_what_is_thrown_in_leaves_it(self, role, thrown):
+        with pytest.raises(type(thrown)):
+            role.run(raising(thrown))
+        with pytest.raises(type(thrown)):
+            role.run_or_sleep(Wait(None), 0, raising(thrown))
+        assert not role.reading
+
+    def test_the_reader_cannot_read_in_the_midst_of_a_read(self, role):
+        def read():
+            assert role.interrupted
+            with pytest.raises(RuntimeError, match="in the midst of reading"):
+                role.run(list)
+            with pytest.raises(RuntimeError, match="in the midst of reading"):
+                role.run_or_sleep(Wait(0), 0, list)
+            return True
+
+        assert role.run(read)
+        assert not role.reading
+
+    def test_it_can_in_a_callback_and_not_in_the_midst_of_that_read(self, role):
+        def callback():
+            assert not role.interrupted
+            return role.run(lambda: role.interrupted)
+
+        assert role.run(role.call_out, callback) is True
+        assert not role.reading
+
+    def test_a_callback_in_another_thread_does_not_open_the_readers_read(self, role):
+        def as_the_reader():
+            other = Thread(target=role.call_out, args=(lambda: role.interrupted,))
+            other.start()
+            other.join()
+            return role.interrupted
+
+        assert role.run(as_the_reader) is True
+
+    def test_two_greenlets_of_one_thread_do_not_both_read(self, role, monkeypatch):
+        """gevent may have patched `threading` after this module was imported."""
+        greenlet = SimpleNamespace(number=1)
+        monkeypatch.setattr(wait_module.threading, "get_ident", lambda: greenlet.number)
+
+        def as_the_reader():
+            greenlet.number = 2
+            answer = role.run(lambda: "read")
+            greenlet.number = 1
+            return answer
+
+        assert role.run(as_the_reader) is None
+
+    def test_who_leaves_hands_over_to_the_longest_sleeper(self, role):
+        order: list[int] = []
+        begun, end = threading.Event(), threading.Event()
+
+        def read() -> None:
+            begun.set()
+            end.wait(10)
+
+        threads = [Thread(target=role.run, args=(read,))]
+        threads[0].start()
+        begun.wait(10)
+        for n in range(3):
+            thread = Thread(target=role.run_or_sleep, args=(Wait(None), 10, order.append, n))
+            thread.start()
+            threads.append(thread)
+            wait_until(lambda n=n: role.sleeping == n + 1, 5, "it sleeps")
+        end.set()
+        for thread in threads:
+            thread.join(5)
+        assert order == [0, 1, 2]
+        assert not role.sleeping
+
+    def test_a_sleeper_with_news_passes_the_role_on(self, role, watchers):
+        """It was woken as the next reader and has its result by then."""
+        result, wait = object(), Wait(None)
+        watchers.watch([result], wait)
+        read: list[str] = []
+        begun, end = threading.Event(), threading.Event()
+
+        def as_the_reader() -> None:
+            begun.set()
+            end.wait(10)
+            wait.arrived.append(result)
+
+        reader = Thread(target=role.run, args=(as_the_reader,))
+        reader.start()
+        begun.wait(10)
+        first = Thread(target=role.run_or_sleep, args=(wait, 10, read.append, "first"))
+        first.start()
+        wait_until(lambda: role.sleeping == 1, 5, "the first sleeps")
+        second = Thread(target=role.run_or_sleep, args=(Wait(None), 10, read.append, "second"))
+        second.start()
+        wait_until(lambda: role.sleeping == 2, 5, "the second sleeps")
+        end.set()
+        for thread in (reader, first, second):
+            thread.join(5)
+        assert (first.answer, second.answer, read) == (False, True, ["second"])
+
+    def test_a_sleeper_that_is_interrupted_is_forgotten(self, role):
+        class Bell:
+            """What a signal handler raises comes out of the lock that the thread sleeps on."""
+
+            def acquire(self, blocking, timeout=-1):
+                if blocking:
+                    raise KeyboardInterrupt
+
+        def as_the_reader():
+            other = Thread(target=sleep)
+            other.start()
+            other.join()
+            return role.sleeping
+
+        def sleep() -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(wait_module.threading, "Lock", Bell)
+                with pytest.raises(KeyboardInterrupt):
+                    role.run_or_sleep(Wait(None), 10, list)
+
+        assert role.run(as_the_reader) == 0
+
+    def test_a_fork_in_a_callback_leaves_the_role_to_its_thread(self, role):
+        def callback():
+            role.after_fork()
+            return role.run(lambda: "read")
+
+        assert role.run(role.call_out, callback) == "read"
+        assert not role.reading
+
+    def test_a_fork_beside_the_reader_leaves_no_reader(self, role):
+        def as_the_reader():
+            other = Thread(target=role.after_fork)  # the thread that lives on in the child
+            other.start()
+            other.join()
+            return role.reading
+
+        assert role.run(as_the_reader) is False
+
+
+class TestWatchers:
+    @pytest.fixture
+    def tell(self, watchers, role):
+        """tell(result): its final state came."""
+        table = PendingTable()
+        fulfiller = Fulfiller(
+            table,
+            watchers,
+            role,
+            is_plain=lambda cls: False,
+            as_python=dict,
+            on_error=lambda result, error: unheard.append(error),
+            thrown_in=(),
+        )
+        unheard: list = []
+
+        def tell(result):
+            table.add("a", result)
+            fulfiller.hand_out("a", (result,), {"status": "SUCCESS"})
+            return unheard
+
+        return tell
+
+    @staticmethod
+    def result(callback=list):
+        ready = SimpleNamespace(ready=False)
+        return SimpleNamespace(on_ready=ready, _maybe_set_cache=lambda meta: callback())
+
+    def test_each_that_watches_is_told_once(self, watchers, tell):
+        result = self.result()
+        waits = [Wait(None) for _ in range(3)]
+        for wait in waits * 2:
+            watchers.watch([result], wait)
+        tell(result)
+        assert [list(wait.arrived) for wait in waits] == [[result]] * 3
+        assert len(watchers) == 0
+
+    def test_who_gave_up_is_not_told_and_leaves_nothing(self, watchers, tell):
+        result = self.result()
+        waits = [Wait(None) for _ in range(3)]
+        for wait in waits:
+            watchers.watch([result], wait)
+        for wait in waits[:2]:
+            watchers.unwatch([result], wait)
+        tell(result)
+        assert [len(wait.arrived) for wait in waits] == [0, 0, 1]
+        for wait in waits:
+            watchers.unwatch([result], wait)
+        assert len(watchers) == 0
+        assert not watchers.is_watched(result)
+
+    def test_a_callback_that_fails_is_heard_of_though_two_gave_up(self, watchers, tell):
+        result = self.result(lambda: 1 / 0)
+        for wait in (waits := [Wait(None), Wait(None)]):
+            watchers.watch([result], wait)
+        for wait in waits:
+            watchers.unwatch([result], wait)
+        assert [type(error) for error in tell(result)] == [ZeroDivisionError]
+
+    def test_a_callback_that_fails_raises_where_it_is_waited_for(self, watchers, tell):
+        result, wait = self.result(lambda: 1 / 0), Wait(None)
+        watchers.watch([result], wait)
+        assert tell(result) == []
+        with pytest.raises(ZeroDivisionError):
+            wait.raise_errors()
+
+    def test_unwatching_what_was_watched_half_way(self, watchers):
+        results = [object(), object()]
+        wait = Wait(None)
+        watchers.watch(results[:1], wait)
+        watchers.unwatch(results, wait)
+        assert len(watchers) == 0
+
+    def test_only_those_that_listen_to_the_queue_are_told(self, watchers):
+        mine, other = Wait(None, print, "mine"), Wait(None, print, "other")
+        assert not watchers.listening
+        watchers.watch([], mine)
+        watchers.watch([], other)
+        watchers.tell("mine", {"result": 1})
+        assert (list(mine.metas), list(other.metas)) == ([{"result": 1}], [])
+        watchers.unwatch([], mine)
+        watchers.unwatch([], other)
+        assert not watchers.listening
+
+    def test_the_collector_may_end_a_wait_in_the_midst_of_another(self, watchers):
+        """It runs the `finally` of a generator that was given up, wherever it happens to run."""
+        results = [object() for _ in range(50)]
+        stays = Wait(None)
+
+        def given_up():
+            wait = Wait(None)
+            try:
+                watchers.watch(results, wait)
+                yield
+            finally:
+                watchers.unwatch(results, wait)
+
+        usual = gc.get_threshold()
+        gc.set_threshold(1, 1, 1)
+        try:
+            for _ in range(200):
+                generator = given_up()
+                next(generator)
+                cycle = [generator]
+                cycle.append(cycle)
+                del cycle, generator
+                watchers.watch(results, stays)
+                watchers.unwatch(results, stays)
+        finally:
+            gc.set_threshold(*usual)
+        gc.collect()
+        assert len(watchers) == 0
+
+
+class TestWait:
+    def test_its_time(self):
+        assert Wait(None).remaining() == float("inf")
+        assert Wait(None).remaining(1.5) == 1.5
+        assert Wait(-1).remaining() == 0
+        assert 9 < Wait(10).remaining() <= 10
+        assert Wait(10).deadline == pytest.approx(time.monotonic() + 10, abs=1)
+
+    def test_messages_are_heard_in_the_thread_that_waits(self):
+        heard: list = []
+        wait = Wait(None, heard.append, "queue")
+        wait.metas.extend([{"n": 1}, {"n": 2}])
+        assert wait.news
+        wait.run_on_message()
+        assert heard == [{"n": 1}, {"n": 2}]
+        assert not wait.news
