@@ -15,6 +15,7 @@ CWARN := -std=c11 -Wall -Wextra -Werror
 export FASTRPC_WERROR ?= 1
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
+STORM_SECONDS ?= 300
 # What is quickly known comes first.
 TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
 CLANG ?= clang
@@ -258,6 +259,11 @@ docs: $(PY) ## the documentation, strictly, into site/
 soak: build ## SOAK_SECONDS (600) of load with random cuts, restarts and forks, and one line of counts
 	$(call say,'soaking for $(SOAK_SECONDS) s')
 	@$(PY) -m tests.soak $(SOAK_SECONDS)
+
+.PHONY: storm
+storm: build ## STORM_SECONDS (300) of load with exceptions, collections and callbacks that strike, and one line of counts
+	$(call say,'a storm of $(STORM_SECONDS) s')
+	@$(PY) -m tests.storm $(STORM_SECONDS)
 
 .PHONY: fuzz
 fuzz: WITH_CLANG := 1

@@ -1,0 +1,1 @@
+"""Support code of the tests; what is in here is no test."""

@@ -1,0 +1,14 @@
+"""A short storm, a squall of each of the fixed mixes; `make storm` is the long one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.storm import storm
+
+
+@pytest.mark.timeout(300)
+def test_exceptions_collections_and_callbacks_that_strike_under_load(private_broker):
+    line, well = storm(22, seed=20, url=private_broker.url)
+    print(line)
+    assert well, line

@@ -1,0 +1,745 @@
+"""Exceptions, collections and callbacks that strike clients and workers under load.
+
+    python -m tests.storm [seconds] [--seed N] [--mix signals+garbage]
+
+Some squalls, each a process of its own with a client, senders and some of what is in MIXES; beside
+them a real worker whose tasks are interrupted. When a squall is over, every result has to be
+there, every thread has to be able to wait, and nothing may be left behind.
+
+Ends in one line of counts, one for each kind of failure, and with status 1 unless all of them are
+0. A squall that failed is shown with the command that repeats it. The seed decides what is done and
+how often something is thrown, not where it strikes: that is up to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import gc
+import json
+import logging
+import os
+import queue
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from celery import current_app, shared_task, states
+from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
+from celery.result import allow_join_result
+from celery.signals import worker_process_init
+
+from fastrpc.errors import ResultDropped
+from tests.faults.support import Background, answer, client, expect, new_ids
+from tests.integration.broker import RabbitMQ
+from tests.integration.worker import Worker
+from tests.support.inside import leftovers
+from tests.support.throwing import SHORTEST, GaveUp, Target, Thrower, is_thrown, new_thrown
+
+ROOT = Path(__file__).parents[1]
+
+#: What a squall may consist of. signals: a signal handler of the main thread raises; asyncs: the
+#: interpreter raises in the other threads; garbage: finalizers call back in; callbacks: those of
+#: then() raise, wait and poll; polls: a signal handler polls, also while a large body is decoded.
+INGREDIENTS = ("signals", "asyncs", "garbage", "callbacks", "polls")
+#: The first squalls, which every storm has; those that follow are drawn.
+MIXES = (
+    INGREDIENTS,
+    ("signals", "callbacks"),
+    ("polls", "garbage"),
+    ("asyncs", "garbage", "callbacks"),
+)
+
+#: Every kind of failure, in the order in which it is shown.
+FAILURES = {
+    "lost": "results that did not arrive",
+    "wrong": "results with another's value",
+    "duplicated": "calls of then() callbacks beyond the first for a result",
+    "unheard": "then() callbacks that were not called though nothing was thrown",
+    "swallowed": "exceptions that struck a then() callback and did not come out of its thread",
+    "errors": "calls that raised what they should not",
+    "stuck": "threads that did not come to an end",
+    "unable": "threads that cannot wait afterwards",
+    "unreached": "results that could not be asked for, as nobody can wait",
+    "unsent": "senders that cannot send afterwards",
+    "unclosed": "backends that cannot be closed",
+    "role": "clients whose reading role is taken though nobody reads",
+    "locks": "locks that are held",
+    "watched": "results that are still watched",
+    "listening": "waits that still listen",
+    "sleepers": "waits that are still to be woken",
+    "waiting": "results that still wait in the table",
+    "timers": "timers of an acknowledgement that stay pending",
+    "unacknowledged": "clients that do not acknowledge what they were given",
+    "unconfirmed": "results that nobody has confirmed",
+    "watchers": "threads that are counted on and do not run",
+    "threads": "threads that stay",
+    "crashed": "processes that died of a signal",
+    "died": "processes that ended with an error",
+    "hung": "processes that did not end",
+}
+
+#: How long one squall throws, in seconds, and the time for all to come to an end afterwards.
+SQUALL = 3.0
+PATIENCE = 12.0
+#: A wait that nothing is in the way of takes this long at most, in seconds, on a busy machine.
+PROMPT = 6.0
+#: What a process may take beyond that until it is ended from outside.
+BOUND = 45.0
+
+THREADS = 3
+SENDERS = 2
+#: Average time between two throws into one thread, in seconds: one of these for each squall.
+PACES = (0.0003, 0.001, 0.003, 0.01)
+#: An interrupted send costs a new connection: less often.
+SENDER_PACE = 0.05
+#: Finalizers that exist at any time.
+LITTER = 20
+#: A list of this many dicts is a body of more than 4 MiB, which kombu decodes.
+LARGE = 42_000
+#: How many unexpected exceptions a process shows.
+SHOWN = 3
+
+
+class CallbackError(Exception):
+    """What a then() callback of ours raises."""
+
+
+def value_of(task_id: str, size: int) -> Any:
+    """The one right result of `task_id`: a string, or a list of dicts."""
+    if size < LARGE:
+        return task_id + "x" * size
+    return [{"of": task_id, "n": n, "text": "x" * 50} for n in range(size)]
+
+
+class Litter:
+    """Cyclic garbage whose finalizer calls back in, and makes the next."""
+
+    def __init__(self, squall: Squall) -> None:
+        self.squall, self.me = squall, self
+
+    def __del__(self) -> None:
+        squall, target = self.squall, Target.current()
+        if squall.calm.is_set():
+            return
+        if target is not None:
+            target.sheltered += 1
+        try:
+            Litter(squall)
+            squall.counts["finalizers"] += 1
+            squall.poll()
+        finally:
+            if target is not None:
+                target.sheltered -= 1
+
+
+class Squall:
+    """One process: threads that wait, senders, and what is thrown at them."""
+
+    def __init__(self, url: str, seconds: float, seed: int, mix: frozenset[str]) -> None:
+        self.rng = random.Random(seed)
+        self.url, self.seconds, self.mix = url, seconds, mix
+        self.throws = bool(mix & {"signals", "asyncs"})
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        self.begun, self.calm = threading.Event(), threading.Event()
+        self.app = client(url)
+        self.sender = client(url)
+        #: Nobody throws at this one.
+        self.calm_sender = client(url)
+        self.to_send: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
+        self.pace = self.rng.choice(PACES)
+        self.thrower = Thrower(random.Random(self.rng.random()))
+        #: Ids that others may poll, and those whose results nobody counts.
+        self.recent: deque[str] = deque(new_ids(1), maxlen=64)
+        self.spare: deque[tuple[str, str]] = deque([(name, "") for name in new_ids(1)], maxlen=64)
+        #: The id of the result, each time that a then() callback is called.
+        self.heard: list[str] = []
+        self.listened: list[str] = []
+        self.outstanding: dict[str, tuple[Any, int]] = {}
+        self.shown = 0
+
+    # -- the run -----------------------------------------------------------------------------
+
+    def run(self) -> dict[str, int]:
+        main = Target()
+        threads = [self.start(self.wait_for_results) for _ in range(THREADS)]
+        senders = [self.start(self.send_results) for _ in range(SENDERS)]
+        if self.rng.random() < 0.5:  # else the storm strikes already while they connect
+            self.fresh_call(self.sender)
+        if "garbage" in self.mix:
+            gc.collect()
+            gc.freeze()  # a full collection is quick: it goes through ours only
+            gc.set_threshold(self.rng.choice((20, 100)), 2, 2)
+            for _ in range(LITTER):
+                Litter(self)
+        signal.signal(signal.SIGALRM, self.on_alarm)
+        self.give_up_at = time.monotonic() + self.seconds + PATIENCE
+        self.alarm()
+        self.begun.set()
+        self.thrower.start()
+        threading.Timer(self.seconds, self.calm.set).start()
+        try:
+            self.wait_for_results(main, random.Random(self.rng.random()))
+        except GaveUp:
+            self.count(stuck=1)
+        self.thrower.stop()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.end(threads)
+        for _ in senders:
+            self.to_send.put(None)
+        self.end(senders)
+        self.count(swallowed=sum(target.swallowed for target in Target.all.values()))
+        self.count(thrown=self.thrower.thrown)
+        return self.judge()
+
+    def start(self, target: Callable[[Target, random.Random], None]) -> threading.Thread:
+        rng = random.Random(self.rng.random())
+        exposed = "asyncs" in self.mix
+        pace = self.pace if target == self.wait_for_results else SENDER_PACE
+
+        def run() -> None:
+            me = Target()
+            if exposed:
+                self.thrower.add(me, pace)
+            try:
+                self.begun.wait()
+                target(me, rng)
+            except GaveUp:
+                self.count(stuck=1)
+            except BaseException as exc:
+                self.unexpected(exc)
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    def end(self, threads: list[threading.Thread]) -> None:
+        """Have them end, by GaveUp if it must be; one that does not even then counts as well."""
+        for thread in threads:
+            thread.join(max(self.give_up_at - time.monotonic(), 1))
+        late = [thread for thread in threads if thread.is_alive()]
+        for thread in late:
+            Target.all[thread.ident].give_up()  # type: ignore[index]
+        if late:
+            faulthandler.dump_traceback(all_threads=True)
+        for thread in late:
+            thread.join(2)
+            self.count(stuck=int(thread.is_alive()))
+
+    def judge(self) -> dict[str, int]:
+        """What is left of the storm: everything has to be as if there had been none."""
+        waits = [Background(lambda: self.fresh_call(self.calm_sender)) for _ in range(THREADS)]
+        unable = sum(not succeeds(wait) for wait in waits)
+        self.count(unable=unable)
+        for result, size in list(self.outstanding.values()):
+            self.count(**{"unreached" if unable else "lost": int(not self.comes(result, size))})
+        sends = Background(lambda: answer(self.sender, "nobody", new_ids(1)))
+        self.count(unsent=int(not succeeds(sends)))
+        heard = Counter(self.heard)
+        self.count(duplicated=sum(heard.values()) - len(heard))
+        if not self.throws:
+            self.count(unheard=len(set(self.listened) - set(heard)))
+        found: dict[str, int] = {}
+        for app in (self.app, self.sender):
+            found.update(settled(lambda app=app: leftovers(app)))
+        self.count(**found)
+        for app in (self.app, self.sender, self.calm_sender):
+            self.count(unclosed=int(not succeeds(Background(app.backend.close))))
+        return dict(self.counts)
+
+    def fresh_call(self, sender: Any) -> bool:
+        """Whether the current thread can call a task and get its result, soon."""
+        [result] = expect(self.app, 1)
+        answer(sender, self.app.backend.oid, [result], "fresh")
+        try:
+            return bool(result.get(timeout=PROMPT) == "fresh")
+        except TimeoutError:
+            return False
+
+    def comes(self, result: Any, size: int) -> bool:
+        try:
+            return bool(result.get(timeout=0.5) == value_of(result.id, size))
+        except (TimeoutError, ResultDropped):
+            return False
+
+    def count(self, **more: int) -> None:
+        with self.lock:
+            self.counts.update(more)
+
+    def unexpected(self, exc: BaseException) -> None:
+        self.count(errors=1)
+        self.shown += 1
+        if self.shown <= SHOWN:
+            traceback.print_exception(exc)
+
+    # -- the load ------------------------------------------------------------------------------
+
+    def send_results(self, me: Target, rng: random.Random) -> None:
+        store = self.sender.backend.store_result
+        while (item := self.to_send.get()) is not None:
+            oid, task_id, size = item
+            request = Context(id=task_id, reply_to=oid, correlation_id=task_id)
+            value = value_of(task_id, size)
+            if rng.random() < 0.1:
+                self.done(me.call(store, task_id, {"done": 0.5}, "PROGRESS", request=request))
+            while not self.done(me.call(store, task_id, value, states.SUCCESS, request=request)):
+                pass  # it may have been sent or not: again, and its caller hears of it once
+
+    def wait_for_results(self, me: Target, rng: random.Random) -> None:
+        while not self.calm.is_set():
+            self.round(me, rng)
+        self.count(unable=int(not self.fresh_call(self.calm_sender)))
+
+    def round(self, me: Target, rng: random.Random) -> None:
+        count = rng.choice((1, 1, 5, 40))
+        results = expect(self.app, count)
+        sizes = dict.fromkeys(results, rng.choice((10, 10, 10_000)))
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and "polls" in self.mix and rng.random() < 0.3:
+            sizes[rng.choice(results)] = LARGE
+        for result in results:
+            self.outstanding[result.id] = result, sizes[result]
+        if "callbacks" in self.mix:
+            self.listen(rng.sample(results, max(1, count // 10)), results, rng)
+        oid = self.app.backend.oid
+        [spare] = new_ids(1)
+        for task_id, size in [(spare, 10), *((result.id, sizes[result]) for result in results)]:
+            self.to_send.put((oid, task_id, size))
+        self.spare.append((spare, value_of(spare, 10)))
+        self.recent.extend(result.id for result in rng.sample(results, min(8, count)))
+        self.count(sent=count)
+        way = rng.choice((self.get_each, self.get_at_once, self.spin, self.poll_then_get))
+        way(me, results, rng)
+        for result in results:
+            self.take(me, result, sizes[result])
+
+    def take(self, me: Target, result: Any, size: int) -> None:
+        """Have the result of `result`, however often the wait is interrupted."""
+        while not self.done(outcome := me.call(result.get)):
+            pass
+        value, error = outcome
+        if error is not None:
+            self.count(lost=1)
+        else:
+            right = value == value_of(result.id, size)
+            self.count(received=int(right), wrong=int(not right))
+        del self.outstanding[result.id]
+
+    def done(self, outcome: tuple[Any, BaseException | None]) -> bool:
+        """Whether a call need not be made again; what it should not have raised is counted."""
+        exc = outcome[1]
+        if exc is None or isinstance(exc, ResultDropped):
+            return True
+        if is_thrown(exc):
+            self.count(struck=1)
+        elif not isinstance(exc, (CallbackError, TimeoutError)):
+            self.unexpected(exc)
+            time.sleep(0.01)
+        return False
+
+    def get_each(self, me: Target, results: list[Any], rng: random.Random) -> None:
+        for result in rng.sample(results, len(results)):
+            while not self.done(me.call(result.get, timeout=rng.choice((None, 0.001, 0.05, 1)))):
+                pass
+
+    def get_at_once(self, me: Target, results: list[Any], rng: random.Random) -> None:
+        group = self.app.ResultSet(results, app=self.app)
+        while not self.done(me.call(group.get, timeout=rng.choice((None, 0.05, 1)))):
+            pass
+
+    def spin(self, me: Target, results: list[Any], rng: random.Random) -> None:
+        for result in results:
+            while not self.done(me.call(result.get, timeout=0)):
+                time.sleep(0)
+
+    def poll_then_get(self, me: Target, results: list[Any], rng: random.Random) -> None:
+        for result in results:
+            ready = rng.choice((result.ready, lambda result=result: result.state == "SUCCESS"))
+            while not (self.done(outcome := me.call(ready)) and outcome[0]):
+                time.sleep(0.001)
+
+    # -- callbacks -----------------------------------------------------------------------------
+
+    def listen(self, results: list[Any], others: list[Any], rng: random.Random) -> None:
+        for result in results:
+            act = rng.choice((self.fail, self.wait_for_another, self.look_at_another))
+            other = rng.choice(others)
+            self.listened.append(result.id)
+            result.then(lambda result, act=act, other=other: self.hear(result, act, other))
+
+    def hear(self, result: Any, act: Callable[[Any], None], other: Any) -> None:
+        self.heard.append(result.id)
+        target = Target.current()
+        try:
+            act(other)
+        except BaseException as exc:
+            if target is not None:
+                target.note(exc)
+            raise
+
+    def fail(self, other: Any) -> None:
+        raise CallbackError
+
+    def wait_for_another(self, other: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            other.get(timeout=0.2)
+
+    def look_at_another(self, other: Any) -> None:
+        twin = self.app.AsyncResult(other.id)
+        twin.ready()
+        _ = twin.state
+
+    # -- what strikes ---------------------------------------------------------------------------
+
+    def alarm(self) -> None:
+        """Set the timer for the next strike, or for the time when the main thread gives up."""
+        if self.mix & {"signals", "polls"} and not self.calm.is_set():
+            delay = self.rng.expovariate(1 / (self.pace if "signals" in self.mix else 0.003))
+        else:
+            delay = self.give_up_at - time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(delay, SHORTEST))
+
+    def on_alarm(self, signum: int, frame: Any) -> None:
+        target = Target.current()
+        assert target is not None
+        if self.calm.is_set():
+            if time.monotonic() >= self.give_up_at:
+                raise GaveUp
+            self.alarm()
+            return
+        if "polls" in self.mix and not ("signals" in self.mix and self.rng.random() < 0.5):
+            target.sheltered += 1
+            try:
+                self.counts["polls"] += 1
+                self.poll()
+            finally:
+                target.sheltered -= 1
+                self.alarm()
+            return
+        self.alarm()
+        if "signals" in self.mix and target.open:
+            self.counts["thrown"] += 1
+            raise new_thrown(self.rng)
+
+    def poll(self) -> None:
+        """What a finalizer or a signal handler does; neither may be in the way of the others."""
+        rng, app = self.rng, self.app
+        result = app.AsyncResult(rng.choice(self.recent))
+        spare_id, value = rng.choice(self.spare)
+        spare = app.AsyncResult(spare_id)
+        try:
+            what = rng.random()
+            if what < 0.4:
+                result.ready()
+            elif what < 0.8:
+                _ = result.state
+            elif what < 0.95:
+                if spare.get(timeout=0) != value:
+                    self.counts["wrong"] += 1
+            else:
+                spare.forget()
+        except RuntimeError as exc:
+            # The one that is documented: whoever is interrupted reads, or decodes.
+            if "in use" not in str(exc):
+                self.unexpected(exc)
+            self.counts["refused"] += 1
+        except (TimeoutError, ResultDropped, CallbackError):
+            pass
+        except Exception as exc:
+            if is_thrown(exc):
+                raise
+            self.unexpected(exc)
+
+
+def succeeds(job: Background) -> bool:
+    """Whether it ends, soon, and does not say no."""
+    try:
+        return job.result(2 * PROMPT) is not False
+    except BaseException as exc:
+        print(f"afterwards: {exc!r}", file=sys.stderr)
+        return False
+
+
+def settled(look: Callable[[], dict[str, int]]) -> dict[str, int]:
+    """What is found by `look` and does not go within seconds."""
+    end = time.monotonic() + PROMPT
+    while (found := look()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+# -- the worker, and who calls it ----------------------------------------------------------------
+
+
+@shared_task(name="storm.echo")
+def echo(value):
+    return value
+
+
+@shared_task(name="storm.limited", soft_time_limit=0.3)
+def limited():
+    """Waits, in vain, until its soft time limit strikes."""
+    end = time.monotonic() + 20
+    try:
+        with allow_join_result():
+            while time.monotonic() < end:
+                with contextlib.suppress(TimeoutError):
+                    current_app.AsyncResult(new_ids(1)[0]).get(timeout=random.choice((0, 0.01)))
+    except SoftTimeLimitExceeded:
+        return "limited"
+    return "not limited"
+
+
+@shared_task(name="storm.look")
+def look():
+    """What is left in this process of the pool, and how often its sends were interrupted."""
+    time.sleep(0.5)  # for the other process to take the other one
+    return {"pid": os.getpid(), "thrown": _thrown, "left": settled(lambda: leftovers(current_app))}
+
+
+_thrown = 0
+
+
+@worker_process_init.connect
+def expose_sends(**_kwargs: Any) -> None:
+    """Have a signal handler raise, now and then, while a result is sent; it is sent again then."""
+    if "FASTRPC_STORM" not in os.environ:
+        return
+    target, rng = Target(), random.Random(os.getpid())
+    backend = current_app.backend
+    store = backend.store_result
+
+    def on_alarm(signum: int, frame: Any) -> None:
+        global _thrown
+        if target.open:
+            _thrown += 1
+            raise new_thrown(rng)
+
+    def store_result(*args: Any, **kwargs: Any) -> Any:
+        while True:
+            if rng.random() < 0.5:
+                signal.setitimer(signal.ITIMER_REAL, max(rng.expovariate(5_000), SHORTEST))
+            value, error = target.call(store, *args, **kwargs)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            if not is_thrown(error):
+                break
+        if error is not None:
+            raise error
+        return value
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    backend.store_result = store_result
+
+
+class WorkerSquall:
+    """One process: a real prefork worker, and threads that call its tasks and wait for them."""
+
+    def __init__(self, url: str, seconds: float, seed: int) -> None:
+        self.url, self.seconds = url, seconds
+        self.rng = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.lock = threading.Lock()
+
+    def run(self) -> dict[str, int]:
+        name = f"fastrpc-storm-{os.getpid()}"
+        with Worker(
+            self.url,
+            "fastrpc://",
+            pool="prefork",
+            concurrency=2,
+            queues=(name,),
+            conf={"imports": ["tests.storm"]},
+            env={"FASTRPC_STORM": "1"},
+        ) as worker:
+            self.app = client(self.url, name)
+            self.end = time.monotonic() + self.seconds
+            seeds = [self.rng.random() for _ in range(THREADS)]
+            jobs = [Background(partial(self.calls, seed)) for seed in seeds]
+            for job in jobs:
+                try:
+                    job.result(self.seconds + PATIENCE + 10)
+                except BaseException as exc:
+                    print(f"calls of the worker: {exc!r}", file=sys.stderr)
+                    self.counts["stuck"] += 1
+            self.look()
+            if any(self.counts[name] for name in FAILURES):
+                print(worker.log[-5_000:], file=sys.stderr)
+            self.app.backend.close()
+        return dict(self.counts)
+
+    def calls(self, seed: float) -> None:
+        rng = random.Random(seed)
+        while time.monotonic() < self.end:
+            calls = [self.call(rng) for _ in range(rng.choice((1, 20)))]
+            self.count(sent=len(calls))
+            for result, value in calls:
+                try:
+                    right = result.get(timeout=PATIENCE) == value
+                    self.count(received=int(right), wrong=int(not right))
+                except TimeoutError:
+                    self.count(lost=1)
+
+    def call(self, rng: random.Random) -> tuple[Any, Any]:
+        if rng.random() < 0.02:
+            return self.app.send_task("storm.limited"), "limited"
+        value = "x" * rng.choice((10, 10_000)) + str(rng.random())
+        return self.app.send_task("storm.echo", (value,)), value
+
+    def count(self, **more: int) -> None:
+        with self.lock:
+            self.counts.update(more)
+
+    def look(self) -> None:
+        seen: dict[int, dict[str, Any]] = {}
+        for _ in range(5):
+            for result in [self.app.send_task("storm.look") for _ in range(2)]:
+                with contextlib.suppress(TimeoutError):
+                    said = result.get(timeout=PATIENCE)
+                    seen[said["pid"]] = said
+            if len(seen) == 2:
+                break
+        self.counts["unable"] += 2 - len(seen)
+        for said in seen.values():
+            self.counts.update(said["left"])
+            self.counts["thrown"] += said["thrown"]
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+
+def plan(seed: int) -> Iterator[tuple[int, Sequence[str]]]:
+    """The seed and the mix of each squall."""
+    rng = random.Random(seed)
+    for mix in MIXES:
+        yield rng.randrange(1 << 32), mix
+    while True:
+        mix = rng.sample(INGREDIENTS, rng.randint(1, len(INGREDIENTS)))
+        yield rng.randrange(1 << 32), mix
+
+
+def run_one(what: str, url: str, seconds: float, seed: int) -> Counter[str]:
+    """One squall in a process of its own; what it counted."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.storm", "--one", what, url, str(seconds), str(seed)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    counts: Counter[str] = Counter()
+    try:
+        said = process.communicate(timeout=seconds + PATIENCE + BOUND)[0]
+        if process.returncode < 0:
+            counts["crashed"] += 1
+        elif process.returncode:
+            counts["died"] += 1
+        else:
+            counts.update(json.loads(said))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGUSR1)  # it says where
+        time.sleep(1)
+        counts["hung"] += 1
+    finally:
+        process.kill()
+        process.wait()
+    found = ", ".join(f"{name} {counts[name]}" for name in FAILURES if counts[name])
+    if found:
+        again = f"python -m tests.storm {seconds:g} --mix {what} --seed {seed}"
+        print(f"storm: {found}; again: {again}", file=sys.stderr)
+    return counts
+
+
+def storm(seconds: float, seed: int, url: str) -> tuple[str, bool]:
+    """The line of counts, and whether all is well."""
+    total: Counter[str] = Counter()
+    end = time.monotonic() + seconds
+    with ThreadPoolExecutor(1) as beside:
+        # It takes some seconds to start and to end.
+        worker = beside.submit(run_one, "worker", url, max(seconds - 8.0, SQUALL), seed)
+        for n, (squall_seed, mix) in enumerate(plan(seed)):
+            if n >= len(MIXES) and time.monotonic() + SQUALL > end:
+                break
+            total["squalls"] += 1
+            total.update(run_one("+".join(mix), url, SQUALL, squall_seed))
+        total.update(worker.result())
+    return verdict(total, seconds, seed)
+
+
+def verdict(total: Counter[str], seconds: float, seed: int) -> tuple[str, bool]:
+    failures = ", ".join(f"{name} {total[name]}" for name in FAILURES)
+    line = (
+        f"storm: sent {total['sent']}, received {total['received']}, {failures} "
+        f"({seconds:g} s, seed {seed}, {total['squalls']} squalls, {total['thrown']} thrown, "
+        f"{total['struck']} struck, {total['polls']} polls of a handler, "
+        f"{total['finalizers']} finalizers, {total['refused']} refused)"
+    )
+    well = total["sent"] == total["received"] > 0 and not any(total[name] for name in FAILURES)
+    return line, well
+
+
+def one(what: str, url: str, seconds: float, seed: int) -> dict[str, int]:
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)
+    # An exception that strikes between the two steps in which a handler of `logging` takes its lock
+    # leaves it locked: not what is looked for here.
+    logging.disable(logging.CRITICAL)
+    for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)):
+        for level in range(0, logging.CRITICAL + 1, 10):
+            logger.isEnabledFor(level)  # the first time it takes a lock
+    # kombu tries to import it for each connection it makes.
+    sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
+    if what == "worker":
+        return WorkerSquall(url, seconds, seed).run()
+    squall = Squall(url, seconds, seed, frozenset(what.split("+")))
+
+    def unraisable(args: Any) -> None:
+        if isinstance(args.exc_value, GaveUp):
+            squall.count(stuck=1)
+        elif not is_thrown(args.exc_value):
+            squall.unexpected(args.exc_value)
+
+    sys.unraisablehook = unraisable
+    return squall.run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--mix", help=f"one squall: worker, or some of {'+'.join(INGREDIENTS)}")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        what, url, seconds, seed = args.one
+        print(json.dumps(one(what, url, float(seconds), int(seed))))
+        return 0
+    if args.mix and args.mix != "worker" and not {*args.mix.split("+")} <= {*INGREDIENTS}:
+        parser.error(f"--mix {args.mix}: worker, or some of {'+'.join(INGREDIENTS)}")
+    seed = random.randrange(1 << 32) if args.seed is None else args.seed
+    print(f"storm: seed {seed}", file=sys.stderr)
+    with RabbitMQ() as broker:
+        if args.mix:
+            counts = run_one(args.mix, broker.url, args.seconds, seed)
+            line, well = verdict(counts, args.seconds, seed)
+        else:
+            line, well = storm(args.seconds, seed, broker.url)
+    print(line)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
