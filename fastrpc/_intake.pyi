@@ -8,7 +8,7 @@ from typing import Any
 
 from ._amqp import FrameReader
 from ._pending import PendingTable
-from ._wait import ReadingRole, Watchers
+from ._wait import ReadingRole, Wait, Watchers
 
 class Fulfiller:
     """Makes AsyncResults ready and tells those who watch them."""
@@ -44,6 +44,13 @@ class Fulfiller:
         Whoever begins to wait meanwhile gets it, too. What a callback of a result raises goes to
         those who wait for the result. An exception that was thrown in from outside is raised, once
         all of this is done.
+        """
+
+    def give_up(self, results: list[Any], wait: Wait) -> None:
+        """``wait`` ends: it hears of none of ``results`` any more.
+
+        Those that are not ready, and that nobody else waits for, wait no longer; what arrives for
+        them is kept.
         """
 
 class Delivery:

@@ -14,7 +14,7 @@ cdef extern from "Python.h":
 from fastrpc._amqp cimport FrameReader
 from fastrpc._frame_c cimport FRAME_DELIVERY, FRAME_NEED_MORE, frame_event, wire_view
 from fastrpc._pending cimport PendingTable
-from fastrpc._wait cimport ReadingRole, Watchers
+from fastrpc._wait cimport ReadingRole, Wait, Watchers
 
 from collections import deque
 from weakref import ref
@@ -118,6 +118,15 @@ cdef class Fulfiller:
         if late is not None:
             raise late
 
+    def give_up(self, list results not None, Wait wait not None):
+        self._watchers.unwatch(results, wait)
+        for result in results:
+            # Whoever subscribed with `then` goes on waiting, and so does another thread.
+            if result._cache or has_listeners(result) or self._watchers.is_watched(result):
+                continue
+            if not self._table.discard(result.id, result):
+                self._table.discard(result.id, _ref(result))
+
     cdef object fulfil_all(self, tuple waiters, tuple known, dict meta):
         """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
         cdef object thrown = None
@@ -126,6 +135,8 @@ cdef class Fulfiller:
                 continue
             result = waiter() if type(waiter) is _ref else waiter
             if result is None:  # it was held weakly and went
+                continue
+            if result.on_ready.ready:  # by a copy of the message, read in a callback of it
                 continue
             # Each its own; a copy is not needed where only one waits.
             another = self.fulfil(result, dict(meta) if known or len(waiters) > 1 else meta)
@@ -191,6 +202,11 @@ cdef class Fulfiller:
 cdef dict _no_kwargs = {}  # vine only ever unpacks it
 
 
+cdef bint has_listeners(object result) except -1:
+    promise = result.on_ready
+    return promise._svpending is not None or promise._lvpending is not None
+
+
 cdef bint fulfil_promise(object result, dict meta) except -1:
     """As AsyncResult._maybe_set_cache(meta), up to the listeners; False if there are any.
 
@@ -201,7 +217,7 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
     result._cache = meta
     promise.value = ((result,), _no_kwargs)
     promise.ready = True
-    return promise._svpending is None and promise._lvpending is None
+    return not has_listeners(result)
 
 
 cdef int call_listeners(object result) except -1:

@@ -217,8 +217,8 @@ cdef class ReadingRole:
             return False
         if self._calling_out < self._depth:
             raise RuntimeError(
-                "this thread is in the midst of reading results: a signal handler or a destructor "
-                "that interrupts it cannot wait for another one; have it set a flag"
+                "the reader is in use: this thread is in the midst of reading results; a signal "
+                "handler or a destructor cannot wait for one here, have it set a flag"
             )
         self._depth += 1
         return True

@@ -310,13 +310,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
             Exception: with ``propagate``, what the task raised.
         """
         self._ensure_not_eager()
-        try:
-            for _ in self._ready_ones([result], timeout, on_interval, on_message):
-                pass
-        except BaseException:
-            if not has_listeners(result):
-                self.result_consumer.discard_unwatched(result)
-            raise
+        for _ in self._ready_ones([result], timeout, on_interval, on_message):
+            pass
         return result.maybe_throw(callback=callback, propagate=propagate)
 
     def _ensure_not_eager(self) -> None:
@@ -361,7 +356,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         wait = Wait(timeout, on_message, self.oid, on_interval)
         try:
             # Within: an exception thrown in may follow any call.
-            consumer.watch(nodes, wait)
+            matcher.watchers.watch(nodes, wait)
             for node in nodes:
                 # Once more, now that it is watched: another wait for it may just have ended.
                 waits = matcher.add(node)
@@ -379,7 +374,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
                     if waiting.pop(id(node), None) is not None:
                         yield node
         finally:
-            consumer.unwatch(nodes, wait)
+            matcher.fulfiller.give_up(nodes, wait)
 
     def _declare_for_wait(self) -> None:
         """Have this thread's queue exist where sends, in tasks, declare none: as in Celery."""
@@ -411,13 +406,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 if meta["status"] in READY_STATES:
                     yield task_id, meta
             return
-        self.add_pending_results(results.values())
-        try:
-            for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
-                yield node.id, node._cache
-        finally:
-            for node in results.values():
-                self._matcher.discard(node)
+        for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
+            yield node.id, node._cache
 
     # -- looking at a result -------------------------------------------------------------------
 
@@ -540,11 +530,6 @@ def open_channel(producer: Any) -> Any:
         producer.revive(producer.__connection__.default_channel)
         channel = producer.channel
     return channel
-
-
-def has_listeners(result: Any) -> bool:
-    """Whether somebody subscribed to ``result`` with ``then``."""
-    return any(listener is not None for listener in result.on_ready.listeners)
 
 
 #: Every backend of this process, and the lock under which they, and their parts, are made.

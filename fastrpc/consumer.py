@@ -90,21 +90,6 @@ class ResultConsumer:
 
     # -- waiting -----------------------------------------------------------------------------
 
-    # A result may arrive before it is watched: whoever watches one looks at it again afterwards.
-
-    def watch(self, results: list[Any], wait: Wait) -> None:
-        """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
-        self.matcher.watchers.watch(results, wait)
-
-    def unwatch(self, results: list[Any], wait: Wait) -> None:
-        """End what ``watch`` began, also where it was interrupted half way."""
-        self.matcher.watchers.unwatch(results, wait)
-
-    def discard_unwatched(self, result: Any) -> None:
-        """``result`` waits no longer, unless another thread waits for it."""
-        if not self.matcher.watchers.is_watched(result):
-            self.matcher.discard(result)
-
     def until_news(self, wait: Wait) -> None:
         """Return once there is news for ``wait``.
 
@@ -119,7 +104,10 @@ class ResultConsumer:
         while not wait.news:
             if looked and not wait.remaining():
                 raise TimeoutError("The operation timed out.")
-            self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
+            try:
+                self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
+            finally:
+                self._acknowledge_soon()
             looked = True
             if wait.on_interval is not None:
                 wait.on_interval()
@@ -168,18 +156,39 @@ class ResultConsumer:
         """
         if self._role.interrupted:
             return 0
-        return self._role.run(self._look, queue) or 0  # whoever reads takes in whatever arrives
+        try:
+            # Whoever reads takes in whatever arrives.
+            return self._role.run(self._look, queue) or 0
+        finally:
+            self._acknowledge_soon()
+
+    def _acknowledge_soon(self) -> None:
+        """Have what was handed over be acknowledged also if nobody reads for a while.
+
+        Without the reading role: starting a thread waits until the thread runs.
+        """
+        intake, timer = self._intake, self._acknowledger
+        if self._role.reading or intake is None or not intake.owes_acknowledgement:
+            return
+        if timer is not None and timer.is_alive():
+            return
+        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
+        timer.name = "fastrpc-acknowledge"
+        timer.daemon = True
+        self._acknowledger = timer
+        try:
+            timer.start()
+        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
+            self._role.run(self._acknowledge)
+
+    def _acknowledge_later(self) -> None:
+        self._acknowledger = None
+        self._role.run(self._acknowledge)  # a reader does it itself, before it waits
 
     # -- reading: only with the reading role --------------------------------------------------
 
     def _read(self, wait: Wait) -> None:
         """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
-        try:
-            self._read_until_news(wait)
-        finally:
-            self._acknowledge_soon()
-
-    def _read_until_news(self, wait: Wait) -> None:
         end = time.monotonic() + wait.remaining(INTERVAL)
         while not wait.news:
             intake = self._usable_intake() or self._connect(wait)
@@ -201,20 +210,17 @@ class ResultConsumer:
                 self._role.call_out(wait.on_interval)
 
     def _look(self, queue: str) -> int:
+        intake = self._usable_intake()
+        if intake is None:
+            return self._first_look(queue)
         try:
-            intake = self._usable_intake()
-            if intake is None:
-                return self._first_look(queue)
-            try:
-                if intake.readable():
-                    self._take_in(intake, 0)
-                if self._intake is intake:
-                    intake.tend()
-            except intake.errors as exc:
-                self._lost(intake, exc)
-            return 0
-        finally:
-            self._acknowledge_soon()
+            if intake.readable():
+                self._take_in(intake, 0)
+            if self._intake is intake:
+                intake.tend()
+        except intake.errors as exc:
+            self._lost(intake, exc)
+        return 0
 
     def _first_look(self, queue: str) -> int:
         self.queues.use_at_least(queue)
@@ -259,26 +265,6 @@ class ResultConsumer:
                 self.matcher.watchers.tell(queue, meta)
 
         self.matcher.deliver(correlation_id, body, format, wanted)
-
-    def _acknowledge_soon(self) -> None:
-        """Have what was handed over be acknowledged also if nobody reads for a while."""
-        intake, timer = self._intake, self._acknowledger
-        if intake is None or not intake.owes_acknowledgement:
-            return
-        if timer is not None and timer.is_alive():
-            return
-        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
-        timer.name = "fastrpc-acknowledge"
-        timer.daemon = True
-        self._acknowledger = timer
-        try:
-            timer.start()
-        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
-            self._acknowledge()
-
-    def _acknowledge_later(self) -> None:
-        self._acknowledger = None
-        self._role.run(self._acknowledge)  # a reader does it itself, before it waits
 
     def _acknowledge(self) -> None:
         intake = self._usable_intake()

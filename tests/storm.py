@@ -42,11 +42,13 @@ from celery.result import allow_join_result
 from celery.signals import worker_process_init
 
 from fastrpc.errors import ResultDropped
-from tests.faults.support import Background, answer, client, expect, new_ids
-from tests.integration.broker import RabbitMQ
-from tests.integration.worker import Worker
+from tests.support.apps import client
+from tests.support.broker import RabbitMQ
 from tests.support.inside import leftovers
+from tests.support.results import answer, expect, new_ids
+from tests.support.threads import Background
 from tests.support.throwing import SHORTEST, GaveUp, Target, Thrower, is_thrown, new_thrown
+from tests.support.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,8 +133,8 @@ class Litter:
         self.squall, self.me = squall, self
 
     def __del__(self) -> None:
-        squall, target = self.squall, Target.current()
-        if squall.calm.is_set():
+        squall, target = getattr(self, "squall", None), Target.current()
+        if squall is None or squall.calm.is_set():  # None: its constructor was interrupted
             return
         if target is not None:
             target.sheltered += 1
@@ -462,6 +464,9 @@ class Squall:
             if is_thrown(exc):
                 raise
             self.unexpected(exc)
+        finally:
+            # Celery's get() registers it before the wait begins, which may be refused.
+            spare.backend.remove_pending_result(spare)
 
 
 def succeeds(job: Background) -> bool:

@@ -15,36 +15,35 @@ from fastrpc import backend as backend_module
 
 
 def role_is_taken(app: Celery) -> bool:
-    """Whether some thread has the reading role, or holds its lock."""
-    consumer = app.backend.result_consumer
-    return consumer._depth > 0 or not is_free(consumer._reading)
+    """Whether some thread has the reading role."""
+    return app.backend.result_consumer.reading
 
 
 def held_locks(app: Celery) -> list[str]:
     """Names of the locks, other than the reading role, that are held."""
     backend = app.backend
-    consumer, publisher = backend.result_consumer, backend._publisher
-    locks = {"making backends": backend_module._making, "watching": consumer._watching}
-    if consumer._intake is not None:
-        locks["consuming"] = consumer._intake._consuming
+    intake, publisher = backend.result_consumer._intake, backend._publisher
+    locks: dict[str, Any] = {"making backends": backend_module._making}
+    if intake is not None:
+        locks["consuming"] = intake._consume_lock
     if publisher is not None:
         locks["publisher"] = publisher._lock
-    return [name for name, lock in locks.items() if not is_free(lock)]
+    return [name for name, lock in locks.items() if lock.locked()]
 
 
 def watched(app: Celery) -> int:
     """Results that are watched by a get()."""
-    return len(app.backend._matcher.fulfiller.watched)
+    return len(app.backend._matcher.watchers)
 
 
 def listening(app: Celery) -> int:
-    """Waits that are to hear of every message (`on_message`)."""
-    return len(app.backend.result_consumer._listening)
+    """Whether a wait is to hear of every message (`on_message`)."""
+    return int(app.backend._matcher.watchers.listening)
 
 
 def sleepers(app: Celery) -> int:
     """Waits that are to be woken when the reading role is free."""
-    return len(app.backend.result_consumer._sleepers)
+    return app.backend._matcher.role.sleeping
 
 
 def acknowledgement_is_pending(app: Celery) -> bool:
@@ -63,24 +62,6 @@ def has_dead_watcher(app: Celery) -> bool:
     publisher = app.backend._publisher
     watcher = None if publisher is None else publisher._watcher
     return watcher is not None and not watcher.is_alive()
-
-
-def is_free(lock: Any) -> bool:
-    """Whether a thread that has nothing to do with it could take `lock`.
-
-    Asked in a thread of its own: the owner of a reentrant lock could always take it again.
-    """
-    taken = []
-
-    def take() -> None:
-        taken.append(lock.acquire(blocking=False))
-        if taken[0]:
-            lock.release()
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    thread.join()
-    return taken[0]
 
 
 def threads_of_ours() -> list[str]:
