@@ -28,5 +28,5 @@ cdef class PendingTable:
     cdef bint _alive(self) noexcept
     cdef object _held(self, pending_entry *e)
     cdef int _reserve(self) except -1
-    cdef object _release(self, void *handle)
+    cdef object _release(self, uint32_t handle)
     cdef int _exchange(self, const unsigned char *id, size_t len, object old, object new) except -1

@@ -54,7 +54,8 @@ class PendingTable:
         """Remove this waiter; False where it is not waiting.
 
         Without any waiter left the id is UNKNOWN, or UNCLAIMED where a body is kept; that body then
-        counts as having arrived with the latest one, and the caps are applied.
+        counts as having arrived with the latest one. Where ``max_unclaimed`` leaves it no room it
+        is dropped: it is no final state, and pushes none out.
         """
 
     def state(self, task_id: str | bytes) -> int:
@@ -81,8 +82,10 @@ class PendingTable:
 
         The id takes the last place in the order of arrival, also when an older body is replaced.
         UNKNOWN and LOST become UNCLAIMED. While a cap is exceeded the oldest UNCLAIMED id becomes
-        LOST. Bodies of WAITING ids count in the bytes but are never evicted. A body that would
-        not fit even if all other unclaimed ones went is itself LOST at once, and the others stay.
+        LOST. Bodies of WAITING ids count in the bytes and are only advice (a progress state), so
+        they go first: the oldest are dropped, and their ids go on waiting. A body of a WAITING id
+        never costs an UNCLAIMED one. A body that would not fit even if everything went that may go
+        for it goes itself (an unclaimed one is LOST), and the others stay.
         """
 
     def peek(self, task_id: str | bytes) -> tuple[bytes, bytes] | None:

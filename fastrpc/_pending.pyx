@@ -14,7 +14,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE, PyList_SetItem
 from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 
 cdef extern from "Python.h":
@@ -157,7 +157,7 @@ cdef class PendingTable:
 
     cdef object _held(self, pending_entry *e):
         """What waits for e: one waiter, several, or None where the collector has emptied the list."""
-        cdef Py_ssize_t place = <Py_ssize_t><uintptr_t>e.u.waiter - 1
+        cdef Py_ssize_t place = <Py_ssize_t>e.waiter - 1
         if not self._alive():
             return None
         return <object>PyList_GET_ITEM(self._waiters, place)
@@ -171,6 +171,8 @@ cdef class PendingTable:
         if self._free_count > 0:
             return 0
         size = self._places
+        if size == UINT32_MAX:  # a place plus one is the number that C knows
+            raise MemoryError()
         if size == self._free_capacity:
             capacity = 64 if size == 0 else size + size // 2
             bigger = <uint32_t *>realloc(self._free, <size_t>capacity * sizeof(uint32_t))
@@ -184,9 +186,9 @@ cdef class PendingTable:
         self._free_count = 1
         return 0
 
-    cdef object _release(self, void *handle):
+    cdef object _release(self, uint32_t handle):
         """The place becomes free; what it held is the caller's to drop."""
-        cdef Py_ssize_t place = <Py_ssize_t><uintptr_t>handle - 1
+        cdef Py_ssize_t place = <Py_ssize_t>handle - 1
         cdef Py_ssize_t size
         if not self._alive():
             return None
@@ -211,7 +213,7 @@ cdef class PendingTable:
         if e == NULL or e.state != PENDING_WAITING or not self._alive() or self._held(e) is not old:
             return 0
         Py_INCREF(new)
-        PyList_SetItem(self._waiters, <Py_ssize_t><uintptr_t>e.u.waiter - 1, new)
+        PyList_SetItem(self._waiters, <Py_ssize_t>e.waiter - 1, new)
         return 1  # `old` lives on in the caller
 
     # ---- for other Cython modules
@@ -227,11 +229,11 @@ cdef class PendingTable:
         return _as_tuple(self._held(e))
 
     cdef tuple finish_bytes(self, const unsigned char *id, size_t len):
-        cdef void *handle
+        cdef uint32_t handle
         cdef int before = pending_finish(self._table, id, len, &handle)
         if before < 0:
             _fail(before)
-        if handle == NULL:
+        if handle == 0:
             return ()
         return _as_tuple(self._release(handle))
 
@@ -259,7 +261,7 @@ cdef class PendingTable:
         owner = _view(task_id, &id, &len)
         self._reserve()
         place = self._free[self._free_count - 1]
-        before = pending_wait(self._table, id, len, <void *>(<uintptr_t>place + 1), &e)
+        before = pending_wait(self._table, id, len, place + 1, &e)
         if before == PENDING_UNKNOWN:
             self._free_count -= 1
             Py_INCREF(waiter)
@@ -295,7 +297,7 @@ cdef class PendingTable:
                 return False
             held = self._held(e)
             if held is waiter:
-                held = self._release(e.u.waiter)
+                held = self._release(e.waiter)
                 pending_unwait(self._table, e)
                 return True
             if type(held) is not _Several:

@@ -26,13 +26,10 @@ cdef extern from "pending.h" nogil:
         uint64_t max_done
         uint64_t max_lost
 
-    ctypedef union _pending_union:
-        void *waiter
-
     ctypedef struct pending_entry:
-        _pending_union u
         uint32_t body_len
         uint32_t arrived
+        uint32_t waiter
         uint8_t id_len
         uint8_t format_len
         uint8_t state
@@ -51,10 +48,10 @@ cdef extern from "pending.h" nogil:
     void pending_free(pending *p) noexcept
     void pending_clear(pending *p) noexcept
     pending_entry *pending_find(const pending *p, const unsigned char *id, size_t len) noexcept
-    int pending_wait(pending *p, const unsigned char *id, size_t len, void *waiter,
+    int pending_wait(pending *p, const unsigned char *id, size_t len, uint32_t waiter,
                      pending_entry **found) noexcept
-    uint64_t pending_unwait(pending *p, pending_entry *e) noexcept
-    int pending_finish(pending *p, const unsigned char *id, size_t len, void **waiter) noexcept
+    void pending_unwait(pending *p, pending_entry *e) noexcept
+    int pending_finish(pending *p, const unsigned char *id, size_t len, uint32_t *waiter) noexcept
     int64_t pending_store(pending *p, const unsigned char *id, size_t len,
                           const unsigned char *format, size_t format_len,
                           const unsigned char *body, size_t body_len, uint32_t now) noexcept

@@ -40,8 +40,9 @@ typedef struct {
 } segment;
 
 typedef struct {
-    pending_entry *oldest, *newest;
+    pending_entry *oldest, *newest; /* of the WAITING only those with a body */
     uint64_t count;
+    uint64_t bytes; /* formats and bodies */
 } order;
 
 struct pending {
@@ -51,9 +52,7 @@ struct pending {
     uint64_t deepest; /* segments as deep as the directory: at zero it can be halved */
     uint64_t segments;
     uint64_t key[2];
-    order orders[PENDING_STATES]; /* of WAITING only the count */
-    uint64_t bytes;
-    uint64_t waiting_bytes;
+    order orders[PENDING_STATES];
     uint64_t evicted;
     size_t entry_memory;
     pending_limits limits;
@@ -378,17 +377,14 @@ static void enter(pending *p, pending_entry *e, int state) {
     order *o = &p->orders[state];
     e->state = (uint8_t)state;
     o->count++;
-    if (e->stored) {
-        p->bytes += stored_len(e);
-        if (state == PENDING_WAITING)
-            p->waiting_bytes += stored_len(e);
-    }
-    if (state == PENDING_WAITING)
+    if (e->stored)
+        o->bytes += stored_len(e);
+    else if (e->state == PENDING_WAITING)
         return;
-    e->u.order.newer = NULL;
-    e->u.order.older = o->newest;
+    e->newer = NULL;
+    e->older = o->newest;
     if (o->newest != NULL)
-        o->newest->u.order.newer = e;
+        o->newest->newer = e;
     else
         o->oldest = e;
     o->newest = e;
@@ -397,20 +393,17 @@ static void enter(pending *p, pending_entry *e, int state) {
 static void leave(pending *p, pending_entry *e) {
     order *o = &p->orders[e->state];
     o->count--;
-    if (e->stored) {
-        p->bytes -= stored_len(e);
-        if (e->state == PENDING_WAITING)
-            p->waiting_bytes -= stored_len(e);
-    }
-    if (e->state == PENDING_WAITING)
+    if (e->stored)
+        o->bytes -= stored_len(e);
+    else if (e->state == PENDING_WAITING)
         return;
-    pending_entry *older = e->u.order.older, *newer = e->u.order.newer;
+    pending_entry *older = e->older, *newer = e->newer;
     if (older != NULL)
-        older->u.order.newer = newer;
+        older->newer = newer;
     else
         o->oldest = newer;
     if (newer != NULL)
-        newer->u.order.older = older;
+        newer->older = older;
     else
         o->newest = older;
 }
@@ -455,22 +448,31 @@ static void lose(pending *p, pending_entry *e) {
     p->evicted++;
 }
 
+/* The waiting goes on. */
+static void drop_advice(pending *p, pending_entry *e) {
+    leave(p, e);
+    enter(p, without_body(p, e), PENDING_WAITING);
+}
+
 static uint64_t apply_caps(pending *p, pending_entry *newest) {
-    order *o = &p->orders[PENDING_UNCLAIMED];
-    uint64_t evicted = 0;
-    /* Even alone it would not fit: that is no reason to lose the others. */
-    if (newest != NULL && newest->state == PENDING_UNCLAIMED &&
-        (p->waiting_bytes > p->limits.max_unclaimed_bytes ||
-         stored_len(newest) > p->limits.max_unclaimed_bytes - p->waiting_bytes)) {
+    order *advice = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
+    uint64_t most = p->limits.max_unclaimed_bytes, evicted = p->evicted;
+    if (newest->state == PENDING_WAITING) {
+        /* The results alone leave it no room: that is no reason to drop the other advice. */
+        if (stored_len(newest) > most - results->bytes)
+            drop_advice(p, newest);
+    } else if (stored_len(newest) > most) {
         lose(p, newest);
-        evicted++;
     }
-    while (o->count > 0 &&
-           (o->count > p->limits.max_unclaimed || p->bytes > p->limits.max_unclaimed_bytes)) {
-        lose(p, o->oldest);
-        evicted++;
+    while (results->count > p->limits.max_unclaimed)
+        lose(p, results->oldest);
+    while (advice->bytes + results->bytes > most) {
+        if (advice->oldest != NULL)
+            drop_advice(p, advice->oldest);
+        else
+            lose(p, results->oldest);
     }
-    return evicted;
+    return p->evicted - evicted;
 }
 
 static int valid_id(size_t len) { return len >= 1 && len <= PENDING_MAX_ID; }
@@ -524,8 +526,6 @@ void pending_clear(pending *p) {
     p->depth = 0;
     p->deepest = 1;
     memset(p->orders, 0, sizeof p->orders);
-    p->bytes = 0;
-    p->waiting_bytes = 0;
     p->entry_memory = 0;
     p->clock = 0;
 }
@@ -556,7 +556,7 @@ static pending_entry *create(pending *p, uint32_t hash, const unsigned char *id,
     return e;
 }
 
-int pending_wait(pending *p, const unsigned char *id, size_t len, void *waiter,
+int pending_wait(pending *p, const unsigned char *id, size_t len, uint32_t waiter,
                  pending_entry **found) {
     *found = NULL;
     if (!valid_id(len))
@@ -571,23 +571,22 @@ int pending_wait(pending *p, const unsigned char *id, size_t len, void *waiter,
     e = create(p, hash, id, len, PENDING_WAITING);
     if (e == NULL)
         return PENDING_NOMEM;
-    e->u.waiter = waiter;
+    e->waiter = waiter;
     return PENDING_UNKNOWN;
 }
 
-uint64_t pending_unwait(pending *p, pending_entry *e) {
-    if (!e->stored) {
+void pending_unwait(pending *p, pending_entry *e) {
+    if (!e->stored || p->orders[PENDING_UNCLAIMED].count >= p->limits.max_unclaimed) {
         discard(p, e);
-        return 0;
+        return;
     }
     leave(p, e);
     e->arrived = p->clock; /* the order of arrival and the times agree: expire() stops at the first young one */
     enter(p, e, PENDING_UNCLAIMED);
-    return apply_caps(p, e);
 }
 
-int pending_finish(pending *p, const unsigned char *id, size_t len, void **waiter) {
-    *waiter = NULL;
+int pending_finish(pending *p, const unsigned char *id, size_t len, uint32_t *waiter) {
+    *waiter = 0;
     if (!valid_id(len))
         return PENDING_INVALID;
     uint32_t hash = hash_of(p, id, len);
@@ -602,7 +601,7 @@ int pending_finish(pending *p, const unsigned char *id, size_t len, void **waite
         if (before == PENDING_DONE)
             return before;
         if (before == PENDING_WAITING)
-            *waiter = e->u.waiter;
+            *waiter = e->waiter;
         leave(p, e);
         enter(p, without_body(p, e), PENDING_DONE);
     }
@@ -637,13 +636,14 @@ int64_t pending_store(pending *p, const unsigned char *id, size_t len, const uns
         leave(p, old);
         if (old->state == PENDING_WAITING) {
             state = PENDING_WAITING;
-            e->u.waiter = old->u.waiter;
+            e->waiter = old->waiter;
         }
         entry_free(p, old);
     }
     if (now > p->clock)
         p->clock = now;
-    e->arrived = p->clock;
+    if (state == PENDING_UNCLAIMED)
+        e->arrived = p->clock;
     enter(p, e, state);
     return (int64_t)apply_caps(p, e);
 }
@@ -652,8 +652,7 @@ void pending_drop_body(pending *p, pending_entry *e) {
     if (e->state == PENDING_UNCLAIMED) {
         discard(p, e);
     } else if (e->state == PENDING_WAITING) {
-        leave(p, e);
-        enter(p, without_body(p, e), PENDING_WAITING);
+        drop_advice(p, e);
     }
 }
 
@@ -700,7 +699,11 @@ pending_entry *pending_next(const pending *p, pending_cursor *cursor) {
 }
 
 uint64_t pending_count(const pending *p, int state) { return p->orders[state].count; }
-uint64_t pending_bytes(const pending *p) { return p->bytes; }
+
+uint64_t pending_bytes(const pending *p) {
+    return p->orders[PENDING_WAITING].bytes + p->orders[PENDING_UNCLAIMED].bytes;
+}
+
 uint64_t pending_evicted(const pending *p) { return p->evicted; }
 
 size_t pending_table_memory(const pending *p) {
@@ -742,26 +745,29 @@ static int check_segment(const pending *p, const segment *s, size_t first) {
     return 0;
 }
 
-static int check_order(const pending *p, int state) {
-    uint64_t count = 0;
+/* `ordered` entries of that state should be in its order. */
+static int check_order(const pending *p, int state, uint64_t ordered) {
     uint32_t arrived = 0;
     const pending_entry *before = NULL;
-    for (const pending_entry *e = p->orders[state].oldest; e != NULL; e = e->u.order.newer) {
+    for (const pending_entry *e = p->orders[state].oldest; e != NULL; e = e->newer) {
         HOLDS(e->state == state);
-        HOLDS(e->u.order.older == before);
-        HOLDS(e->stored == (state == PENDING_UNCLAIMED));
-        HOLDS(state != PENDING_UNCLAIMED || e->arrived >= arrived);
-        arrived = e->arrived;
+        HOLDS(e->older == before);
+        HOLDS(e->stored == (state == PENDING_UNCLAIMED || state == PENDING_WAITING));
+        if (state == PENDING_UNCLAIMED) {
+            HOLDS(e->arrived >= arrived);
+            arrived = e->arrived;
+        }
         before = e;
-        count++;
+        ordered--;
     }
     HOLDS(p->orders[state].newest == before);
-    HOLDS(p->orders[state].count == count);
+    HOLDS(ordered == 0);
     return 0;
 }
 
 int pending_check(const pending *p) {
-    uint64_t segments = 0, deepest = 0, counts[PENDING_STATES] = {0}, bytes = 0, waiting_bytes = 0;
+    uint64_t segments = 0, deepest = 0;
+    uint64_t counts[PENDING_STATES] = {0}, ordered[PENDING_STATES] = {0}, bytes[PENDING_STATES] = {0};
     size_t memory = 0, size = (size_t)1 << p->depth;
     int wrong;
     for (size_t i = 0; i < size;) {
@@ -783,19 +789,19 @@ int pending_check(const pending *p) {
         HOLDS(e->state > PENDING_UNKNOWN && e->state < PENDING_STATES);
         HOLDS(e->stored || stored_len(e) == 0);
         counts[e->state]++;
-        bytes += stored_len(e);
-        if (e->state == PENDING_WAITING)
-            waiting_bytes += stored_len(e);
+        ordered[e->state] += e->stored || e->state != PENDING_WAITING;
+        bytes[e->state] += stored_len(e);
         memory += chunk(entry_size(e));
     }
-    HOLDS(bytes == p->bytes && waiting_bytes == p->waiting_bytes);
     HOLDS(memory == p->entry_memory);
-    HOLDS(counts[PENDING_WAITING] == p->orders[PENDING_WAITING].count);
-    for (int state = PENDING_UNCLAIMED; state < PENDING_STATES; state++)
-        if ((wrong = check_order(p, state)) != 0)
+    for (int state = PENDING_WAITING; state < PENDING_STATES; state++) {
+        HOLDS(counts[state] == p->orders[state].count);
+        HOLDS(bytes[state] == p->orders[state].bytes);
+        if ((wrong = check_order(p, state, ordered[state])) != 0)
             return wrong;
+    }
     HOLDS(p->orders[PENDING_UNCLAIMED].count <= p->limits.max_unclaimed);
-    HOLDS(p->orders[PENDING_UNCLAIMED].count == 0 || p->bytes <= p->limits.max_unclaimed_bytes);
+    HOLDS(pending_bytes(p) <= p->limits.max_unclaimed_bytes);
     HOLDS(p->orders[PENDING_DONE].count <= p->limits.max_done);
     HOLDS(p->orders[PENDING_LOST].count <= p->limits.max_lost);
     return 0;

@@ -14,7 +14,8 @@
  * Who owns what:
  * - The table owns every entry, its id and its stored bytes. Pointers into an entry are valid until the
  *   next call that takes a non-const table.
- * - `waiter` is opaque: never read, never freed. A call that ends WAITING hands it back.
+ * - `waiter` is a number of the caller's, never looked at, but never 0. A call that ends WAITING hands
+ *   it back.
  * - Bytes passed in are copied.
  */
 #ifndef FASTRPC_PENDING_H
@@ -60,17 +61,15 @@ typedef struct {
     uint64_t max_lost;
 } pending_limits;
 
-/* One block: this, the id, the format, the body. Read-only outside pending.c, except `waiter`. */
+/* One block: this, the id, the format, the body. Read-only outside pending.c. */
 typedef struct pending_entry {
-    union {
-        struct {
-            struct pending_entry *older, *newer; /* UNCLAIMED, DONE, LOST */
-        } order;
-        void *waiter; /* WAITING */
-    } u;
+    struct pending_entry *older, *newer; /* in the order of its state; WAITING only with a body */
     uint32_t hash;
     uint32_t body_len;
-    uint32_t arrived; /* seconds; when the stored bytes came */
+    union {
+        uint32_t arrived; /* UNCLAIMED: seconds; when the stored bytes came */
+        uint32_t waiter;  /* WAITING */
+    };
     uint8_t id_len;
     uint8_t format_len;
     uint8_t state;
@@ -100,22 +99,25 @@ pending_entry *pending_find(const pending *p, const unsigned char *id, size_t le
 
 /* UNKNOWN: now WAITING with this waiter. WAITING: nothing changes, *found is the entry, whose waiter the
  * caller may exchange. Any other state: nothing changes. Returns the state before, or an error. */
-int pending_wait(pending *p, const unsigned char *id, size_t len, void *waiter,
+int pending_wait(pending *p, const unsigned char *id, size_t len, uint32_t waiter,
                  pending_entry **found);
 
-/* e is WAITING: without a body it is freed, with one it becomes the newest UNCLAIMED and the caps are
- * applied. Returns how many were evicted. Never fails. */
-uint64_t pending_unwait(pending *p, pending_entry *e);
+/* e is WAITING: with a body, and where max_unclaimed leaves room for it, e becomes the newest UNCLAIMED;
+ * else it is freed. Never fails. */
+void pending_unwait(pending *p, pending_entry *e);
 
-/* The final state is there: DONE, its body dropped. *waiter is the waiter, or NULL where there was none.
+/* The final state is there: DONE, its body dropped. *waiter is the waiter, or 0 where there was none.
  * Returns the state before, or an error. DONE again: nothing changes. Fails only for UNKNOWN ids. */
-int pending_finish(pending *p, const unsigned char *id, size_t len, void **waiter);
+int pending_finish(pending *p, const unsigned char *id, size_t len, uint32_t *waiter);
 
 /* Keeps the newest body of the id; it takes the last place in the order of arrival. The clock never goes
- * back: a `now` before the latest one counts as the latest one. UNKNOWN and LOST become UNCLAIMED. The
- * oldest UNCLAIMED become LOST until both caps hold; a body that would not fit even with all others gone
- * is LOST itself and costs nobody else. WAITING bodies count in bytes, but are never evicted.
- * Returns how many were evicted, or an error. */
+ * back: a `now` before the latest one counts as the latest one. UNKNOWN and LOST become UNCLAIMED.
+ *
+ * Until both caps hold, something goes. The body of a WAITING id is advice (a progress state; a final one
+ * ends the waiting), so advice goes before results: over max_unclaimed_bytes the oldest WAITING bodies are
+ * dropped first, and only with none left do the oldest UNCLAIMED become LOST. The waiting goes on. A body
+ * that would not fit even with all gone that may go for it goes itself and costs nobody else.
+ * Returns how many became LOST, or an error. */
 int64_t pending_store(pending *p, const unsigned char *id, size_t len, const unsigned char *format,
                       size_t format_len, const unsigned char *body, size_t body_len, uint32_t now);
 

@@ -10,11 +10,11 @@ MEASURED
 {
     pending_entry *e;
     for (unsigned n = 0; n < OPERATIONS; n++)
-        CHECK(pending_wait(table, (unsigned char *)ids[n], 36, ids[n], &e) == PENDING_UNKNOWN);
+        CHECK(pending_wait(table, (unsigned char *)ids[n], 36, n + 1, &e) == PENDING_UNKNOWN);
     for (unsigned n = 0; n < OPERATIONS; n++) {
-        void *waiter;
+        uint32_t waiter;
         e = pending_find(table, (unsigned char *)ids[n], 36);
-        CHECK(e != NULL && e->u.waiter == ids[n]);
+        CHECK(e != NULL && e->waiter == n + 1);
         seen += pending_finish(table, (unsigned char *)ids[n], 36, &waiter) == PENDING_WAITING;
     }
 }

@@ -15,7 +15,7 @@
 
 static const uint8_t SEED[16] = "0123456789abcdef";
 static const pending_limits ROOMY = {1000000, 1 << 28, 1000000, 1000000};
-static int W1, W2; /* waiters: only their addresses matter */
+static const uint32_t W1 = 1, W2 = UINT32_MAX; /* waiters */
 
 /* Fails call number `fail_at`, and every later one when `for_good`. With `not_entries` it counts only what
  * cannot be an entry by its size: segments, and the directory while it is small. */
@@ -61,7 +61,7 @@ static pending *make(pending_limits limits) {
 
 static const unsigned char *U(const char *s) { return (const unsigned char *)s; }
 
-static int wait_for(pending *p, const char *id, void *waiter) {
+static int wait_for(pending *p, const char *id, uint32_t waiter) {
     pending_entry *e;
     return pending_wait(p, U(id), strlen(id), waiter, &e);
 }
@@ -75,7 +75,7 @@ static int state(pending *p, const char *id) {
     return e == NULL ? PENDING_UNKNOWN : e->state;
 }
 
-static int finish(pending *p, const char *id, void **waiter) {
+static int finish(pending *p, const char *id, uint32_t *waiter) {
     return pending_finish(p, U(id), strlen(id), waiter);
 }
 
@@ -87,16 +87,16 @@ static pending_entry *entry(pending *p, const char *id) {
 
 static void test_waiting_is_finished_once(void) {
     pending *p = make(ROOMY);
-    void *waiter;
+    uint32_t waiter;
     pending_entry *e;
-    CHECK(wait_for(p, "a", &W1) == PENDING_UNKNOWN);
-    CHECK(pending_wait(p, U("a"), 1, &W2, &e) == PENDING_WAITING && e->u.waiter == &W1);
+    CHECK(wait_for(p, "a", W1) == PENDING_UNKNOWN);
+    CHECK(pending_wait(p, U("a"), 1, W2, &e) == PENDING_WAITING && e->waiter == W1);
     CHECK(pending_count(p, PENDING_WAITING) == 1);
     SOUND(p);
-    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == &W1);
-    CHECK(finish(p, "a", &waiter) == PENDING_DONE && waiter == NULL);
+    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == W1);
+    CHECK(finish(p, "a", &waiter) == PENDING_DONE && waiter == 0);
     CHECK(keep(p, "a", "late", 1) == PENDING_DUPLICATE);
-    CHECK(wait_for(p, "a", &W1) == PENDING_DONE);
+    CHECK(wait_for(p, "a", W1) == PENDING_DONE);
     CHECK(pending_count(p, PENDING_WAITING) == 0 && pending_count(p, PENDING_DONE) == 1);
     SOUND(p);
     pending_free(p);
@@ -104,8 +104,8 @@ static void test_waiting_is_finished_once(void) {
 
 static void test_finish_of_the_unknown_is_remembered(void) {
     pending *p = make(ROOMY);
-    void *waiter = &W1;
-    CHECK(finish(p, "a", &waiter) == PENDING_UNKNOWN && waiter == NULL);
+    uint32_t waiter = W1;
+    CHECK(finish(p, "a", &waiter) == PENDING_UNKNOWN && waiter == 0);
     CHECK(state(p, "a") == PENDING_DONE);
     pending_reset(p, U("a"), 1);
     CHECK(state(p, "a") == PENDING_UNKNOWN);
@@ -122,7 +122,7 @@ static void test_stored_bytes_come_back(void) {
     CHECK(e->body_len == 4 && memcmp(pending_body(e), "body", 4) == 0);
     CHECK(e->id_len == 1 && *pending_id(e) == 'a');
     CHECK(pending_bytes(p) == 5);
-    CHECK(wait_for(p, "a", &W1) == PENDING_UNCLAIMED);
+    CHECK(wait_for(p, "a", W1) == PENDING_UNCLAIMED);
     CHECK(keep(p, "a", "a longer body", 8) == 0 && pending_bytes(p) == 14);
     pending_drop_body(p, entry(p, "a"));
     CHECK(state(p, "a") == PENDING_UNKNOWN && pending_bytes(p) == 0);
@@ -135,24 +135,26 @@ static void test_stored_bytes_come_back(void) {
 
 static void test_progress_of_a_waiting_id(void) {
     pending *p = make(ROOMY);
-    void *waiter;
-    wait_for(p, "a", &W1);
+    uint32_t waiter;
+    wait_for(p, "a", W1);
     CHECK(keep(p, "a", "progress", 1) == 0);
-    CHECK(state(p, "a") == PENDING_WAITING && entry(p, "a")->u.waiter == &W1);
+    CHECK(state(p, "a") == PENDING_WAITING && entry(p, "a")->waiter == W1);
     CHECK(pending_count(p, PENDING_UNCLAIMED) == 0 && pending_bytes(p) == 9);
     pending_drop_body(p, entry(p, "a"));
-    CHECK(state(p, "a") == PENDING_WAITING && entry(p, "a")->u.waiter == &W1);
+    CHECK(state(p, "a") == PENDING_WAITING && entry(p, "a")->waiter == W1);
     keep(p, "a", "progress", 1);
     pending_forget(p, U("a"), 1);
     CHECK(state(p, "a") == PENDING_WAITING && !entry(p, "a")->stored);
     keep(p, "a", "progress", 1);
-    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == &W1 && pending_bytes(p) == 0);
+    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == W1 && pending_bytes(p) == 0);
     SOUND(p);
-    wait_for(p, "b", &W1);
-    CHECK(pending_unwait(p, entry(p, "b")) == 0 && state(p, "b") == PENDING_UNKNOWN);
-    wait_for(p, "b", &W1);
+    wait_for(p, "b", W1);
+    pending_unwait(p, entry(p, "b"));
+    CHECK(state(p, "b") == PENDING_UNKNOWN);
+    wait_for(p, "b", W1);
     keep(p, "b", "progress", 2);
-    CHECK(pending_unwait(p, entry(p, "b")) == 0 && state(p, "b") == PENDING_UNCLAIMED);
+    pending_unwait(p, entry(p, "b"));
+    CHECK(state(p, "b") == PENDING_UNCLAIMED && entry(p, "b")->arrived == 2);
     SOUND(p);
     pending_free(p);
 }
@@ -163,7 +165,7 @@ static void test_the_oldest_goes_over_the_count(void) {
     CHECK(keep(p, "a", "3", 2) == 0); /* newest again */
     CHECK(keep(p, "c", "4", 2) == 1);
     CHECK(state(p, "b") == PENDING_LOST && state(p, "a") == PENDING_UNCLAIMED);
-    CHECK(wait_for(p, "b", &W1) == PENDING_LOST);
+    CHECK(wait_for(p, "b", W1) == PENDING_LOST);
     CHECK(pending_evicted(p) == 1);
     CHECK(keep(p, "b", "5", 2) == 1); /* it came again after all */
     CHECK(state(p, "b") == PENDING_UNCLAIMED && state(p, "a") == PENDING_LOST);
@@ -181,24 +183,81 @@ static void test_the_oldest_go_over_the_bytes(void) {
     /* Too large by itself: nobody else pays. */
     CHECK(keep(p, "e", "1234567890", 1) == 1 && state(p, "e") == PENDING_LOST);
     CHECK(pending_count(p, PENDING_UNCLAIMED) == 2);
-    /* Progress of the waiting counts, but is not evicted. */
-    wait_for(p, "w", &W1);
-    CHECK(keep(p, "w", "1234567890", 1) == 2 && state(p, "w") == PENDING_WAITING);
-    CHECK(pending_bytes(p) == 11 && keep(p, "f", "", 1) == 1);
     SOUND(p);
-    CHECK(pending_unwait(p, entry(p, "w")) == 1 && state(p, "w") == PENDING_LOST);
-    CHECK(pending_bytes(p) == 0);
+    pending_free(p);
+}
+
+/* Progress of the waiting makes room for results, and never the other way round. */
+static void test_advice_goes_before_results(void) {
+    pending *p = make((pending_limits){100, 20, 10, 10});
+    uint32_t waiter;
+    wait_for(p, "v", W1);
+    wait_for(p, "w", W2);
+    CHECK(keep(p, "v", "1234", 1) == 0 && keep(p, "w", "1234", 1) == 0);
+    CHECK(keep(p, "a", "1234", 1) == 0 && keep(p, "b", "1234", 1) == 0 && pending_bytes(p) == 20);
+    CHECK(keep(p, "v", "4321", 2) == 0 && pending_bytes(p) == 20); /* the newest advice now */
     SOUND(p);
+    /* The oldest advice goes for a result, and its id waits on. */
+    CHECK(keep(p, "c", "1234", 2) == 0 && pending_bytes(p) == 20);
+    CHECK(!entry(p, "w")->stored && state(p, "w") == PENDING_WAITING && entry(p, "v")->stored);
+    SOUND(p);
+    /* Advice takes the place of older advice; of results it takes none. */
+    CHECK(keep(p, "w", "1", 2) == 0 && !entry(p, "v")->stored && entry(p, "w")->stored);
+    CHECK(keep(p, "v", "12", 2) == 0 && entry(p, "v")->stored && entry(p, "w")->stored);
+    CHECK(keep(p, "v", "123456", 2) == 0 && !entry(p, "v")->stored && entry(p, "w")->stored);
+    CHECK(pending_count(p, PENDING_UNCLAIMED) == 3 && pending_evicted(p) == 0);
+    SOUND(p);
+    /* With the advice gone, the oldest results go. */
+    CHECK(keep(p, "d", "12345678", 2) == 1 && state(p, "a") == PENDING_LOST);
+    CHECK(!entry(p, "w")->stored && pending_bytes(p) == 19);
+    /* What fits nowhere costs nobody, of whichever kind it is. */
+    CHECK(keep(p, "w", "", 2) == 0 && keep(p, "e", "12345678901234567890", 2) == 1);
+    CHECK(state(p, "e") == PENDING_LOST && entry(p, "w")->stored);
+    CHECK(finish(p, "v", &waiter) == PENDING_WAITING && waiter == W1);
+    CHECK(finish(p, "w", &waiter) == PENDING_WAITING && waiter == W2);
+    SOUND(p);
+    pending_free(p);
+}
+
+static void test_advice_alone_over_the_bytes(void) {
+    pending *p = make((pending_limits){100, 1000, 10, 10});
+    char id[16], body[200] = {0};
+    memset(body, 'x', sizeof body - 1);
+    for (int i = 0; i < 20; i++) {
+        snprintf(id, sizeof id, "w%d", i);
+        wait_for(p, id, W1);
+        CHECK(keep(p, id, body, 1) == 0 && pending_bytes(p) <= 1000);
+    }
+    CHECK(pending_bytes(p) == 1000 && pending_count(p, PENDING_WAITING) == 20);
+    CHECK(!entry(p, "w14")->stored && entry(p, "w15")->stored && pending_evicted(p) == 0);
+    SOUND(p);
+    pending_free(p);
+}
+
+/* What nobody waits for any more is still no result. */
+static void test_abandoned_advice_costs_no_result(void) {
+    pending *p = make((pending_limits){2, 1000, 10, 10});
+    for (int i = 0; i < 2; i++) {
+        wait_for(p, "w", W1);
+        keep(p, "w", "progress", 1);
+        keep(p, i == 0 ? "a" : "b", "1", 1);
+        pending_unwait(p, entry(p, "w"));
+        CHECK(state(p, "a") == PENDING_UNCLAIMED);
+        CHECK(state(p, "w") == (i == 0 ? PENDING_UNCLAIMED : PENDING_UNKNOWN));
+        pending_forget(p, U("w"), 1);
+        SOUND(p);
+    }
+    CHECK(pending_count(p, PENDING_UNCLAIMED) == 2 && pending_evicted(p) == 0);
     pending_free(p);
 }
 
 static void test_limits_of_zero(void) {
     pending *p = make((pending_limits){0, 0, 0, 0});
-    void *waiter;
+    uint32_t waiter;
     CHECK(keep(p, "a", "1", 1) == 1 && state(p, "a") == PENDING_UNKNOWN);
     CHECK(finish(p, "a", &waiter) == PENDING_UNKNOWN && state(p, "a") == PENDING_UNKNOWN);
-    wait_for(p, "a", &W1);
-    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == &W1);
+    wait_for(p, "a", W1);
+    CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == W1);
     CHECK(state(p, "a") == PENDING_UNKNOWN);
     SOUND(p);
     pending_free(p);
@@ -207,7 +266,7 @@ static void test_limits_of_zero(void) {
 static void test_done_and_lost_are_bounded(void) {
     pending *p = make((pending_limits){1, 1000, 3, 2});
     char id[16];
-    void *waiter;
+    uint32_t waiter;
     for (int i = 0; i < 10; i++) {
         snprintf(id, sizeof id, "d%d", i);
         finish(p, id, &waiter);
@@ -228,7 +287,7 @@ static void test_expiry_by_age(void) {
     keep(p, "b", "1", 20);
     keep(p, "c", "1", 15); /* the clock went back: counts as 20 */
     keep(p, "d", "1", 30);
-    wait_for(p, "w", &W1);
+    wait_for(p, "w", W1);
     keep(p, "w", "1", 30);
     CHECK(pending_expire(p, 10) == 0);
     CHECK(pending_expire(p, 20) == 1 && state(p, "a") == PENDING_LOST);
@@ -241,11 +300,11 @@ static void test_expiry_by_age(void) {
 
 static void test_forget_and_reset(void) {
     pending *p = make((pending_limits){1, 1000, 10, 10});
-    void *waiter;
+    uint32_t waiter;
     finish(p, "done", &waiter);
     keep(p, "lost", "1", 1);
     keep(p, "kept", "1", 1);
-    wait_for(p, "wait", &W1);
+    wait_for(p, "wait", W1);
     const char *ids[] = {"done", "lost", "kept", "wait", "none"};
     for (int i = 0; i < 5; i++)
         pending_reset(p, U(ids[i]), 4);
@@ -264,13 +323,13 @@ static void test_ids_of_every_length(void) {
     pending *p = make(ROOMY);
     unsigned char id[256];
     pending_entry *e;
-    void *waiter;
+    uint32_t waiter;
     memset(id, 0, sizeof id); /* zeros, so that only the length tells them apart */
     for (size_t len = 1; len <= 255; len++)
-        CHECK(pending_wait(p, id, len, &W1, &e) == PENDING_UNKNOWN);
+        CHECK(pending_wait(p, id, len, W1, &e) == PENDING_UNKNOWN);
     SOUND(p);
     for (size_t len = 0; len <= 256; len += 256) {
-        CHECK(pending_wait(p, id, len, &W1, &e) == PENDING_INVALID);
+        CHECK(pending_wait(p, id, len, W1, &e) == PENDING_INVALID);
         CHECK(pending_finish(p, id, len, &waiter) == PENDING_INVALID);
         CHECK(pending_store(p, id, len, NULL, 0, NULL, 0, 0) == PENDING_INVALID);
         CHECK(pending_find(p, id, len) == NULL);
@@ -313,7 +372,7 @@ static void test_grows_and_shrinks_again(void) {
     }
     for (int i = 0; i < MANY; i++) {
         snprintf(id, sizeof id, "%d", i);
-        wait_for(p, id, &W1);
+        wait_for(p, id, W1);
     }
     pending_clear(p);
     SOUND(p);
@@ -330,12 +389,12 @@ static long scenario(counting *c) {
     if (p == NULL)
         return c->live;
     char id[16];
-    void *waiter;
+    uint32_t waiter;
     for (int i = 0; i < 2500; i++) {
         snprintf(id, sizeof id, "id%d", i);
         int before = state(p, id);
         uint64_t bytes = pending_bytes(p);
-        int64_t outcome = i % 2 ? wait_for(p, id, &W1) : keep(p, id, "some body", (uint32_t)i);
+        int64_t outcome = i % 2 ? wait_for(p, id, W1) : keep(p, id, "some body", (uint32_t)i);
         if (outcome < 0)
             CHECK(outcome == PENDING_NOMEM && state(p, id) == before && pending_bytes(p) == bytes);
         if (i % 4 == 1 && keep(p, id, "progress", (uint32_t)i) < 0)
@@ -395,10 +454,10 @@ static void test_every_allocation_of_each_call(void) {
             continue;
         }
         const char *ids[] = {"a", "b", "c", "d"};
-        void *waiter;
+        uint32_t waiter;
         for (int round = 0; round < 3; round++) {
             for (int i = 0; i < 4; i++) {
-                wait_for(p, ids[i], &W1);
+                wait_for(p, ids[i], W1);
                 SOUND(p);
                 keep(p, ids[i], "body", 1);
                 SOUND(p);
@@ -435,7 +494,7 @@ static void test_no_memory_to_split(void) {
         /* The entry is one call; whatever else is asked for fails. */
         c.fail_at = c.calls + 2;
         c.for_good = 1;
-        int outcome = pending_wait(p, U(id), (size_t)len, &W1, &e);
+        int outcome = pending_wait(p, U(id), (size_t)len, W1, &e);
         c.fail_at = 0;
         if (outcome == PENDING_UNKNOWN)
             held++;
@@ -444,7 +503,7 @@ static void test_no_memory_to_split(void) {
     }
     CHECK(held == 1280 && pending_count(p, PENDING_WAITING) == 1280);
     SOUND(p);
-    CHECK(wait_for(p, "nobody", &W1) == PENDING_UNKNOWN); /* memory again: it splits */
+    CHECK(wait_for(p, "nobody", W1) == PENDING_UNKNOWN); /* memory again: it splits */
     SOUND(p);
     pending_free(p);
     CHECK(c.live == 0);
@@ -457,6 +516,9 @@ int main(void) {
     test_progress_of_a_waiting_id();
     test_the_oldest_goes_over_the_count();
     test_the_oldest_go_over_the_bytes();
+    test_advice_goes_before_results();
+    test_advice_alone_over_the_bytes();
+    test_abandoned_advice_costs_no_result();
     test_limits_of_zero();
     test_done_and_lost_are_bounded();
     test_expiry_by_age();

@@ -56,13 +56,19 @@ class Model:
     def apply_caps(self, newest):
         before = self.evicted
         most, most_bytes = self.limits[:2]
-        if (
-            newest in self.unclaimed
-            and self.bytes(self.waiters) + self.bytes([newest]) > most_bytes
-        ):
+        if newest in self.waiters:
+            if self.bytes([newest]) > most_bytes - self.bytes(self.unclaimed):
+                del self.bodies[newest]
+        elif self.bytes([newest]) > most_bytes:
             self.lose(newest)
-        while self.unclaimed and (len(self.unclaimed) > most or self.bytes() > most_bytes):
+        while len(self.unclaimed) > most:
             self.lose(next(iter(self.unclaimed)))
+        while self.bytes() > most_bytes:
+            advice = [key for key in self.bodies if key in self.waiters]  # in order of arrival
+            if advice:
+                del self.bodies[advice[0]]
+            else:
+                self.lose(next(iter(self.unclaimed)))
         return self.evicted - before
 
     def add(self, key, waiter):
@@ -78,8 +84,10 @@ class Model:
         if not self.waiters[key]:
             del self.waiters[key]
             if key in self.bodies:
-                self.unclaimed[key] = self.clock
-                self.apply_caps(key)
+                if len(self.unclaimed) < self.limits[0]:
+                    self.unclaimed[key] = self.clock
+                else:
+                    del self.bodies[key]
         return True
 
     def finish(self, key):
@@ -96,6 +104,7 @@ class Model:
             return -1
         self.lost.pop(key, None)
         self.clock = max(self.clock, int(now))
+        self.bodies.pop(key, None)
         self.bodies[key] = (format, body)
         if key not in self.waiters:
             self.unclaimed.pop(key, None)
@@ -201,6 +210,36 @@ class AgainstTheModel(RuleBasedStateMachine):
 
 TestAgainstTheModel = AgainstTheModel.TestCase
 TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+# ---- advice and results
+
+
+def test_progress_of_waiting_tasks_pushes_no_result_out():
+    table, waiter = PendingTable(max_unclaimed_bytes=1024 * 1024), Waiter()
+    for n in range(10):
+        assert table.store(f"result{n}", b"r" * 1000) == 0
+    for n in range(11):
+        table.add(f"task{n}", waiter)
+        assert table.store(f"task{n}", b"p" * 100_000) == 0
+    assert table.evicted == table.lost == 0
+    assert [table.state(f"result{n}") for n in range(10)] == [UNCLAIMED] * 10
+    # The oldest progress went; its task is waited for all the same.
+    assert [n for n in range(11) if table.peek(f"task{n}") is None] == [0]
+    assert table.finish("task0") == (waiter,)
+
+
+def test_a_result_pushes_progress_out_and_not_another_result():
+    table, waiter = PendingTable(max_unclaimed_bytes=1000), Waiter()
+    for task_id in ("task0", "task1"):
+        table.add(task_id, waiter)
+        table.store(task_id, b"p" * 300)
+    assert [table.store(f"result{n}", b"r" * 300) for n in range(3)] == [0, 0, 0]
+    assert table.peek("task0") is table.peek("task1") is None
+    assert table.waiting == 2
+    assert table.unclaimed == 3
+    assert table.store("result3", b"r" * 300) == 1
+    assert table.state("result0") == LOST
 
 
 # ---- ids
