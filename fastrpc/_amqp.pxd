@@ -8,8 +8,8 @@
 # The views in `event` are valid until the next next_event(), next(), recv() or feed().
 from libc.stdint cimport uint8_t
 
-from fastrpc._frame_c cimport frame_event, frame_reader
-from fastrpc._publish_c cimport publish_template
+from fastrpc.cframe cimport frame_event, frame_reader
+from fastrpc.cpublish cimport publish_template
 
 
 cdef class Area:

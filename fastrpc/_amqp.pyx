@@ -11,16 +11,15 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from fastrpc._frame_c cimport (
+from fastrpc.calloc cimport allocator
+from fastrpc.cframe cimport (
     FRAME_DELIVERY,
     FRAME_ENOMEM,
     FRAME_HAS_DELIVERY_MODE,
     FRAME_HAS_PRIORITY,
-    FRAME_MAX_DEFAULT,
     FRAME_MAX_MIN,
     FRAME_NEED_MORE,
     FRAME_RAW,
-    frame_alloc,
     frame_reader_buffered,
     frame_reader_commit,
     frame_reader_frame_max,
@@ -33,9 +32,8 @@ from fastrpc._frame_c cimport (
     frame_reader_set_frame_max,
     frame_reader_surrender,
     frame_reader_take_body,
-    wire_view,
 )
-from fastrpc._publish_c cimport (
+from fastrpc.cpublish cimport (
     PUBLISH_ACK_SIZE,
     PUBLISH_ECONTENT_ENCODING,
     PUBLISH_ECONTENT_TYPE,
@@ -54,17 +52,18 @@ from fastrpc._publish_c cimport (
     publish_template_init,
     publish_write,
 )
+from fastrpc.cwire cimport wire_view
 
 from fastrpc.errors import ProtocolError
 
 
 cdef extern from "Python.h":
     # By pointer, because the object moves.
-    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t)
-    int _PyBytes_Resize(PyObject **, Py_ssize_t)
-    void drop "Py_DECREF"(PyObject *)
-    char *bytes_data "PyBytes_AS_STRING"(PyObject *)
-    bint PyUnicode_IS_ASCII(object)
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) noexcept
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) noexcept
+    void drop "Py_DECREF"(PyObject *) noexcept
+    char *bytes_data "PyBytes_AS_STRING"(PyObject *) noexcept
+    bint PyUnicode_IS_ASCII(object) noexcept
 
 
 cdef extern from * nogil:
@@ -84,7 +83,7 @@ cdef extern from * nogil:
         short events
         short revents
 
-    int poll(pollfd *, unsigned long, int)
+    int poll(pollfd *, unsigned long, int) noexcept
 
 
 NEED_MORE = FRAME_NEED_MORE
@@ -98,8 +97,8 @@ cdef enum:
 
 # ---------------------------------------------------------------- memory
 
-# The reader assembles bodies straight in bytes objects: the finished one is handed out as it is. What
-# the C side sees is the object's data; the object starts this far before it.
+# The reader assembles bodies straight in bytes objects: the finished one is handed out as it is.
+# What the C side sees is the object's data; the object starts this far before it.
 cdef Py_ssize_t bytes_offset = PyBytes_AS_STRING(b"x") - <char *><PyObject *>b"x"
 
 
@@ -133,6 +132,12 @@ cdef void *raw_resize(void *ctx, void *ptr, size_t size) noexcept:
 
 cdef void raw_free(void *ctx, void *ptr) noexcept:
     PyMem_RawFree(ptr)
+
+
+cdef allocator raw_allocator() noexcept:
+    cdef allocator raw
+    raw.resize, raw.free, raw.ctx = raw_resize, raw_free, NULL
+    return raw
 
 
 cdef class Area:
@@ -180,16 +185,16 @@ cdef inline object copy_optional(wire_view view):
 cdef uint32_t checked_frame_max(frame_max) except? 0:
     if not (frame_max == 0 or FRAME_MAX_MIN <= frame_max <= 0xFFFFFFFF):
         raise ValueError(
-            f"frame_max is {frame_max}: 0 (as long as none is negotiated) or at least {FRAME_MAX_MIN}"
+            f"frame_max is {frame_max}: 0 (as long as none is negotiated) or at least "
+            f"{FRAME_MAX_MIN}"
         )
     return frame_max
 
 
 cdef class FrameReader:
     def __cinit__(self, frame_max=131072, max_body=512 * 1024 * 1024):
-        cdef frame_alloc raw
-        cdef frame_alloc body
-        raw.resize, raw.free, raw.ctx = raw_resize, raw_free, NULL
+        cdef allocator raw = raw_allocator()
+        cdef allocator body
         body.resize, body.free, body.ctx = bytes_resize, bytes_free, NULL
         cdef uint32_t checked = checked_frame_max(frame_max)
         cdef uint64_t body_max = max_body
@@ -483,7 +488,8 @@ cdef class PublishEncoder:
         view_text(&options.content_type, content_type, keep)
         view_text(&options.content_encoding, content_encoding, keep)
         view_text(&options.headers, headers, keep)
-        cdef int rc = publish_template_init(&self.template, &options)
+        cdef allocator raw = raw_allocator()
+        cdef int rc = publish_template_init(&self.template, &options, &raw)
         if rc == PUBLISH_EEXCHANGE:
             publish_failed(rc, options.exchange, "exchange")
         elif rc == PUBLISH_ECONTENT_TYPE:

@@ -1,9 +1,9 @@
 from libc.stdint cimport uint64_t
 
 from fastrpc._amqp cimport FrameReader
-from fastrpc._frame_c cimport frame_event
 from fastrpc._pending cimport PendingTable
 from fastrpc._wait cimport ReadingRole, Watchers
+from fastrpc.cframe cimport frame_event
 
 
 cdef class Fulfiller:

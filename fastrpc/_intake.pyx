@@ -12,9 +12,10 @@ cdef extern from "Python.h":
     bint PyObject_GC_IsTracked(object)
 
 from fastrpc._amqp cimport FrameReader
-from fastrpc._frame_c cimport FRAME_DELIVERY, FRAME_NEED_MORE, frame_event, wire_view
 from fastrpc._pending cimport PendingTable
 from fastrpc._wait cimport ReadingRole, Wait, Watchers
+from fastrpc.cframe cimport FRAME_DELIVERY, FRAME_NEED_MORE, frame_event
+from fastrpc.cwire cimport wire_view
 
 from collections import deque
 from weakref import ref

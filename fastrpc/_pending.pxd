@@ -1,6 +1,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from fastrpc.cpending cimport pending, pending_entry
+from fastrpc.cwire cimport wire_view
 
 
 cdef class PendingTable:
@@ -29,4 +30,5 @@ cdef class PendingTable:
     cdef object _held(self, pending_entry *e)
     cdef int _reserve(self) except -1
     cdef object _release(self, uint32_t handle)
-    cdef int _exchange(self, const unsigned char *id, size_t len, object old, object new) except -1
+    cdef int64_t _store(self, wire_view id, wire_view format, wire_view body, double now) except -2
+    cdef int _exchange(self, wire_view id, object old, object new) except -1

@@ -1,9 +1,10 @@
-"""Correlation id -> who waits for it, or the result nobody has asked for yet. Documented in _pending.pyi.
+"""Correlation id -> who waits for it, or the result nobody has asked for yet. See _pending.pyi.
 
-Two rules hold everywhere here. The table is changed completely before an object is dropped, because a
-destructor may call back into the table (AsyncResult.__del__ calls discard). And between finding an entry
-and the last use of the pointer nothing is allocated that the garbage collector tracks, because before
-Python 3.12 such an allocation may collect, and so run destructors. bytes and str are not tracked.
+Two rules hold everywhere here. The table is changed completely before an object is dropped, because
+a destructor may call back into the table (AsyncResult.__del__ calls discard). And between finding
+an entry and the last use of the pointer nothing is allocated that the garbage collector tracks,
+because before Python 3.12 such an allocation may collect, and so run destructors. bytes and str are
+not tracked.
 """
 
 import os
@@ -23,8 +24,8 @@ cdef extern from "Python.h":
 
 from fastrpc.cpending cimport (
     PENDING_DONE,
-    PENDING_DUPLICATE,
-    PENDING_INVALID,
+    PENDING_EDUPLICATE,
+    PENDING_EINVALID,
     PENDING_LOST,
     PENDING_UNCLAIMED,
     PENDING_UNKNOWN,
@@ -55,6 +56,7 @@ from fastrpc.cpending cimport (
     pending_unwait,
     pending_wait,
 )
+from fastrpc.cwire cimport wire_view
 
 UNKNOWN = PENDING_UNKNOWN
 WAITING = PENDING_WAITING
@@ -87,28 +89,42 @@ cdef tuple _as_tuple(object held):
     return (held,)
 
 
-cdef object _view(object task_id, const unsigned char **id, size_t *length):
+cdef inline wire_view _view(const unsigned char *ptr, size_t len) noexcept:
+    cdef wire_view view
+    view.ptr, view.len = ptr, len
+    return view
+
+
+cdef inline wire_view _view_bytes(bytes text) noexcept:
+    return _view(
+        <const unsigned char *>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text)
+    )
+
+
+cdef inline bytes _copy(wire_view view):
+    return PyBytes_FromStringAndSize(<const char *>view.ptr, <Py_ssize_t>view.len)
+
+
+cdef object _view_id(object task_id, wire_view *id):
     """The bytes of an id; valid as long as the object returned."""
     cdef Py_ssize_t size
     cdef const char *data
     if isinstance(task_id, str):
         try:
             data = PyUnicode_AsUTF8AndSize(task_id, &size)
-            id[0] = <const unsigned char *>data
-            length[0] = <size_t>size
+            id[0] = _view(<const unsigned char *>data, <size_t>size)
             return task_id
         except UnicodeEncodeError:
             # An id from waiting_ids() that was never UTF-8 on the wire.
             task_id = task_id.encode("utf-8", "surrogateescape")
     if isinstance(task_id, bytes):
-        id[0] = <const unsigned char *>PyBytes_AS_STRING(task_id)
-        length[0] = <size_t>PyBytes_GET_SIZE(task_id)
+        id[0] = _view_bytes(<bytes>task_id)
         return task_id
     raise TypeError(f"a task id is str or bytes, not {type(task_id).__name__}")
 
 
 cdef int _fail(int64_t code) except -1:
-    if code == PENDING_INVALID:
+    if code == PENDING_EINVALID:
         raise ValueError("a task id has 1 to 255 bytes, a format up to 255, a body less than 4 GiB")
     raise MemoryError()
 
@@ -156,7 +172,7 @@ cdef class PendingTable:
         return self._waiters is not None and PyList_GET_SIZE(self._waiters) == self._places
 
     cdef object _held(self, pending_entry *e):
-        """What waits for e: one waiter, several, or None where the collector has emptied the list."""
+        """What waits for e: one waiter or several; None once the collector has emptied the list."""
         cdef Py_ssize_t place = <Py_ssize_t>e.waiter - 1
         if not self._alive():
             return None
@@ -207,9 +223,9 @@ cdef class PendingTable:
             self._places = 0
         return held
 
-    cdef int _exchange(self, const unsigned char *id, size_t len, object old, object new) except -1:
-        """Puts `new` where `old` is; 0: it is not there any more, making `new` has run a destructor."""
-        cdef pending_entry *e = pending_find(self._table, id, len)
+    cdef int _exchange(self, wire_view id, object old, object new) except -1:
+        """Puts `new` where `old` is. 0: it is gone, because making `new` has run a destructor."""
+        cdef pending_entry *e = pending_find(self._table, id)
         if e == NULL or e.state != PENDING_WAITING or not self._alive() or self._held(e) is not old:
             return 0
         Py_INCREF(new)
@@ -219,18 +235,18 @@ cdef class PendingTable:
     # ---- for other Cython modules
 
     cdef int state_bytes(self, const unsigned char *id, size_t len) noexcept:
-        cdef pending_entry *e = pending_find(self._table, id, len)
+        cdef pending_entry *e = pending_find(self._table, _view(id, len))
         return PENDING_UNKNOWN if e == NULL else e.state
 
     cdef tuple waiters_bytes(self, const unsigned char *id, size_t len):
-        cdef pending_entry *e = pending_find(self._table, id, len)
+        cdef pending_entry *e = pending_find(self._table, _view(id, len))
         if e == NULL or e.state != PENDING_WAITING:
             return ()
         return _as_tuple(self._held(e))
 
     cdef tuple finish_bytes(self, const unsigned char *id, size_t len):
         cdef uint32_t handle
-        cdef int before = pending_finish(self._table, id, len, &handle)
+        cdef int before = pending_finish(self._table, _view(id, len), &handle)
         if before < 0:
             _fail(before)
         if handle == 0:
@@ -240,28 +256,30 @@ cdef class PendingTable:
     cdef int64_t store_bytes(self, const unsigned char *id, size_t len,
                              const unsigned char *format, size_t format_len,
                              const unsigned char *body, size_t body_len, double now) except -2:
-        cdef int64_t evicted = pending_store(
-            self._table, id, len, format, format_len, body, body_len, _seconds(now)
-        )
-        if evicted < PENDING_DUPLICATE:
-            _fail(evicted)
-        return evicted
+        return self._store(_view(id, len), _view(format, format_len), _view(body, body_len), now)
+
+    cdef int64_t _store(self, wire_view id, wire_view format, wire_view body, double now) except -2:
+        cdef int64_t evicted = pending_store(self._table, id, format, body, _seconds(now))
+        if evicted >= 0:
+            return evicted
+        if evicted == PENDING_EDUPLICATE:
+            return -1
+        return _fail(evicted)
 
     # ---- for Python
 
     def add(self, task_id, waiter):
-        cdef const unsigned char *id
-        cdef size_t len
+        cdef wire_view id
         cdef pending_entry *e
         cdef uint32_t place
         cdef int before
         cdef tuple items
         if waiter is None:
             raise TypeError("a waiter is an object, not None")
-        owner = _view(task_id, &id, &len)
+        _owner = _view_id(task_id, &id)
         self._reserve()
         place = self._free[self._free_count - 1]
-        before = pending_wait(self._table, id, len, place + 1, &e)
+        before = pending_wait(self._table, id, place + 1, &e)
         if before == PENDING_UNKNOWN:
             self._free_count -= 1
             Py_INCREF(waiter)
@@ -279,20 +297,19 @@ cdef class PendingTable:
             for item in items:
                 if item is waiter:
                     return before
-            if self._exchange(id, len, held, _several((*items, waiter))):
+            if self._exchange(id, held, _several((*items, waiter))):
                 return before
-            e = pending_find(self._table, id, len)
+            e = pending_find(self._table, id)
             if e == NULL or e.state != PENDING_WAITING:
                 return self.add(task_id, waiter)
 
     def discard(self, task_id, waiter):
-        cdef const unsigned char *id
-        cdef size_t len
+        cdef wire_view id
         cdef pending_entry *e
         cdef tuple items, left
-        owner = _view(task_id, &id, &len)
+        _owner = _view_id(task_id, &id)
         while True:
-            e = pending_find(self._table, id, len)
+            e = pending_find(self._table, id)
             if e == NULL or e.state != PENDING_WAITING or waiter is None:
                 return False
             held = self._held(e)
@@ -306,63 +323,52 @@ cdef class PendingTable:
             left = tuple([item for item in items if item is not waiter])
             if PyTuple_GET_SIZE(left) == PyTuple_GET_SIZE(items):
                 return False
-            if self._exchange(id, len, held, left[0] if PyTuple_GET_SIZE(left) == 1 else _several(left)):
+            if self._exchange(id, held, left[0] if PyTuple_GET_SIZE(left) == 1 else _several(left)):
                 return True
 
     def state(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
-        owner = _view(task_id, &id, &len)
-        return self.state_bytes(id, len)
+        cdef wire_view id
+        _owner = _view_id(task_id, &id)
+        return self.state_bytes(id.ptr, id.len)
 
     def waiters(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
-        owner = _view(task_id, &id, &len)
-        return self.waiters_bytes(id, len)
+        cdef wire_view id
+        _owner = _view_id(task_id, &id)
+        return self.waiters_bytes(id.ptr, id.len)
 
     def finish(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
-        owner = _view(task_id, &id, &len)
-        return self.finish_bytes(id, len)
+        cdef wire_view id
+        _owner = _view_id(task_id, &id)
+        return self.finish_bytes(id.ptr, id.len)
 
     def store(self, task_id, bytes body not None, bytes format not None=b"", now=None):
-        cdef const unsigned char *id
-        cdef size_t len
+        cdef wire_view id
         cdef double arrived = _monotonic() if now is None else now
         if arrived != arrived:
             raise ValueError("now is not a number")
-        owner = _view(task_id, &id, &len)
-        return self.store_bytes(
-            id, len,
-            <const unsigned char *>PyBytes_AS_STRING(format), <size_t>PyBytes_GET_SIZE(format),
-            <const unsigned char *>PyBytes_AS_STRING(body), <size_t>PyBytes_GET_SIZE(body),
-            arrived,
-        )
+        _owner = _view_id(task_id, &id)
+        return self._store(id, _view_bytes(format), _view_bytes(body), arrived)
 
     def peek(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
+        cdef wire_view id
         cdef pending_entry *e
-        owner = _view(task_id, &id, &len)
-        e = pending_find(self._table, id, len)
+        _owner = _view_id(task_id, &id)
+        e = pending_find(self._table, id)
         if e == NULL or not e.stored:
             return None
-        format = PyBytes_FromStringAndSize(<const char *>pending_format(e), e.format_len)
-        body = PyBytes_FromStringAndSize(<const char *>pending_body(e), e.body_len)
+        format = _copy(pending_format(e))
+        body = _copy(pending_body(e))
         return format, body
 
     def take(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
+        cdef wire_view id
         cdef pending_entry *e
-        owner = _view(task_id, &id, &len)
-        e = pending_find(self._table, id, len)
+        _owner = _view_id(task_id, &id)
+        e = pending_find(self._table, id)
         if e == NULL or not e.stored:
             return None
-        format = PyBytes_FromStringAndSize(<const char *>pending_format(e), e.format_len)
-        body = PyBytes_FromStringAndSize(<const char *>pending_body(e), e.body_len)
+        format = _copy(pending_format(e))
+        body = _copy(pending_body(e))
         pending_drop_body(self._table, e)
         return format, body
 
@@ -372,20 +378,18 @@ cdef class PendingTable:
         return pending_expire(self._table, _seconds(before))
 
     def forget(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
-        owner = _view(task_id, &id, &len)
-        pending_forget(self._table, id, len)
+        cdef wire_view id
+        _owner = _view_id(task_id, &id)
+        pending_forget(self._table, id)
 
     def reset(self, task_id):
-        cdef const unsigned char *id
-        cdef size_t len
-        owner = _view(task_id, &id, &len)
-        pending_reset(self._table, id, len)
+        cdef wire_view id
+        _owner = _view_id(task_id, &id)
+        pending_reset(self._table, id)
 
     def clear(self):
         cdef list empty = []
-        cdef list waiters = self._waiters
+        cdef list _dropped = self._waiters
         self._waiters = empty
         free(self._free)
         self._free = NULL
@@ -393,7 +397,7 @@ cdef class PendingTable:
         self._free_capacity = 0
         self._places = 0
         pending_clear(self._table)
-        # `waiters` goes now, and the destructors meet an empty table.
+        # `_dropped` goes now, and the destructors meet an empty table.
 
     def waiting_ids(self):
         cdef pending_cursor cursor
@@ -407,7 +411,7 @@ cdef class PendingTable:
             if e == NULL:
                 break
             if e.state == PENDING_WAITING:
-                ids.append(PyBytes_FromStringAndSize(<const char *>pending_id(e), e.id_len))
+                ids.append(_copy(pending_id(e)))
         return [(<bytes>id).decode("utf-8", "surrogateescape") for id in ids]
 
     @property

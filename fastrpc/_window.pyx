@@ -3,7 +3,8 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
 from fastrpc._amqp cimport FrameReader
-from fastrpc._frame_c cimport FRAME_METHOD, FRAME_RAW, frame_event, wire_load64
+from fastrpc.cframe cimport FRAME_METHOD, FRAME_RAW, frame_event
+from fastrpc.cwire cimport wire_load64
 
 
 cdef enum:
@@ -16,6 +17,8 @@ cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
 
 
 cdef class ConfirmWindow:
+    """What was sent in confirm mode and is not confirmed yet, by delivery tag."""
+
     cdef dict messages
     cdef readonly list refused
     cdef readonly Py_ssize_t bytes
@@ -32,18 +35,22 @@ cdef class ConfirmWindow:
         return iter(self.messages.values())
 
     def add(self, uint64_t tag, message):
+        """The message was sent under this delivery tag; tags only grow."""
         self.messages[tag] = message
         self.bytes += len(message.body)
 
     def drain_into(self, again):
+        """Move all messages, in the order of their tags, to the left end of a deque."""
         again.extendleft(reversed(list(self.messages.values())))
         self.messages.clear()
         self.bytes = 0
 
     def confirm(self, uint64_t tag, bint multiple, bint taken):
+        """basic.ack (taken) or basic.nack came for that tag."""
         self.settle(tag, multiple, taken)
 
     def read(self, FrameReader reader not None):
+        """Take confirms out of the reader; returns the kind of the next other event."""
         cdef frame_event *e = &reader.event
         cdef const uint8_t *payload
         cdef int kind

@@ -3,7 +3,6 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 /* Inside only: a frame was swallowed, look at the next one. */
 enum { AGAIN = 3 };
@@ -14,14 +13,14 @@ enum {
     ROOM_MIN = FRAME_READ_SIZE / 4,
     BUFFER_KEEP = 4 * FRAME_READ_SIZE, /* an empty buffer larger than that is given back */
     BODY_START = 256, /* small: a hostile peer can open 65,535 bodies with a byte each */
-    PAGE_SIZE = 256 /* channels a page; 256 pages make the 65,536 channels of AMQP */
+    PAGE_SIZE = 256   /* channels a page; 256 pages make the 65,536 channels of AMQP */
 };
 
 /* One delivery whose frames came apart. */
 typedef struct assembly {
     uint16_t channel;
     bool has_header;
-    uint8_t *meta; /* method arguments, then content header: parsed again when the body is complete */
+    uint8_t *meta; /* method arguments, then content header: parsed again once the body is here */
     size_t args_len;
     size_t header_len;
     uint8_t *body;
@@ -33,8 +32,8 @@ typedef struct assembly {
 } assembly;
 
 struct frame_reader {
-    frame_alloc alloc;
-    frame_alloc body_alloc;
+    allocator alloc;
+    allocator body_alloc;
 
     uint8_t *buf; /* consumed: [0, rpos)  to parse: [rpos, wpos)  free: [wpos, cap) */
     size_t cap;
@@ -56,33 +55,7 @@ struct frame_reader {
     char message[160];
 };
 
-/* ------------------------------------------------------------------ memory */
-
-static void *libc_resize(void *ctx, void *ptr, size_t size)
-{
-    (void)ctx;
-    void *moved = realloc(ptr, size);
-    if (moved == NULL)
-        free(ptr);
-    return moved;
-}
-
-static void libc_free(void *ctx, void *ptr)
-{
-    (void)ctx;
-    free(ptr);
-}
-
-static void *resize(const frame_alloc *a, void *ptr, size_t size)
-{
-    return a->resize(a->ctx, ptr, size);
-}
-
-static void release(const frame_alloc *a, void *ptr)
-{
-    if (ptr != NULL)
-        a->free(a->ctx, ptr);
-}
+/* ------------------------------------------------------------------ errors */
 
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4), cold))
@@ -112,9 +85,9 @@ static assembly *find_open(const frame_reader *r, uint16_t channel)
 
 static void free_assembly(frame_reader *r, assembly *a)
 {
-    release(&r->alloc, a->meta);
-    release(&r->body_alloc, a->body);
-    release(&r->alloc, a);
+    alloc_free(&r->alloc, a->meta);
+    alloc_free(&r->body_alloc, a->body);
+    alloc_free(&r->alloc, a);
 }
 
 /* Views of the delivery returned last end here. */
@@ -130,20 +103,20 @@ static int open_delivery(frame_reader *r, uint16_t channel, wire_view args)
 {
     assembly **page = r->pages[channel / PAGE_SIZE];
     if (page == NULL) {
-        page = resize(&r->alloc, NULL, PAGE_SIZE * sizeof *page);
+        page = alloc_new(&r->alloc, PAGE_SIZE * sizeof *page);
         if (page == NULL)
             return out_of_memory(r);
         for (size_t i = 0; i < PAGE_SIZE; i++)
             page[i] = NULL;
         r->pages[channel / PAGE_SIZE] = page;
     }
-    assembly *a = resize(&r->alloc, NULL, sizeof *a);
+    assembly *a = alloc_new(&r->alloc, sizeof *a);
     if (a == NULL)
         return out_of_memory(r);
     *a = (assembly){.channel = channel, .args_len = args.len};
-    a->meta = resize(&r->alloc, NULL, args.len);
+    a->meta = alloc_new(&r->alloc, args.len);
     if (a->meta == NULL) {
-        release(&r->alloc, a);
+        alloc_free(&r->alloc, a);
         return out_of_memory(r);
     }
     memcpy(a->meta, args.ptr, args.len);
@@ -154,7 +127,7 @@ static int open_delivery(frame_reader *r, uint16_t channel, wire_view args)
 
 static int append_header(frame_reader *r, assembly *a, wire_view header)
 {
-    a->meta = resize(&r->alloc, a->meta, a->args_len + header.len);
+    a->meta = alloc_resize(&r->alloc, a->meta, a->args_len + header.len);
     if (a->meta == NULL)
         return out_of_memory(r);
     memcpy(a->meta + a->args_len, header.ptr, header.len);
@@ -167,8 +140,8 @@ static int append_header(frame_reader *r, assembly *a, wire_view header)
 static int append_body(frame_reader *r, assembly *a, const uint8_t *ptr, size_t n)
 {
     if (a->body_cap - a->body_len < n) {
-        /* By what has arrived, at least doubled, never past what was announced: in the end the block
-         * is exactly as large as the body. */
+        /* By what has arrived, at least doubled, never past what was announced: in the end the
+         * block is exactly as large as the body. */
         size_t cap = a->body_len + n;
         if (cap < BODY_START)
             cap = BODY_START;
@@ -176,7 +149,7 @@ static int append_body(frame_reader *r, assembly *a, const uint8_t *ptr, size_t 
             cap = a->body_cap * 2;
         if (cap > a->body_size)
             cap = a->body_size;
-        a->body = resize(&r->body_alloc, a->body, cap);
+        a->body = alloc_resize(&r->body_alloc, a->body, cap);
         if (a->body == NULL)
             return out_of_memory(r);
         a->body_cap = cap;
@@ -217,8 +190,8 @@ static bool parse_deliver(frame_event *ev, const uint8_t *ptr, size_t len)
  *                       content-type s, content-encoding s, headers F, delivery-mode o, priority o,
  *                       correlation-id s, reply-to s, expiration s, message-id s, timestamp L,
  *                       type s, user-id s, app-id s, cluster-id s
- * The class is checked first: the flags of another class would mean something else. Whatever follows
- * is ignored and not passed on. 0 or error, without a message.
+ * The class is checked first: the flags of another class would mean something else. Whatever
+ * follows is ignored and not passed on. 0 or error, without a message.
  */
 static int parse_header(frame_event *ev, uint64_t *body_size, const uint8_t *ptr, size_t len)
 {
@@ -245,7 +218,8 @@ static int parse_header(frame_event *ev, uint64_t *body_size, const uint8_t *ptr
     if (flags & 0x03FC) {
         wire_view ignored;
         for (uint16_t bit = 0x0200; bit >= 0x0004; bit >>= 1)
-            if (flags & bit && !(bit == 0x0040 ? wire_skip(&c, 8) : wire_read_shortstr(&c, &ignored)))
+            if (flags & bit &&
+                !(bit == 0x0040 ? wire_skip(&c, 8) : wire_read_shortstr(&c, &ignored)))
                 return FRAME_EPROPERTIES;
     }
     ev->header = (wire_view){ptr, (size_t)(c.pos - ptr)};
@@ -286,7 +260,8 @@ static bool whole_frame(const frame_reader *r, const uint8_t *p, size_t left, ui
 
 /* The fast path: content header and the only body frame, if any, follow at once. Returns the bytes
  * they take, or 0. */
-static size_t contiguous_content(const frame_reader *r, frame_event *ev, const uint8_t *p, size_t left)
+static size_t contiguous_content(const frame_reader *r, frame_event *ev, const uint8_t *p,
+                                 size_t left)
 {
     uint32_t header_size, frame_size;
     uint64_t body_size;
@@ -301,7 +276,8 @@ static size_t contiguous_content(const frame_reader *r, frame_event *ev, const u
         return (size_t)(body - p);
     }
     left -= FRAME_OVERHEAD + (size_t)header_size;
-    if (!whole_frame(r, body, left, FRAME_BODY, ev->channel, &frame_size) || frame_size != body_size)
+    if (!whole_frame(r, body, left, FRAME_BODY, ev->channel, &frame_size) ||
+        frame_size != body_size)
         return 0;
     ev->body = (wire_view){body + FRAME_HEAD_SIZE, frame_size};
     return (size_t)(body - p) + FRAME_OVERHEAD + frame_size;
@@ -330,7 +306,8 @@ static int deliver_method(frame_reader *r, frame_event *ev, head h, const uint8_
     *ev = (frame_event){.type = FRAME_METHOD, .channel = h.channel};
     if (!parse_deliver(ev, payload, h.size))
         return fail(r, FRAME_EARGUMENTS,
-                    "basic.deliver on channel %u: arguments run past their frame of %" PRIu32 " bytes",
+                    "basic.deliver on channel %u: arguments run past their frame of %" PRIu32
+                    " bytes",
                     h.channel, h.size);
     r->rpos += FRAME_OVERHEAD + (size_t)h.size;
     size_t content = contiguous_content(r, ev, payload + h.size + 1, r->wpos - r->rpos);
@@ -347,14 +324,15 @@ static int delivery_header(frame_reader *r, frame_event *ev, head h, const uint8
     uint64_t body_size = 0;
     if (a->has_header)
         return fail(r, FRAME_EHEADER_UNEXPECTED,
-                    "second content header on channel %u, after %zu of %zu bytes of the body", h.channel,
-                    a->body_len, a->body_size);
+                    "second content header on channel %u, after %zu of %zu bytes of the body",
+                    h.channel, a->body_len, a->body_size);
     *ev = (frame_event){0};
     switch (parse_header(ev, &body_size, payload, h.size)) {
     case 0:
         break;
     case FRAME_ECLASS:
-        return fail(r, FRAME_ECLASS, "content header of class %u on channel %u, expected 60 (basic)",
+        return fail(r, FRAME_ECLASS,
+                    "content header of class %u on channel %u, expected 60 (basic)",
                     wire_load16(payload), h.channel);
     case FRAME_EFLAGS:
         return fail(r, FRAME_EFLAGS,
@@ -402,7 +380,8 @@ static int start_body_frame(frame_reader *r, head h, assembly *a)
 
 static int bad_end(frame_reader *r, uint8_t octet, uint16_t channel)
 {
-    return fail(r, FRAME_EEND, "frame on channel %u ends with 0x%02x instead of 0xce", channel, octet);
+    return fail(r, FRAME_EEND, "frame on channel %u ends with 0x%02x instead of 0xce", channel,
+                octet);
 }
 
 static int stream_body(frame_reader *r, frame_event *ev)
@@ -452,7 +431,8 @@ static int next_frame(frame_reader *r, frame_event *ev)
         return fail(r, FRAME_ETYPE, "unknown frame type %u", h.type);
     if (h.size > r->frame_max - FRAME_OVERHEAD)
         return fail(r, FRAME_ESIZE,
-                    "frame of %" PRIu32 " bytes on channel %u, frame_max %" PRIu32 " allows %" PRIu32,
+                    "frame of %" PRIu32 " bytes on channel %u, frame_max %" PRIu32
+                    " allows %" PRIu32,
                     h.size, h.channel, r->frame_max, r->frame_max - FRAME_OVERHEAD);
 
     assembly *a = r->open == 0 ? NULL : find_open(r, h.channel);
@@ -467,8 +447,8 @@ static int next_frame(frame_reader *r, frame_event *ev)
 
     if (h.type == FRAME_METHOD) {
         if (h.size < 4)
-            return fail(r, FRAME_EMETHOD_SHORT, "method frame of %" PRIu32 " bytes on channel %u", h.size,
-                        h.channel);
+            return fail(r, FRAME_EMETHOD_SHORT, "method frame of %" PRIu32 " bytes on channel %u",
+                        h.size, h.channel);
         if (a != NULL)
             return fail(r, FRAME_EMETHOD_UNEXPECTED,
                         "method %u.%u on channel %u inside an incomplete delivery",
@@ -513,7 +493,7 @@ static int grow_buffer(frame_reader *r, size_t need, bool one_frame)
         cap = FRAME_READ_SIZE;
     if (cap - r->wpos < need || cap < r->wpos)
         cap = r->wpos + need;
-    r->buf = resize(&r->alloc, r->buf, cap);
+    r->buf = alloc_resize(&r->alloc, r->buf, cap);
     if (r->buf == NULL) {
         r->cap = r->rpos = r->wpos = 0;
         return out_of_memory(r);
@@ -532,15 +512,15 @@ int frame_reader_reserve(frame_reader *r, size_t want, uint8_t **ptr, size_t *ro
     if (left == 0) {
         r->rpos = r->wpos = 0;
         if (r->cap > BUFFER_KEEP && need <= FRAME_READ_SIZE) {
-            release(&r->alloc, r->buf);
+            alloc_free(&r->alloc, r->buf);
             r->buf = NULL;
             r->cap = 0;
         }
     }
     if (r->cap - r->wpos < need) {
         /* Moving what is left to the front must stay linear. If next() wanted more, it is the start
-         * of one frame and no byte is moved twice; otherwise a move of `left` bytes must be paid for
-         * by as many, or a quarter of the buffer, that were consumed. */
+         * of one frame and no byte is moved twice; otherwise a move of `left` bytes must be paid
+         * for by as many, or a quarter of the buffer, that were consumed. */
         if (r->rpos != 0 && (r->drained || r->rpos >= left || r->rpos >= r->cap / 4)) {
             memmove(r->buf, r->buf + r->rpos, left);
             r->rpos = 0;
@@ -573,15 +553,13 @@ int frame_reader_commit(frame_reader *r, size_t n)
 
 /* ------------------------------------------------------------------ the rest */
 
-frame_reader *frame_reader_new(const frame_alloc *alloc, const frame_alloc *body_alloc)
+frame_reader *frame_reader_new(const allocator *alloc, const allocator *body_alloc)
 {
-    const frame_alloc libc = {libc_resize, libc_free, NULL};
-    if (alloc == NULL)
-        alloc = &libc;
-    frame_reader *r = resize(alloc, NULL, sizeof *r);
+    const allocator own = alloc_or_libc(alloc);
+    frame_reader *r = alloc_new(&own, sizeof *r);
     if (r == NULL)
         return NULL;
-    *r = (frame_reader){.alloc = *alloc, .body_alloc = body_alloc != NULL ? *body_alloc : libc};
+    *r = (frame_reader){.alloc = own, .body_alloc = alloc_or_libc(body_alloc)};
     frame_reader_set_frame_max(r, 0);
     frame_reader_set_body_max(r, (uint64_t)512 * 1024 * 1024);
     return r;
@@ -598,11 +576,11 @@ void frame_reader_free(frame_reader *r)
         for (size_t j = 0; j < PAGE_SIZE; j++)
             if (r->pages[i][j] != NULL)
                 free_assembly(r, r->pages[i][j]);
-        release(&r->alloc, r->pages[i]);
+        alloc_free(&r->alloc, r->pages[i]);
     }
-    release(&r->alloc, r->buf);
-    frame_alloc alloc = r->alloc;
-    release(&alloc, r);
+    alloc_free(&r->alloc, r->buf);
+    const allocator own = r->alloc;
+    alloc_free(&own, r);
 }
 
 void frame_reader_set_frame_max(frame_reader *r, uint32_t frame_max)

@@ -12,17 +12,17 @@
  *
  * Ownership: the reader owns its read buffer and every body it puts together. All pointers in a
  * frame_event are views of these and are valid until the next call of frame_reader_next,
- * frame_reader_reserve or frame_reader_free, whichever comes first; frame_reader_take_body passes the
- * ownership of one body on to the caller.
+ * frame_reader_reserve or frame_reader_free, whichever comes first; frame_reader_take_body passes
+ * the ownership of one body on to the caller.
  *
- * Memory: a read buffer of FRAME_READ_SIZE, which grows only while it holds one frame that is larger
- * (and never past frame_max + FRAME_READ_SIZE, unless `want` asked for it). A delivery whose frames do
- * not lie one behind the other in the buffer is assembled apart; its body grows as bytes arrive, never
- * by what the wire merely announces. An open delivery without a body costs about 100 bytes and its
- * method and header frames.
+ * Memory: a read buffer of FRAME_READ_SIZE, which grows only while it holds one frame that is
+ * larger (and never past frame_max + FRAME_READ_SIZE, unless `want` asked for it). A delivery whose
+ * frames do not lie one behind the other in the buffer is assembled apart; its body grows as bytes
+ * arrive, never by what the wire merely announces. An open delivery without a body costs about 100
+ * bytes and its method and header frames.
  *
- * After an error the reader is dead: every call returns the same error, frame_reader_message says what
- * was wrong. Not thread-safe: one caller at a time.
+ * After an error the reader is dead: every call returns the same error, frame_reader_message says
+ * what was wrong. Not thread-safe: one caller at a time.
  */
 #ifndef FASTRPC_FRAME_H
 #define FASTRPC_FRAME_H
@@ -30,12 +30,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "alloc.h"
 #include "wire.h"
 
 enum {
-    FRAME_READ_SIZE = 256 * 1024,  /* room for one recv: hundreds of small deliveries */
+    FRAME_READ_SIZE = 256 * 1024,   /* room for one recv: hundreds of small deliveries */
     FRAME_MAX_DEFAULT = 128 * 1024, /* until another value is negotiated */
-    FRAME_MAX_MIN = 4096,          /* AMQP's frame-min-size: nobody may negotiate less */
+    FRAME_MAX_MIN = 4096,           /* AMQP's frame-min-size: nobody may negotiate less */
     FRAME_HEAD_SIZE = 7,
     FRAME_OVERHEAD = 8, /* head and end octet */
     FRAME_END = 0xCE
@@ -49,32 +50,21 @@ enum { FRAME_NEED_MORE = 0, FRAME_RAW = 1, FRAME_DELIVERY = 2 };
 /* What every function returns when something is wrong. */
 enum {
     FRAME_ENOMEM = -1,
-    FRAME_EMISUSE = -2,            /* more committed than reserved; buffer surrendered */
-    FRAME_ETYPE = -3,              /* unknown frame type */
-    FRAME_ESIZE = -4,              /* larger than frame_max allows */
-    FRAME_EEND = -5,               /* wrong frame-end octet */
-    FRAME_EMETHOD_SHORT = -6,      /* method frame without class and method id */
-    FRAME_EHEADER_SHORT = -7,      /* header frame without class, weight and body size */
-    FRAME_EARGUMENTS = -8,         /* basic.deliver's arguments run past their frame */
-    FRAME_ECLASS = -9,             /* content header of another class */
-    FRAME_EFLAGS = -10,            /* continuation bit in the property flags */
-    FRAME_EPROPERTIES = -11,       /* properties run past their frame */
-    FRAME_EBODY_LONG = -12,        /* more body than was announced */
+    FRAME_EMISUSE = -2,             /* more committed than reserved; buffer surrendered */
+    FRAME_ETYPE = -3,               /* unknown frame type */
+    FRAME_ESIZE = -4,               /* larger than frame_max allows */
+    FRAME_EEND = -5,                /* wrong frame-end octet */
+    FRAME_EMETHOD_SHORT = -6,       /* method frame without class and method id */
+    FRAME_EHEADER_SHORT = -7,       /* header frame without class, weight and body size */
+    FRAME_EARGUMENTS = -8,          /* basic.deliver's arguments run past their frame */
+    FRAME_ECLASS = -9,              /* content header of another class */
+    FRAME_EFLAGS = -10,             /* continuation bit in the property flags */
+    FRAME_EPROPERTIES = -11,        /* properties run past their frame */
+    FRAME_EBODY_LONG = -12,         /* more body than was announced */
     FRAME_EMETHOD_UNEXPECTED = -13, /* method while a delivery on that channel is incomplete */
     FRAME_EHEADER_UNEXPECTED = -14, /* a second content header */
-    FRAME_EBODY_UNEXPECTED = -15   /* body where the content header should have been */
+    FRAME_EBODY_UNEXPECTED = -15    /* body where the content header should have been */
 };
-
-/* Where memory comes from.
- *
- * resize(ctx, NULL, n) allocates. resize(ctx, p, n) keeps the contents; where it cannot, it frees p and
- * returns NULL (reallocf, not realloc: the reader forgets p either way). n is never 0.
- */
-typedef struct frame_alloc {
-    void *(*resize)(void *ctx, void *ptr, size_t size);
-    void (*free)(void *ctx, void *ptr);
-    void *ctx;
-} frame_alloc;
 
 typedef struct frame_event {
     uint8_t type; /* FRAME_METHOD ... FRAME_HEARTBEAT; of a delivery: FRAME_METHOD */
@@ -83,7 +73,7 @@ typedef struct frame_event {
 
     /* From here on: FRAME_DELIVERY only, else zero. */
     bool redelivered;
-    bool body_assembled; /* body is a block of its own, which can be taken */
+    bool body_assembled;   /* body is a block of its own, which can be taken */
     uint8_t delivery_mode; /* 0 if absent: see property_flags */
     uint8_t priority;
     uint16_t property_flags; /* as on the wire */
@@ -91,7 +81,7 @@ typedef struct frame_event {
     wire_view consumer_tag;
     wire_view exchange;
     wire_view routing_key;
-    wire_view method_args; /* payload of the method frame, with the 4 bytes of class and method id */
+    wire_view method_args; /* payload of the method frame, class and method id included */
     wire_view header;      /* payload of the content header frame */
     wire_view content_type;
     wire_view content_encoding;
@@ -105,38 +95,39 @@ enum { FRAME_HAS_DELIVERY_MODE = 0x1000, FRAME_HAS_PRIORITY = 0x0800 };
 
 typedef struct frame_reader frame_reader;
 
-/* NULL allocators mean realloc and free. Bodies may come from another allocator than the rest. The
- * reader copies the structs. NULL if there is no memory. */
-frame_reader *frame_reader_new(const frame_alloc *alloc, const frame_alloc *body_alloc);
+/* The caller owns the reader (frame_reader_free). Bodies may come from another allocator than the
+ * rest; NULL allocators mean libc. NULL: out of memory. */
+frame_reader *frame_reader_new(const allocator *alloc, const allocator *body_alloc);
 void frame_reader_free(frame_reader *r); /* NULL is fine */
 
-/* 0 means FRAME_MAX_DEFAULT; less than FRAME_MAX_MIN means FRAME_MAX_MIN. Holds from the next frame on. */
+/* From the next frame on. 0 means FRAME_MAX_DEFAULT; FRAME_MAX_MIN is the least. */
 void frame_reader_set_frame_max(frame_reader *r, uint32_t frame_max);
 uint32_t frame_reader_frame_max(const frame_reader *r);
-/* A larger body is read over and not kept: the delivery comes without it, so that it can be acknowledged
- * and does not come for ever. */
+/* A larger body is read over and not kept: the delivery comes without it, so that it can be
+ * acknowledged and does not come for ever. */
 void frame_reader_set_body_max(frame_reader *r, uint64_t body_max);
 
-/* Where to put bytes: *ptr and *room, until the next call of any function but commit. `want` is what
- * the caller must have; 0 leaves it to the reader, which gives at least FRAME_READ_SIZE / 4. 0 or error. */
+/* Where to put bytes: *ptr and *room, until the next call of any function but commit. `want` is
+ * what the caller must have; 0 leaves it to the reader, which gives at least FRAME_READ_SIZE / 4. 0
+ * or error. */
 int frame_reader_reserve(frame_reader *r, size_t want, uint8_t **ptr, size_t *room);
 
 /* `n` bytes were put there. 0 or error. */
 int frame_reader_commit(frame_reader *r, size_t n);
 
-/* The next event, FRAME_NEED_MORE, or an error. Call it until it has no more before reserving again:
- * that is what keeps the buffer small. */
+/* The next event, FRAME_NEED_MORE, or an error. Call it until it has no more before reserving
+ * again: that is what keeps the buffer small. */
 int frame_reader_next(frame_reader *r, frame_event *event);
 
 /* The assembled body of the delivery returned last, from the body allocator; the caller frees it.
  * NULL if that delivery's body is a part of the read buffer, or taken already. */
 uint8_t *frame_reader_take_body(frame_reader *r);
 
-/* Bytes committed and not yet consumed. What a delivery under assembly has swallowed does not count. */
+/* Bytes committed and not yet consumed, without those of a delivery under assembly. */
 size_t frame_reader_buffered(const frame_reader *r);
 
-/* For a caller who finds that somebody still looks into the buffer: the reader dies (FRAME_EMISUSE) and
- * the buffer, from the first allocator, is the caller's. NULL if there was none. */
+/* For a caller who finds that somebody still looks into the buffer: the reader dies (FRAME_EMISUSE)
+ * and the buffer, from the first allocator, is the caller's. NULL if there was none. */
 uint8_t *frame_reader_surrender(frame_reader *r);
 
 const char *frame_reader_message(const frame_reader *r); /* "" while all is well */

@@ -1,29 +1,32 @@
 /* See pending.h.
  *
- * The hash table is extendible: the top bits of the hash choose a segment through a directory, the low bits
- * a home group within it. A segment that fills up splits in two, neighbours that have emptied merge, so no
- * single call ever pays for the whole table, and old and new table never stand side by side.
+ * The hash table is extendible: the top bits of the hash choose a segment through a directory, the
+ * low bits a home group within it. A segment that fills up splits in two, neighbours that have
+ * emptied merge, so no single call ever pays for the whole table, and old and new table never stand
+ * side by side.
  *
- * A group is one cache line: five slots, their whole hashes, and how many entries wanted a slot here (or
- * came past) and had to go on to the next group. An absent id therefore costs one cache miss, a present
- * one two, and splitting reads no entries at all. Removal leaves no tombstones.
+ * A group is one cache line: five slots, their whole hashes, and how many entries wanted a slot
+ * here (or came past) and had to go on to the next group. An absent id therefore costs one cache
+ * miss, a present one two, and splitting reads no entries at all. Removal leaves no tombstones.
  */
 #include "pending.h"
 
-#include <stdlib.h>
+#include <stdbool.h>
 #include <string.h>
 
-#define GROUP_SLOTS 5
-#define GROUPS 256 /* a power of two */
-#define SLOTS (GROUPS * GROUP_SLOTS)
-#define SPLIT_AT (SLOTS * 3 / 4)
-/* Half of SPLIT_AT, so that a table that stays about the same size does not split and merge in turns. */
-#define MERGE_AT (SLOTS * 3 / 8)
-/* A hash has 32 bits; the low 8 are the home group. 2^24 segments are 16 thousand million entries. */
-#define MAX_DEPTH 24
-#define LINE 64
+enum {
+    GROUP_SLOTS = 5,
+    GROUPS = 256, /* a power of two */
+    SLOTS = GROUPS * GROUP_SLOTS,
+    SPLIT_AT = SLOTS * 3 / 4,
+    /* Half of SPLIT_AT: a table of about the same size does not split and merge in turns. */
+    MERGE_AT = SLOTS * 3 / 8,
+    /* A hash has 32 bits; the low 8 are the home group. 2^24 segments hold 16 thousand million. */
+    MAX_DEPTH = 24,
+    LINE = 64 /* bytes of a cache line */
+};
 
-typedef struct {
+typedef struct group {
     uint32_t hash[GROUP_SLOTS];
     uint32_t passed; /* entries that are further on and would have come here first */
     pending_entry *entry[GROUP_SLOTS];
@@ -32,21 +35,22 @@ typedef struct {
 _Static_assert(sizeof(void *) != 8 || sizeof(group) == LINE, "a group is a cache line");
 _Static_assert(sizeof(void *) != 8 || sizeof(pending_entry) == 32, "the header of an entry");
 
-typedef struct {
+typedef struct segment {
     group *groups;
     void *block; /* what was allocated; groups is the first cache line in it */
     uint32_t used;
     uint32_t depth; /* how many top bits all its hashes share */
 } segment;
 
-typedef struct {
+typedef struct order {
     pending_entry *oldest, *newest; /* of the WAITING only those with a body */
     uint64_t count;
     uint64_t bytes; /* formats and bodies */
 } order;
 
 struct pending {
-    segment **directory; /* 1 << depth pointers; a segment of depth d is there 1 << (depth - d) times */
+    /* 1 << depth pointers; a segment of depth d is there 1 << (depth - d) times. */
+    segment **directory;
     uint32_t depth;
     uint32_t clock;   /* the latest arrival */
     uint64_t deepest; /* segments as deep as the directory: at zero it can be halved */
@@ -56,35 +60,18 @@ struct pending {
     uint64_t evicted;
     size_t entry_memory;
     pending_limits limits;
-    pending_allocator allocator;
+    allocator alloc;
 };
 
-static void *libc_malloc(void *context, size_t size) {
-    (void)context;
-    return malloc(size);
+/* What malloc takes for a block, estimated as glibc's. */
+static size_t chunk(size_t size)
+{
+    return size + 8 < 32 ? 32 : (size + 8 + 15) & ~(size_t)15;
 }
 
-static void *libc_realloc(void *context, void *block, size_t size) {
-    (void)context;
-    return realloc(block, size);
-}
+/* ------------------------------------------------------------------ the hash */
 
-static void libc_free(void *context, void *block) {
-    (void)context;
-    free(block);
-}
-
-static void *take_memory(pending *p, size_t size) {
-    return p->allocator.malloc(p->allocator.context, size);
-}
-
-static void give_memory(pending *p, void *block) {
-    p->allocator.free(p->allocator.context, block);
-}
-
-static size_t chunk(size_t size) { return size + 8 < 32 ? 32 : (size + 8 + 15) & ~(size_t)15; }
-
-/* SipHash-1-3 (Aumasson and Bernstein): keyed, so that nobody on the wire can choose colliding ids. */
+/* SipHash-1-3 (Aumasson and Bernstein): keyed, so nobody on the wire can choose colliding ids. */
 
 #define ROTATE(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
 #define SIP_ROUND                                                                                  \
@@ -101,18 +88,23 @@ static size_t chunk(size_t size) { return size + 8 < 32 ? 32 : (size + 8 + 15) &
         v2 = ROTATE(v2, 32);                                                                       \
     } while (0)
 
-static uint32_t hash_of(const pending *p, const unsigned char *id, size_t len) {
-    uint64_t v0 = p->key[0] ^ UINT64_C(0x736f6d6570736575), v1 = p->key[1] ^ UINT64_C(0x646f72616e646f6d);
-    uint64_t v2 = p->key[0] ^ UINT64_C(0x6c7967656e657261), v3 = p->key[1] ^ UINT64_C(0x7465646279746573);
-    uint64_t last = (uint64_t)len << 56, word;
-    for (; len >= 8; id += 8, len -= 8) {
-        memcpy(&word, id, 8); /* the machine's byte order: the hash never leaves the process */
+static uint32_t hash_of(const pending *p, wire_view id)
+{
+    uint64_t v0 = p->key[0] ^ UINT64_C(0x736f6d6570736575);
+    uint64_t v1 = p->key[1] ^ UINT64_C(0x646f72616e646f6d);
+    uint64_t v2 = p->key[0] ^ UINT64_C(0x6c7967656e657261);
+    uint64_t v3 = p->key[1] ^ UINT64_C(0x7465646279746573);
+    uint64_t last = (uint64_t)id.len << 56, word;
+    const uint8_t *ptr = id.ptr;
+    size_t left = id.len;
+    for (; left >= 8; ptr += 8, left -= 8) {
+        memcpy(&word, ptr, 8); /* the machine's byte order: the hash never leaves the process */
         v3 ^= word;
         SIP_ROUND;
         v0 ^= word;
     }
     word = 0;
-    memcpy(&word, id, len);
+    memcpy(&word, ptr, left);
     last ^= word;
     v3 ^= last;
     SIP_ROUND;
@@ -125,15 +117,16 @@ static uint32_t hash_of(const pending *p, const unsigned char *id, size_t len) {
     return (uint32_t)(word ^ (word >> 32));
 }
 
-/* ---- segments */
+/* ------------------------------------------------------------------ segments */
 
-static segment *segment_new(pending *p, uint32_t depth) {
-    segment *s = take_memory(p, sizeof *s);
+static segment *segment_new(pending *p, uint32_t depth)
+{
+    segment *s = alloc_new(&p->alloc, sizeof *s);
     if (s == NULL)
         return NULL;
-    s->block = take_memory(p, GROUPS * sizeof(group) + LINE - 1);
+    s->block = alloc_new(&p->alloc, GROUPS * sizeof(group) + LINE - 1);
     if (s->block == NULL) {
-        give_memory(p, s);
+        alloc_free(&p->alloc, s);
         return NULL;
     }
     uintptr_t odd = (uintptr_t)s->block % LINE;
@@ -145,14 +138,16 @@ static segment *segment_new(pending *p, uint32_t depth) {
     return s;
 }
 
-static void segment_free(pending *p, segment *s) {
-    give_memory(p, s->block);
-    give_memory(p, s);
+static void segment_free(pending *p, segment *s)
+{
+    alloc_free(&p->alloc, s->block);
+    alloc_free(&p->alloc, s);
     p->segments--;
 }
 
 /* The caller has seen that there is room. */
-static void segment_put(segment *s, uint32_t hash, pending_entry *e) {
+static void segment_put(segment *s, uint32_t hash, pending_entry *e)
+{
     for (uint32_t i = hash % GROUPS;; i = (i + 1) % GROUPS) {
         group *g = &s->groups[i];
         for (int k = 0; k < GROUP_SLOTS; k++) {
@@ -167,7 +162,8 @@ static void segment_put(segment *s, uint32_t hash, pending_entry *e) {
     }
 }
 
-static void segment_take(segment *s, uint32_t at, int k) {
+static void segment_take(segment *s, uint32_t at, int k)
+{
     group *g = &s->groups[at];
     for (uint32_t i = g->hash[k] % GROUPS; i != at; i = (i + 1) % GROUPS)
         s->groups[i].passed--;
@@ -176,35 +172,40 @@ static void segment_take(segment *s, uint32_t at, int k) {
     s->used--;
 }
 
-static size_t directory_index(const pending *p, uint32_t hash) {
+static size_t directory_index(const pending *p, uint32_t hash)
+{
     return (size_t)((uint64_t)hash >> (32 - p->depth));
 }
 
-static segment *segment_of(const pending *p, uint32_t hash) {
+static segment *segment_of(const pending *p, uint32_t hash)
+{
     return p->directory[directory_index(p, hash)];
 }
 
-/* The first of the directory's pointers to the segment that holds `hash`, and how many there are. */
-static size_t directory_range(const pending *p, uint32_t hash, uint32_t depth, size_t *many) {
+/* The first of the directory's pointers to the segment that holds `hash`, and their number. */
+static size_t directory_range(const pending *p, uint32_t hash, uint32_t depth, size_t *many)
+{
     *many = (size_t)1 << (p->depth - depth);
     return directory_index(p, hash) & ~(*many - 1);
 }
 
-static int directory_double(pending *p) {
+static int directory_double(pending *p)
+{
     size_t size = (size_t)1 << p->depth;
-    segment **bigger = take_memory(p, 2 * size * sizeof *bigger);
+    segment **bigger = alloc_new(&p->alloc, 2 * size * sizeof *bigger);
     if (bigger == NULL)
-        return PENDING_NOMEM;
+        return PENDING_ENOMEM;
     for (size_t i = 0; i < 2 * size; i++)
         bigger[i] = p->directory[i / 2];
-    give_memory(p, p->directory);
+    alloc_free(&p->alloc, p->directory);
     p->directory = bigger;
     p->depth++;
     p->deepest = 0;
     return 0;
 }
 
-static void directory_halve(pending *p) {
+static void directory_halve(pending *p)
+{
     while (p->depth > 0 && p->deepest == 0) {
         size_t size = (size_t)1 << --p->depth;
         for (size_t i = 0; i < size; i++) {
@@ -213,20 +214,19 @@ static void directory_halve(pending *p) {
             if (p->directory[i]->depth == p->depth)
                 p->deepest++;
         }
-        segment **smaller = p->allocator.realloc(p->allocator.context, p->directory, size * sizeof *smaller);
-        if (smaller != NULL)
-            p->directory = smaller;
+        p->directory = alloc_shrink(&p->alloc, p->directory, size * sizeof *p->directory);
     }
 }
 
-static int split(pending *p, uint32_t hash) {
+static int split(pending *p, uint32_t hash)
+{
     segment *s = segment_of(p, hash);
     if (s->depth == MAX_DEPTH || (s->depth == p->depth && directory_double(p) != 0))
-        return PENDING_NOMEM;
+        return PENDING_ENOMEM;
     segment *upper = segment_new(p, s->depth + 1);
     if (upper == NULL) {
         directory_halve(p); /* nobody is as deep as a doubled directory */
-        return PENDING_NOMEM;
+        return PENDING_ENOMEM;
     }
     size_t many, first = directory_range(p, hash, s->depth, &many);
     s->depth++;
@@ -253,8 +253,10 @@ static int split(pending *p, uint32_t hash) {
     return 0;
 }
 
-/* The segment of `hash` has lost many entries: put it and its neighbour together while both fit in one. */
-static void merge(pending *p, uint32_t hash) {
+/* The segment of `hash` has lost many entries: put it and its neighbour together while both fit
+ * into one. */
+static void merge(pending *p, uint32_t hash)
+{
     for (;;) {
         segment *s = segment_of(p, hash);
         if (s->depth == 0)
@@ -278,16 +280,18 @@ static void merge(pending *p, uint32_t hash) {
     }
 }
 
-/* ---- entries in the hash table */
+/* ------------------------------------------------------------------ entries in the hash table */
 
-static pending_entry *find(const pending *p, uint32_t hash, const unsigned char *id, size_t len) {
+static pending_entry *find(const pending *p, uint32_t hash, wire_view id)
+{
     const segment *s = segment_of(p, hash);
     uint32_t i = hash % GROUPS;
     for (uint32_t n = 0; n < GROUPS; n++, i = (i + 1) % GROUPS) {
         const group *g = &s->groups[i];
         for (int k = 0; k < GROUP_SLOTS; k++) {
             pending_entry *e = g->entry[k];
-            if (g->hash[k] == hash && e != NULL && e->id_len == len && memcmp(e->bytes, id, len) == 0)
+            if (g->hash[k] == hash && e != NULL && e->id_len == id.len &&
+                memcmp(e->bytes, id.ptr, id.len) == 0)
                 return e;
         }
         if (g->passed == 0)
@@ -297,7 +301,8 @@ static pending_entry *find(const pending *p, uint32_t hash, const unsigned char 
 }
 
 /* Where the table points to e, which is in it. */
-static void locate(const segment *s, const pending_entry *e, uint32_t *at, int *slot) {
+static void locate(const segment *s, const pending_entry *e, uint32_t *at, int *slot)
+{
     for (uint32_t i = e->hash % GROUPS;; i = (i + 1) % GROUPS) {
         for (int k = 0; k < GROUP_SLOTS; k++) {
             if (s->groups[i].entry[k] == e) {
@@ -309,7 +314,8 @@ static void locate(const segment *s, const pending_entry *e, uint32_t *at, int *
     }
 }
 
-static void replace(pending *p, const pending_entry *old, pending_entry *e) {
+static void replace(pending *p, const pending_entry *old, pending_entry *e)
+{
     segment *s = segment_of(p, old->hash);
     uint32_t at;
     int k;
@@ -317,12 +323,13 @@ static void replace(pending *p, const pending_entry *old, pending_entry *e) {
     s->groups[at].entry[k] = e;
 }
 
-static int insert(pending *p, pending_entry *e) {
+static int insert(pending *p, pending_entry *e)
+{
     segment *s = segment_of(p, e->hash);
     while (s->used >= SPLIT_AT) {
         if (split(p, e->hash) != 0) {
             if (s->used == SLOTS)
-                return PENDING_NOMEM;
+                return PENDING_ENOMEM;
             break; /* crowded, but there is room */
         }
         s = segment_of(p, e->hash);
@@ -331,7 +338,8 @@ static int insert(pending *p, pending_entry *e) {
     return 0;
 }
 
-static void take_out(pending *p, const pending_entry *e) {
+static void take_out(pending *p, const pending_entry *e)
+{
     uint32_t hash = e->hash;
     segment *s = segment_of(p, hash);
     uint32_t at;
@@ -343,37 +351,40 @@ static void take_out(pending *p, const pending_entry *e) {
         merge(p, hash);
 }
 
-/* ---- entries: memory and order */
+/* ------------------------------------------------------------------ entries: memory and order */
 
-static size_t stored_len(const pending_entry *e) { return (size_t)e->format_len + e->body_len; }
+static size_t stored_len(const pending_entry *e)
+{
+    return (size_t)e->format_len + e->body_len;
+}
 
-static size_t entry_size(const pending_entry *e) {
+static size_t entry_size(const pending_entry *e)
+{
     return sizeof *e + e->id_len + stored_len(e);
 }
 
-static pending_entry *entry_new(pending *p, uint32_t hash, const unsigned char *id, size_t len,
-                                size_t format_len, size_t body_len) {
-    size_t size = sizeof(pending_entry) + len + format_len + body_len;
-    pending_entry *e = take_memory(p, size);
+/* Without a body, but with `room` for one. */
+static pending_entry *entry_new(pending *p, uint32_t hash, wire_view id, size_t room)
+{
+    size_t size = sizeof(pending_entry) + id.len + room;
+    pending_entry *e = alloc_new(&p->alloc, size);
     if (e == NULL)
         return NULL;
-    memset(e, 0, sizeof *e);
-    e->hash = hash;
-    e->id_len = (uint8_t)len;
-    e->format_len = (uint8_t)format_len;
-    e->body_len = (uint32_t)body_len;
-    memcpy(e->bytes, id, len);
+    *e = (pending_entry){.hash = hash, .id_len = (uint8_t)id.len};
+    memcpy(e->bytes, id.ptr, id.len);
     p->entry_memory += chunk(size);
     return e;
 }
 
-static void entry_free(pending *p, pending_entry *e) {
+static void entry_free(pending *p, pending_entry *e)
+{
     p->entry_memory -= chunk(entry_size(e));
-    give_memory(p, e);
+    alloc_free(&p->alloc, e);
 }
 
-/* Into a state: counted, and the newest of its order. The state of an entry changes only by these two. */
-static void enter(pending *p, pending_entry *e, int state) {
+/* Into a state: counted, and the newest of its order. Only these two change an entry's state. */
+static void enter(pending *p, pending_entry *e, int state)
+{
     order *o = &p->orders[state];
     e->state = (uint8_t)state;
     o->count++;
@@ -390,7 +401,8 @@ static void enter(pending *p, pending_entry *e, int state) {
     o->newest = e;
 }
 
-static void leave(pending *p, pending_entry *e) {
+static void leave(pending *p, pending_entry *e)
+{
     order *o = &p->orders[e->state];
     o->count--;
     if (e->stored)
@@ -408,11 +420,12 @@ static void leave(pending *p, pending_entry *e) {
         o->newest = older;
 }
 
-/* e is in no order. Gives back the memory of the body; where realloc cannot, the block stays long. */
-static pending_entry *without_body(pending *p, pending_entry *e) {
+/* e is in no order. Gives back the memory of the body: e moves. */
+static pending_entry *without_body(pending *p, pending_entry *e)
+{
     if (!e->stored)
         return e;
-    e->stored = 0;
+    e->stored = false;
     if (stored_len(e) == 0)
         return e;
     segment *s = segment_of(p, e->hash);
@@ -423,25 +436,26 @@ static pending_entry *without_body(pending *p, pending_entry *e) {
     e->format_len = 0;
     e->body_len = 0;
     p->entry_memory += chunk(entry_size(e));
-    pending_entry *smaller = p->allocator.realloc(p->allocator.context, e, entry_size(e));
-    if (smaller == NULL)
-        return e;
-    s->groups[at].entry[k] = smaller;
-    return smaller;
+    e = alloc_shrink(&p->alloc, e, entry_size(e));
+    s->groups[at].entry[k] = e;
+    return e;
 }
 
-static void discard(pending *p, pending_entry *e) {
+static void discard(pending *p, pending_entry *e)
+{
     leave(p, e);
     take_out(p, e);
     entry_free(p, e);
 }
 
-static void bound(pending *p, int state, uint64_t most) {
+static void bound(pending *p, int state, uint64_t most)
+{
     while (p->orders[state].count > most)
         discard(p, p->orders[state].oldest);
 }
 
-static void lose(pending *p, pending_entry *e) {
+static void lose(pending *p, pending_entry *e)
+{
     leave(p, e);
     enter(p, without_body(p, e), PENDING_LOST);
     bound(p, PENDING_LOST, p->limits.max_lost);
@@ -449,12 +463,14 @@ static void lose(pending *p, pending_entry *e) {
 }
 
 /* The waiting goes on. */
-static void drop_advice(pending *p, pending_entry *e) {
+static void drop_advice(pending *p, pending_entry *e)
+{
     leave(p, e);
     enter(p, without_body(p, e), PENDING_WAITING);
 }
 
-static uint64_t apply_caps(pending *p, pending_entry *newest) {
+static uint64_t apply_caps(pending *p, pending_entry *newest)
+{
     order *advice = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
     uint64_t most = p->limits.max_unclaimed_bytes, evicted = p->evicted;
     if (newest->state == PENDING_WAITING) {
@@ -475,28 +491,26 @@ static uint64_t apply_caps(pending *p, pending_entry *newest) {
     return p->evicted - evicted;
 }
 
-static int valid_id(size_t len) { return len >= 1 && len <= PENDING_MAX_ID; }
+static bool is_valid_id(wire_view id)
+{
+    return id.len >= 1 && id.len <= PENDING_MAX_ID;
+}
 
-/* ---- the table */
+/* ------------------------------------------------------------------ the table */
 
-pending *pending_new(const pending_allocator *allocator, const uint8_t seed[16],
-                     const pending_limits *limits) {
-    static const pending_allocator libc = {libc_malloc, libc_realloc, libc_free, NULL};
-    if (allocator == NULL)
-        allocator = &libc;
-    pending *p = allocator->malloc(allocator->context, sizeof *p);
+pending *pending_new(const allocator *alloc, const uint8_t seed[16], const pending_limits *limits)
+{
+    const allocator own = alloc_or_libc(alloc);
+    pending *p = alloc_new(&own, sizeof *p);
     if (p == NULL)
         return NULL;
-    memset(p, 0, sizeof *p);
-    p->allocator = *allocator;
-    p->limits = *limits;
+    *p = (pending){.alloc = own, .limits = *limits};
     memcpy(p->key, seed, sizeof p->key);
-    p->directory = take_memory(p, sizeof *p->directory);
+    p->directory = alloc_new(&p->alloc, sizeof *p->directory);
     segment *s = p->directory == NULL ? NULL : segment_new(p, 0);
     if (s == NULL) {
-        if (p->directory != NULL)
-            give_memory(p, p->directory);
-        give_memory(p, p);
+        alloc_free(&own, p->directory);
+        alloc_free(&own, p);
         return NULL;
     }
     p->directory[0] = s;
@@ -504,7 +518,8 @@ pending *pending_new(const pending_allocator *allocator, const uint8_t seed[16],
     return p;
 }
 
-void pending_clear(pending *p) {
+void pending_clear(pending *p)
+{
     segment *first = p->directory[0];
     for (size_t i = 0, size = (size_t)1 << p->depth; i < size;) {
         segment *s = p->directory[i];
@@ -512,16 +527,15 @@ void pending_clear(pending *p) {
         for (uint32_t n = 0; n < GROUPS; n++)
             for (int k = 0; k < GROUP_SLOTS; k++)
                 if (s->groups[n].entry[k] != NULL)
-                    give_memory(p, s->groups[n].entry[k]);
+                    alloc_free(&p->alloc, s->groups[n].entry[k]);
         if (s != first)
             segment_free(p, s);
     }
     memset(first->groups, 0, GROUPS * sizeof(group));
     first->used = 0;
     first->depth = 0;
-    segment **smaller = p->allocator.realloc(p->allocator.context, p->directory, sizeof *smaller);
-    if (smaller != NULL)
-        p->directory = smaller;
+    if (p->depth > 0)
+        p->directory = alloc_shrink(&p->alloc, p->directory, sizeof *p->directory);
     p->directory[0] = first;
     p->depth = 0;
     p->deepest = 1;
@@ -530,22 +544,26 @@ void pending_clear(pending *p) {
     p->clock = 0;
 }
 
-void pending_free(pending *p) {
+void pending_free(pending *p)
+{
     if (p == NULL)
         return;
     pending_clear(p);
     segment_free(p, p->directory[0]);
-    give_memory(p, p->directory);
-    give_memory(p, p);
+    const allocator own = p->alloc;
+    alloc_free(&own, p->directory);
+    alloc_free(&own, p);
 }
 
-pending_entry *pending_find(const pending *p, const unsigned char *id, size_t len) {
-    return valid_id(len) ? find(p, hash_of(p, id, len), id, len) : NULL;
+pending_entry *pending_find(const pending *p, wire_view id)
+{
+    return is_valid_id(id) ? find(p, hash_of(p, id), id) : NULL;
 }
 
 /* A new entry in a state, in the table and in its order. NULL: out of memory. */
-static pending_entry *create(pending *p, uint32_t hash, const unsigned char *id, size_t len, int state) {
-    pending_entry *e = entry_new(p, hash, id, len, 0, 0);
+static pending_entry *create(pending *p, uint32_t hash, wire_view id, int state)
+{
+    pending_entry *e = entry_new(p, hash, id, 0);
     if (e == NULL)
         return NULL;
     if (insert(p, e) != 0) {
@@ -556,46 +574,49 @@ static pending_entry *create(pending *p, uint32_t hash, const unsigned char *id,
     return e;
 }
 
-int pending_wait(pending *p, const unsigned char *id, size_t len, uint32_t waiter,
-                 pending_entry **found) {
+int pending_wait(pending *p, wire_view id, uint32_t waiter, pending_entry **found)
+{
     *found = NULL;
-    if (!valid_id(len))
-        return PENDING_INVALID;
-    uint32_t hash = hash_of(p, id, len);
-    pending_entry *e = find(p, hash, id, len);
+    if (!is_valid_id(id))
+        return PENDING_EINVALID;
+    uint32_t hash = hash_of(p, id);
+    pending_entry *e = find(p, hash, id);
     if (e != NULL) {
         if (e->state == PENDING_WAITING)
             *found = e;
         return e->state;
     }
-    e = create(p, hash, id, len, PENDING_WAITING);
+    e = create(p, hash, id, PENDING_WAITING);
     if (e == NULL)
-        return PENDING_NOMEM;
+        return PENDING_ENOMEM;
     e->waiter = waiter;
     return PENDING_UNKNOWN;
 }
 
-void pending_unwait(pending *p, pending_entry *e) {
+void pending_unwait(pending *p, pending_entry *e)
+{
     if (!e->stored || p->orders[PENDING_UNCLAIMED].count >= p->limits.max_unclaimed) {
         discard(p, e);
         return;
     }
     leave(p, e);
-    e->arrived = p->clock; /* the order of arrival and the times agree: expire() stops at the first young one */
+    e->arrived = p->clock; /* the order of arrival and the times agree: expire() stops at the first
+                              young one */
     enter(p, e, PENDING_UNCLAIMED);
 }
 
-int pending_finish(pending *p, const unsigned char *id, size_t len, uint32_t *waiter) {
+int pending_finish(pending *p, wire_view id, uint32_t *waiter)
+{
     *waiter = 0;
-    if (!valid_id(len))
-        return PENDING_INVALID;
-    uint32_t hash = hash_of(p, id, len);
-    pending_entry *e = find(p, hash, id, len);
+    if (!is_valid_id(id))
+        return PENDING_EINVALID;
+    uint32_t hash = hash_of(p, id);
+    pending_entry *e = find(p, hash, id);
     int before = PENDING_UNKNOWN;
     if (e == NULL) {
         /* With nothing to remember it in, an unknown id stays unknown. */
-        if (p->limits.max_done > 0 && create(p, hash, id, len, PENDING_DONE) == NULL)
-            return PENDING_NOMEM;
+        if (p->limits.max_done > 0 && create(p, hash, id, PENDING_DONE) == NULL)
+            return PENDING_ENOMEM;
     } else {
         before = e->state;
         if (before == PENDING_DONE)
@@ -609,27 +630,29 @@ int pending_finish(pending *p, const unsigned char *id, size_t len, uint32_t *wa
     return before;
 }
 
-int64_t pending_store(pending *p, const unsigned char *id, size_t len, const unsigned char *format,
-                      size_t format_len, const unsigned char *body, size_t body_len, uint32_t now) {
-    if (!valid_id(len) || format_len > PENDING_MAX_FORMAT || body_len >= UINT32_MAX)
-        return PENDING_INVALID;
-    uint32_t hash = hash_of(p, id, len);
-    pending_entry *old = find(p, hash, id, len);
+int64_t pending_store(pending *p, wire_view id, wire_view format, wire_view body, uint32_t now)
+{
+    if (!is_valid_id(id) || format.len > PENDING_MAX_FORMAT || body.len >= UINT32_MAX)
+        return PENDING_EINVALID;
+    uint32_t hash = hash_of(p, id);
+    pending_entry *old = find(p, hash, id);
     if (old != NULL && old->state == PENDING_DONE)
-        return PENDING_DUPLICATE;
-    pending_entry *e = entry_new(p, hash, id, len, format_len, body_len);
+        return PENDING_EDUPLICATE;
+    pending_entry *e = entry_new(p, hash, id, format.len + body.len);
     if (e == NULL)
-        return PENDING_NOMEM;
-    if (format_len > 0)
-        memcpy(e->bytes + len, format, format_len);
-    if (body_len > 0)
-        memcpy(e->bytes + len + format_len, body, body_len);
-    e->stored = 1;
+        return PENDING_ENOMEM;
+    if (format.len > 0) /* memcpy from NULL is undefined even for no bytes at all */
+        memcpy(e->bytes + id.len, format.ptr, format.len);
+    if (body.len > 0)
+        memcpy(e->bytes + id.len + format.len, body.ptr, body.len);
+    e->format_len = (uint8_t)format.len;
+    e->body_len = (uint32_t)body.len;
+    e->stored = true;
     int state = PENDING_UNCLAIMED;
     if (old == NULL) {
         if (insert(p, e) != 0) {
             entry_free(p, e);
-            return PENDING_NOMEM;
+            return PENDING_ENOMEM;
         }
     } else {
         replace(p, old, e);
@@ -648,7 +671,8 @@ int64_t pending_store(pending *p, const unsigned char *id, size_t len, const uns
     return (int64_t)apply_caps(p, e);
 }
 
-void pending_drop_body(pending *p, pending_entry *e) {
+void pending_drop_body(pending *p, pending_entry *e)
+{
     if (e->state == PENDING_UNCLAIMED) {
         discard(p, e);
     } else if (e->state == PENDING_WAITING) {
@@ -656,7 +680,8 @@ void pending_drop_body(pending *p, pending_entry *e) {
     }
 }
 
-uint64_t pending_expire(pending *p, uint32_t before) {
+uint64_t pending_expire(pending *p, uint32_t before)
+{
     uint64_t expired = 0;
     pending_entry *e;
     while ((e = p->orders[PENDING_UNCLAIMED].oldest) != NULL && e->arrived < before) {
@@ -666,8 +691,9 @@ uint64_t pending_expire(pending *p, uint32_t before) {
     return expired;
 }
 
-void pending_forget(pending *p, const unsigned char *id, size_t len) {
-    pending_entry *e = pending_find(p, id, len);
+void pending_forget(pending *p, wire_view id)
+{
+    pending_entry *e = pending_find(p, id);
     if (e == NULL)
         return;
     if (e->state == PENDING_WAITING)
@@ -676,13 +702,15 @@ void pending_forget(pending *p, const unsigned char *id, size_t len) {
         discard(p, e);
 }
 
-void pending_reset(pending *p, const unsigned char *id, size_t len) {
-    pending_entry *e = pending_find(p, id, len);
+void pending_reset(pending *p, wire_view id)
+{
+    pending_entry *e = pending_find(p, id);
     if (e != NULL && (e->state == PENDING_DONE || e->state == PENDING_LOST))
         discard(p, e);
 }
 
-pending_entry *pending_next(const pending *p, pending_cursor *cursor) {
+pending_entry *pending_next(const pending *p, pending_cursor *cursor)
+{
     size_t size = (size_t)1 << p->depth;
     while (cursor->segment < size) {
         const segment *s = p->directory[cursor->segment];
@@ -698,23 +726,35 @@ pending_entry *pending_next(const pending *p, pending_cursor *cursor) {
     return NULL;
 }
 
-uint64_t pending_count(const pending *p, int state) { return p->orders[state].count; }
+uint64_t pending_count(const pending *p, int state)
+{
+    return p->orders[state].count;
+}
 
-uint64_t pending_bytes(const pending *p) {
+uint64_t pending_bytes(const pending *p)
+{
     return p->orders[PENDING_WAITING].bytes + p->orders[PENDING_UNCLAIMED].bytes;
 }
 
-uint64_t pending_evicted(const pending *p) { return p->evicted; }
-
-size_t pending_table_memory(const pending *p) {
-    size_t directory = sizeof(segment *) << p->depth;
-    return chunk(sizeof *p) + chunk(directory) +
-           (size_t)p->segments * (chunk(sizeof(segment)) + chunk(GROUPS * sizeof(group) + LINE - 1));
+uint64_t pending_evicted(const pending *p)
+{
+    return p->evicted;
 }
 
-size_t pending_memory(const pending *p) { return pending_table_memory(p) + p->entry_memory; }
+size_t pending_table_memory(const pending *p)
+{
+    size_t directory = sizeof(segment *) << p->depth;
+    return chunk(sizeof *p) + chunk(directory) +
+           (size_t)p->segments *
+               (chunk(sizeof(segment)) + chunk(GROUPS * sizeof(group) + LINE - 1));
+}
 
-/* ---- for tests */
+size_t pending_memory(const pending *p)
+{
+    return pending_table_memory(p) + p->entry_memory;
+}
+
+/* ------------------------------------------------------------------ for tests */
 
 #define HOLDS(rule)                                                                                \
     do {                                                                                           \
@@ -722,7 +762,8 @@ size_t pending_memory(const pending *p) { return pending_table_memory(p) + p->en
             return __LINE__;                                                                       \
     } while (0)
 
-static int check_segment(const pending *p, const segment *s, size_t first) {
+static int check_segment(const pending *p, const segment *s, size_t first)
+{
     uint32_t used = 0, passed[GROUPS] = {0};
     for (uint32_t i = 0; i < GROUPS; i++) {
         for (int k = 0; k < GROUP_SLOTS; k++) {
@@ -731,10 +772,10 @@ static int check_segment(const pending *p, const segment *s, size_t first) {
                 continue;
             used++;
             HOLDS(e->hash == s->groups[i].hash[k]);
-            HOLDS(e->hash == hash_of(p, e->bytes, e->id_len));
+            HOLDS(e->hash == hash_of(p, pending_id(e)));
             HOLDS(p->directory[directory_index(p, e->hash)] == s);
             HOLDS(directory_index(p, e->hash) >= first);
-            HOLDS(find(p, e->hash, e->bytes, e->id_len) == e);
+            HOLDS(find(p, e->hash, pending_id(e)) == e);
             for (uint32_t n = e->hash % GROUPS; n != i; n = (n + 1) % GROUPS)
                 passed[n]++;
         }
@@ -746,7 +787,8 @@ static int check_segment(const pending *p, const segment *s, size_t first) {
 }
 
 /* `ordered` entries of that state should be in its order. */
-static int check_order(const pending *p, int state, uint64_t ordered) {
+static int check_order(const pending *p, int state, uint64_t ordered)
+{
     uint32_t arrived = 0;
     const pending_entry *before = NULL;
     for (const pending_entry *e = p->orders[state].oldest; e != NULL; e = e->newer) {
@@ -765,9 +807,11 @@ static int check_order(const pending *p, int state, uint64_t ordered) {
     return 0;
 }
 
-int pending_check(const pending *p) {
+int pending_check(const pending *p)
+{
     uint64_t segments = 0, deepest = 0;
-    uint64_t counts[PENDING_STATES] = {0}, ordered[PENDING_STATES] = {0}, bytes[PENDING_STATES] = {0};
+    uint64_t counts[PENDING_STATES] = {0}, ordered[PENDING_STATES] = {0},
+             bytes[PENDING_STATES] = {0};
     size_t memory = 0, size = (size_t)1 << p->depth;
     int wrong;
     for (size_t i = 0; i < size;) {

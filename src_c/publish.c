@@ -1,7 +1,5 @@
 #include "publish.h"
 
-#include <stdlib.h>
-
 #include "frame.h"
 
 enum { CLASS_BASIC = 60, BASIC_PUBLISH = 40, BASIC_ACK = 80 };
@@ -15,11 +13,7 @@ enum {
 };
 
 /* Where in the template the fields stand that are filled in per message. */
-enum {
-    HEAD_SIZE_AT = 3,
-    BODY_SIZE_AT = FRAME_HEAD_SIZE + 4,
-    FLAGS_AT = FRAME_HEAD_SIZE + 12
-};
+enum { HEAD_SIZE_AT = 3, BODY_SIZE_AT = FRAME_HEAD_SIZE + 4, FLAGS_AT = FRAME_HEAD_SIZE + 12 };
 
 static bool too_long(wire_view v)
 {
@@ -37,7 +31,7 @@ static bool write_head(wire_writer *w, uint8_t type, uint16_t channel, uint32_t 
  *     bits                   octet: bit 0 mandatory, bit 1 immediate (which RabbitMQ refuses)
  * The content header's grammar is in frame.c.
  */
-int publish_template_init(publish_template *t, const publish_options *o)
+int publish_template_init(publish_template *t, const publish_options *o, const allocator *alloc)
 {
     if (too_long(o->exchange))
         return PUBLISH_EEXCHANGE;
@@ -52,14 +46,17 @@ int publish_template_init(publish_template *t, const publish_options *o)
     uint32_t frame_max = o->frame_max == 0 ? (uint32_t)FRAME_MAX_DEFAULT : o->frame_max;
     if (frame_max < FRAME_MAX_MIN)
         frame_max = FRAME_MAX_MIN;
-    if (o->headers.len > frame_max) /* the exact check is publish_size's; this one bounds the sum below */
+    /* It bounds the sum below; the exact check is that of publish_size. */
+    if (o->headers.len > frame_max)
         return PUBLISH_EFRAME_MAX;
 
-    size_t room = 128 + o->exchange.len + o->content_type.len + o->content_encoding.len + o->headers.len;
-    *t = (publish_template){.channel = o->channel,
+    size_t room =
+        128 + o->exchange.len + o->content_type.len + o->content_encoding.len + o->headers.len;
+    *t = (publish_template){.alloc = alloc_or_libc(alloc),
+                            .channel = o->channel,
                             .mandatory = o->mandatory,
-                            .body_chunk = frame_max - FRAME_OVERHEAD,
-                            .block = malloc(room)};
+                            .body_chunk = frame_max - FRAME_OVERHEAD};
+    t->block = alloc_new(&t->alloc, room);
     if (t->block == NULL)
         return PUBLISH_ENOMEM;
 
@@ -104,7 +101,7 @@ int publish_template_init(publish_template *t, const publish_options *o)
 
 void publish_template_free(publish_template *t)
 {
-    free(t->block);
+    alloc_free(&t->alloc, t->block);
     t->block = NULL;
 }
 

@@ -1,14 +1,16 @@
 /* basic.publish + content header + body frames -> one run of bytes. No I/O, no globals.
  *
- * What stays the same from message to message is encoded once, into a publish_template; a message adds
- * its routing key, correlation id and body:
+ * What stays the same from message to message is encoded once, into a publish_template; a message
+ * adds its routing key, correlation id and body:
  *
  *     publish_template_init(&t, &options);
  *     publish_size(&t, &message, &size);       make room for `size` bytes
  *     publish_write(&t, &message, out, size);
  *
- * Ownership: the template copies all it is given into one block of its own (publish_template_free).
- * publish_size and publish_write allocate nothing and keep no pointer.
+ * Ownership: the template copies all it is given into one block of its own (publish_template_free);
+ * the views in publish_options are looked at only in publish_template_init. publish_size and
+ * publish_write allocate nothing and keep no pointer: the views in a publish_message must live
+ * until publish_write returns.
  *
  * The bytes are those of py-amqp's frame_writer, to the octet: one body frame where the body fits
  * frame_max - 8, full frames and a rest where it does not, none for an empty body.
@@ -19,13 +21,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "alloc.h"
 #include "wire.h"
 
 enum { PUBLISH_ACK_SIZE = 21, PUBLISH_NO_OCTET = -1 };
 
 enum {
     PUBLISH_ENOMEM = -1,
-    PUBLISH_EEXCHANGE = -2,         /* a short string holds 255 bytes */
+    PUBLISH_EEXCHANGE = -2, /* a short string holds 255 bytes */
     PUBLISH_ECONTENT_TYPE = -3,
     PUBLISH_ECONTENT_ENCODING = -4,
     PUBLISH_EROUTING_KEY = -5,
@@ -54,7 +57,8 @@ typedef struct publish_message {
 } publish_message;
 
 typedef struct publish_template {
-    uint8_t *block; /* method frame up to the routing key, then header frame up to the correlation id */
+    allocator alloc;
+    uint8_t *block; /* method frame up to the routing key, header frame up to the correlation id */
     size_t method_len;
     size_t header_len;
     size_t body_chunk; /* frame_max - 8 */
@@ -62,8 +66,10 @@ typedef struct publish_template {
     bool mandatory;
 } publish_template;
 
-/* 0 or error; after an error there is nothing to free. */
-int publish_template_init(publish_template *t, const publish_options *options);
+/* The caller owns *t; what it held before is not looked at. NULL allocator: libc. 0 or error; after
+ * an error there is nothing to free. */
+int publish_template_init(publish_template *t, const publish_options *options,
+                          const allocator *alloc);
 void publish_template_free(publish_template *t); /* twice is fine */
 
 /* The exact size of a message. 0 or error. */

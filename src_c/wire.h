@@ -1,11 +1,11 @@
 /* Bounds-checked big-endian cursor (reading) and writer. Header only, libc only.
  *
- * Every check compares a length with what is left (`n <= left`); an offset is never added to a length
- * that came from the wire, so nothing can wrap around. Integers are fixed-width and unsigned and are
- * loaded by memcpy: the wire is not aligned.
+ * Every check compares a length with what is left (`n <= left`); an offset is never added to a
+ * length that came from the wire, so nothing can wrap around. Integers are fixed-width and unsigned
+ * and are loaded by memcpy: the wire is not aligned.
  *
- * Neither type owns memory. Each function returns true, or false when too little is left: the cursor
- * or writer then stands where it stood.
+ * Neither type owns memory. Each function returns true, or false when too little is left: the
+ * cursor or writer then stands where it stood.
  */
 #ifndef FASTRPC_WIRE_H
 #define FASTRPC_WIRE_H
@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Bytes that belong to somebody else. `ptr == NULL` means absent, which is not the same as empty. */
+/* Bytes that belong to somebody else. A NULL ptr means absent, which is not the same as empty. */
 typedef struct wire_view {
     const uint8_t *ptr;
     size_t len;
@@ -125,7 +125,7 @@ static inline bool wire_read_shortstr(wire_cursor *c, wire_view *out)
     return true;
 }
 
-/* table = long length, that many octets. The view is with the length: it can be sent again as it is. */
+/* table = long length, that many octets. The view has the length, too: it can be sent again. */
 static inline bool wire_read_table(wire_cursor *c, wire_view *out)
 {
     if (wire_left(c) < 4)

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "wire.h"
 
 enum { OPERATIONS = 20000 };
 
@@ -15,6 +16,11 @@ enum { OPERATIONS = 20000 };
 static inline void make_id(char id[37], unsigned n)
 {
     snprintf(id, 37, "%08x-7c0e-4d2b-9a52-0d5b1a7c1f10", n * 2654435761u);
+}
+
+static inline wire_view view(const char *text, size_t len)
+{
+    return (wire_view){(const uint8_t *)text, len};
 }
 
 static const char BODY[] =

@@ -8,10 +8,10 @@ static pending *table;
 MEASURED
 {
     for (unsigned n = 0; n < OPERATIONS; n++)
-        CHECK(pending_store(table, (unsigned char *)ids[n], 36, (const unsigned char *)"", 0,
-                            (const unsigned char *)BODY, sizeof BODY - 1, 1) == 0);
+        CHECK(pending_store(table, view(ids[n], 36), view("", 0), view(BODY, sizeof BODY - 1), 1) ==
+              0);
     for (unsigned n = 0; n < OPERATIONS; n++) {
-        pending_entry *e = pending_find(table, (unsigned char *)ids[n], 36);
+        pending_entry *e = pending_find(table, view(ids[n], 36));
         CHECK(e != NULL && e->body_len == sizeof BODY - 1);
         pending_drop_body(table, e);
     }

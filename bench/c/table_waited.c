@@ -10,12 +10,12 @@ MEASURED
 {
     pending_entry *e;
     for (unsigned n = 0; n < OPERATIONS; n++)
-        CHECK(pending_wait(table, (unsigned char *)ids[n], 36, n + 1, &e) == PENDING_UNKNOWN);
+        CHECK(pending_wait(table, view(ids[n], 36), n + 1, &e) == PENDING_UNKNOWN);
     for (unsigned n = 0; n < OPERATIONS; n++) {
         uint32_t waiter;
-        e = pending_find(table, (unsigned char *)ids[n], 36);
+        e = pending_find(table, view(ids[n], 36));
         CHECK(e != NULL && e->waiter == n + 1);
-        seen += pending_finish(table, (unsigned char *)ids[n], 36, &waiter) == PENDING_WAITING;
+        seen += pending_finish(table, view(ids[n], 36), &waiter) == PENDING_WAITING;
     }
 }
 

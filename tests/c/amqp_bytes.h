@@ -84,7 +84,8 @@ static inline void add_deliver(bytes *b, uint16_t channel, const char *consumer_
 }
 
 /* The properties that rpc:// sends. A NULL correlation id leaves all of them out. */
-static inline void add_header(bytes *b, uint16_t channel, uint64_t body_size, const char *correlation_id)
+static inline void add_header(bytes *b, uint16_t channel, uint64_t body_size,
+                              const char *correlation_id)
 {
     bytes p = {0};
     add_u16(&p, 60);

@@ -1,5 +1,5 @@
-/* frame.c: every fixture fed whole, byte by byte, and cut at each point, with working and with failing
- * memory. Run by test_c.py under ASan and UBSan.
+/* frame.c: every fixture fed whole, byte by byte, and cut at each point, with working and with
+ * failing memory. Run by test_c.py under ASan and UBSan.
  *
  * A fixture is a byte string and the log that reading it must leave. */
 #include <inttypes.h>
@@ -10,6 +10,7 @@
 #include "amqp_bytes.h"
 #include "check.h"
 #include "frame.h"
+#include "memory.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -17,65 +18,6 @@
 #define ASAN_POISON_MEMORY_REGION(ptr, size) ((void)(ptr), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(ptr, size) ((void)(ptr), (void)(size))
 #endif
-
-/* ------------------------------------------------------------------ an allocator that counts and fails */
-
-typedef struct memory {
-    long calls;
-    long fail_at; /* the first call that fails, from 1; 0: none */
-    long blocks;
-    size_t live;
-    size_t peak;
-    size_t moved;
-} memory;
-
-typedef union block {
-    size_t size;
-    max_align_t align;
-} block;
-
-static void *counting_resize(void *ctx, void *ptr, size_t size)
-{
-    memory *m = ctx;
-    block *old = ptr == NULL ? NULL : (block *)ptr - 1;
-    size_t old_size = old == NULL ? 0 : old->size;
-    block *b = NULL;
-    if (size == 0)
-        abort();
-    if (++m->calls != m->fail_at)
-        b = malloc(sizeof *b + size); /* always elsewhere: a view kept too long is found */
-    if (b != NULL) {
-        b->size = size;
-        m->blocks++;
-        m->live += size;
-        if (m->live > m->peak)
-            m->peak = m->live;
-        if (old != NULL) {
-            memcpy(b + 1, old + 1, old_size < size ? old_size : size);
-            m->moved += old_size;
-        }
-    }
-    if (old != NULL) {
-        m->blocks--;
-        m->live -= old_size;
-        free(old);
-    }
-    return b == NULL ? NULL : b + 1;
-}
-
-static void counting_free(void *ctx, void *ptr)
-{
-    memory *m = ctx;
-    block *b = (block *)ptr - 1;
-    m->blocks--;
-    m->live -= b->size;
-    free(b);
-}
-
-static frame_alloc counting(memory *m)
-{
-    return (frame_alloc){counting_resize, counting_free, m};
-}
 
 /* ------------------------------------------------------------------ the log of a run */
 
@@ -157,7 +99,7 @@ static int drain(frame_reader *r, text *log, memory *m, bool take)
         if (body != NULL) {
             CHECK(body == ev.body.ptr && ev.body_assembled, "another body was taken");
             CHECK(frame_reader_take_body(r) == NULL, "taken twice");
-            counting_free(m, body);
+            memory_free(m, body);
         }
     }
     return rc;
@@ -174,7 +116,7 @@ typedef struct options {
 static int run(text *log, const bytes *in, const size_t *cuts, size_t parts, options o, memory *m)
 {
     *m = (memory){.fail_at = o.fail_at};
-    frame_alloc a = counting(m);
+    const allocator a = memory_allocator(m);
     frame_reader *r = frame_reader_new(&a, &a);
     int rc = 0;
     if (r == NULL) {
@@ -221,13 +163,15 @@ static int run(text *log, const bytes *in, const size_t *cuts, size_t parts, opt
     return rc;
 }
 
-static void check_log(const char *name, const char *how, size_t where, const text *got, const char *want)
+static void check_log(const char *name, const char *how, size_t where, const text *got,
+                      const char *want)
 {
     const char *have = got->ptr == NULL ? "" : got->ptr;
-    CHECK(strcmp(have, want) == 0, "%s, %s at %zu\n--- got\n%s--- want\n%s", name, how, where, have, want);
+    CHECK(strcmp(have, want) == 0, "%s, %s at %zu\n--- got\n%s--- want\n%s", name, how, where, have,
+          want);
 }
 
-/* The fixture in every way there is. `want` NULL: what feeding it whole gives (checked elsewhere). */
+/* The fixture in every way there is. `want` NULL: what feeding it whole gives (checked there). */
 static void fixture(const char *name, bytes *in, const char *want, options o)
 {
     text whole = {0};
@@ -269,7 +213,8 @@ static void fixture(const char *name, bytes *in, const char *want, options o)
             text log = {0};
             o.fail_at = k;
             int rc = way ? run(&log, in, cuts, in->len, o, &m) : run(&log, in, &in->len, 1, o, &m);
-            CHECK(m.calls < k || rc == FRAME_ENOMEM, "%s: allocation %ld failed, result %d", name, k, rc);
+            CHECK(m.calls < k || rc == FRAME_ENOMEM, "%s: allocation %ld failed, result %d", name,
+                  k, rc);
             CHECK(log.len <= whole.len && (log.len == 0 || memcmp(log.ptr, same, log.len) == 0),
                   "%s: other events when allocation %ld fails", name, k);
             free(log.ptr);
@@ -302,8 +247,8 @@ static void want_frame(text *want, uint8_t type, uint16_t channel, const void *p
 }
 
 /* What add_deliver(channel, "ctag", tag, "ex", "key") and add_header(channel, len, id) make. */
-static void want_content(text *want, uint16_t channel, uint64_t tag, const char *id, const void *body,
-                         size_t len, uint64_t dropped)
+static void want_content(text *want, uint16_t channel, uint64_t tag, const char *id,
+                         const void *body, size_t len, uint64_t dropped)
 {
     bytes args = {0}, header = {0};
     add_deliver(&args, channel, "ctag", tag, "ex", "key");
@@ -329,8 +274,8 @@ static void want_content(text *want, uint16_t channel, uint64_t tag, const char 
     free(header.ptr);
 }
 
-static void want_delivery(text *want, uint16_t channel, uint64_t tag, const char *id, const void *body,
-                          size_t len)
+static void want_delivery(text *want, uint16_t channel, uint64_t tag, const char *id,
+                          const void *body, size_t len)
 {
     want_content(want, channel, tag, id, body, len, 0);
 }
@@ -519,7 +464,9 @@ static void test_all_properties(void)
         deliver(&bad, 1, 1);
         add_frame(&bad, 2, 1, p.ptr, len);
         add_frame(&bad, 3, 1, "ok", 2);
-        add_text(&want, "error %d: content header on channel 1: properties run past their frame of %zu bytes\n",
+        add_text(&want,
+                 "error %d: content header on channel 1: "
+                 "properties run past their frame of %zu bytes\n",
                  FRAME_EPROPERTIES, len);
         check("properties cut", &bad, &want, plain);
     }
@@ -527,7 +474,9 @@ static void test_all_properties(void)
         bytes bad = {0};
         text want = {0};
         add_frame(&bad, 1, 1, args.ptr, len);
-        add_text(&want, "error %d: basic.deliver on channel 1: arguments run past their frame of %zu bytes\n",
+        add_text(&want,
+                 "error %d: basic.deliver on channel 1: "
+                 "arguments run past their frame of %zu bytes\n",
                  FRAME_EARGUMENTS, len);
         check("arguments cut", &bad, &want, plain);
     }
@@ -591,13 +540,15 @@ static void test_errors(void)
     add_header(&b, 1, 5, "id");
     add_frame(&b, 3, 1, "hello", 5);
     b.ptr[b.len - 1] = 0;
-    wrong("end of a body", &b, FRAME_EEND, "frame on channel 1 ends with 0x00 instead of 0xce", plain);
+    wrong("end of a body", &b, FRAME_EEND, "frame on channel 1 ends with 0x00 instead of 0xce",
+          plain);
     deliver(&b, 1, 1);
     size_t header = b.len;
     add_header(&b, 1, 5, "id");
     b.ptr[b.len - 1] = 1;
     CHECK(b.len > header, "no header");
-    wrong("end of a header", &b, FRAME_EEND, "frame on channel 1 ends with 0x01 instead of 0xce", plain);
+    wrong("end of a header", &b, FRAME_EEND, "frame on channel 1 ends with 0x01 instead of 0xce",
+          plain);
 
     for (size_t len = 0; len < 4; len++) {
         char message[64];
@@ -617,7 +568,8 @@ static void test_errors(void)
 
     deliver(&b, 1, 1);
     add_frame(&b, 2, 1, "\0\62\0\0\0\0\0\0\0\0\0\0\0\0", 14);
-    wrong("class", &b, FRAME_ECLASS, "content header of class 50 on channel 1, expected 60 (basic)", plain);
+    wrong("class", &b, FRAME_ECLASS, "content header of class 50 on channel 1, expected 60 (basic)",
+          plain);
     deliver(&b, 1, 1);
     add_frame(&b, 2, 1, "\0\74\0\0\0\0\0\0\0\0\0\0\0\1\0\0", 16);
     wrong("flags", &b, FRAME_EFLAGS,
@@ -703,7 +655,7 @@ static void test_a_larger_body_is_dropped(void)
 
 static frame_reader *reader(memory *m)
 {
-    frame_alloc a = counting(m);
+    const allocator a = memory_allocator(m);
     *m = (memory){0};
     frame_reader *r = frame_reader_new(&a, &a);
     if (r == NULL)
@@ -785,7 +737,7 @@ static void test_hostile_channels(void)
     CHECK(m.blocks == 0, "leak");
 }
 
-/* A large body: while its block moves (here always) there are two, never more; not kept afterwards. */
+/* A large body: while its block moves (here always) there are two, never more; none is kept. */
 static void test_large_body(void)
 {
     const size_t size = 24 * 1024 * 1024;
@@ -829,7 +781,7 @@ static void test_taken_body_outlives_the_reader(void)
     frame_reader_free(r);
     CHECK(body != NULL && memcmp(body, "abcd", 4) == 0, "wrong body");
     CHECK(m.blocks == 1 && m.live == 4, "%ld blocks, %zu bytes", m.blocks, m.live);
-    counting_free(&m, body);
+    memory_free(&m, body);
 
     /* One that is part of the read buffer cannot be taken. */
     r = reader(&m);
@@ -915,7 +867,7 @@ static void test_misuse(void)
     CHECK(frame_reader_buffered(r) == 0, "buffered");
     frame_reader_free(r);
     to[room - 1] = 1; /* still there */
-    counting_free(&m, to);
+    memory_free(&m, to);
     CHECK(m.blocks == 0, "leak");
 
     CHECK(frame_reader_reserve(r = reader(&m), SIZE_MAX, &to, &room) == FRAME_ENOMEM, "all memory");

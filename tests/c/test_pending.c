@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "memory.h"
 #include "pending.h"
 
 #define SOUND(p)                                                                                   \
@@ -15,125 +16,108 @@
 
 static const uint8_t SEED[16] = "0123456789abcdef";
 static const pending_limits ROOMY = {1000000, 1 << 28, 1000000, 1000000};
+static const wire_view none = {NULL, 0};
 static const uint32_t W1 = 1, W2 = UINT32_MAX; /* waiters */
 
-/* Fails call number `fail_at`, and every later one when `for_good`. With `not_entries` it counts only what
- * cannot be an entry by its size: segments, and the directory while it is small. */
-typedef struct {
-    long calls, fail_at, live;
-    int for_good, not_entries;
-} counting;
-
-static int fails(counting *c, size_t size) {
-    if (c->not_entries && size > sizeof(pending_entry) && size < 1000)
-        return 0;
-    c->calls++;
-    return c->calls == c->fail_at || (c->for_good && c->fail_at > 0 && c->calls > c->fail_at);
-}
-
-static void *counting_malloc(void *context, size_t size) {
-    counting *c = context;
-    if (fails(c, size))
-        return NULL;
-    c->live++;
-    return malloc(size);
-}
-
-static void *counting_realloc(void *context, void *block, size_t size) {
-    if (fails(context, size))
-        return NULL;
-    void *moved = malloc(size); /* always moves, so that a stale pointer is seen */
-    memcpy(moved, block, size); /* only ever asked to make it smaller */
-    free(block);
-    return moved;
-}
-
-static void counting_free(void *context, void *block) {
-    ((counting *)context)->live--;
-    free(block);
-}
-
-static pending *make(pending_limits limits) {
+static pending *make(pending_limits limits)
+{
     pending *p = pending_new(NULL, SEED, &limits);
     CHECK(p != NULL);
     return p;
 }
 
-static const unsigned char *U(const char *s) { return (const unsigned char *)s; }
+static wire_view view(const void *ptr, size_t len)
+{
+    return (wire_view){ptr, len};
+}
 
-static int wait_for(pending *p, const char *id, uint32_t waiter) {
+static wire_view str(const char *s)
+{
+    return view(s, strlen(s));
+}
+
+static int wait_for(pending *p, const char *id, uint32_t waiter)
+{
     pending_entry *e;
-    return pending_wait(p, U(id), strlen(id), waiter, &e);
+    return pending_wait(p, str(id), waiter, &e);
 }
 
-static int64_t keep(pending *p, const char *id, const char *body, uint32_t now) {
-    return pending_store(p, U(id), strlen(id), U("f"), 1, U(body), strlen(body), now);
+static int64_t keep(pending *p, const char *id, const char *body, uint32_t now)
+{
+    return pending_store(p, str(id), str("f"), str(body), now);
 }
 
-static int state(pending *p, const char *id) {
-    pending_entry *e = pending_find(p, U(id), strlen(id));
+static int state(pending *p, const char *id)
+{
+    pending_entry *e = pending_find(p, str(id));
     return e == NULL ? PENDING_UNKNOWN : e->state;
 }
 
-static int finish(pending *p, const char *id, uint32_t *waiter) {
-    return pending_finish(p, U(id), strlen(id), waiter);
+static int finish(pending *p, const char *id, uint32_t *waiter)
+{
+    return pending_finish(p, str(id), waiter);
 }
 
-static pending_entry *entry(pending *p, const char *id) {
-    pending_entry *e = pending_find(p, U(id), strlen(id));
+static pending_entry *entry(pending *p, const char *id)
+{
+    pending_entry *e = pending_find(p, str(id));
     CHECK(e != NULL);
     return e;
 }
 
-static void test_waiting_is_finished_once(void) {
+static void test_waiting_is_finished_once(void)
+{
     pending *p = make(ROOMY);
     uint32_t waiter;
     pending_entry *e;
     CHECK(wait_for(p, "a", W1) == PENDING_UNKNOWN);
-    CHECK(pending_wait(p, U("a"), 1, W2, &e) == PENDING_WAITING && e->waiter == W1);
+    CHECK(pending_wait(p, str("a"), W2, &e) == PENDING_WAITING && e->waiter == W1);
     CHECK(pending_count(p, PENDING_WAITING) == 1);
     SOUND(p);
     CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == W1);
     CHECK(finish(p, "a", &waiter) == PENDING_DONE && waiter == 0);
-    CHECK(keep(p, "a", "late", 1) == PENDING_DUPLICATE);
+    CHECK(keep(p, "a", "late", 1) == PENDING_EDUPLICATE);
     CHECK(wait_for(p, "a", W1) == PENDING_DONE);
     CHECK(pending_count(p, PENDING_WAITING) == 0 && pending_count(p, PENDING_DONE) == 1);
     SOUND(p);
     pending_free(p);
 }
 
-static void test_finish_of_the_unknown_is_remembered(void) {
+static void test_finish_of_the_unknown_is_remembered(void)
+{
     pending *p = make(ROOMY);
     uint32_t waiter = W1;
     CHECK(finish(p, "a", &waiter) == PENDING_UNKNOWN && waiter == 0);
     CHECK(state(p, "a") == PENDING_DONE);
-    pending_reset(p, U("a"), 1);
+    pending_reset(p, str("a"));
     CHECK(state(p, "a") == PENDING_UNKNOWN);
     SOUND(p);
     pending_free(p);
 }
 
-static void test_stored_bytes_come_back(void) {
+static void test_stored_bytes_come_back(void)
+{
     pending *p = make(ROOMY);
     CHECK(keep(p, "a", "body", 7) == 0);
     pending_entry *e = entry(p, "a");
     CHECK(e->state == PENDING_UNCLAIMED && e->stored && e->arrived == 7);
-    CHECK(e->format_len == 1 && memcmp(pending_format(e), "f", 1) == 0);
-    CHECK(e->body_len == 4 && memcmp(pending_body(e), "body", 4) == 0);
-    CHECK(e->id_len == 1 && *pending_id(e) == 'a');
+    CHECK(e->format_len == 1 && memcmp(pending_format(e).ptr, "f", 1) == 0);
+    CHECK(e->body_len == 4 && memcmp(pending_body(e).ptr, "body", 4) == 0);
+    CHECK(e->id_len == 1 && *pending_id(e).ptr == 'a');
     CHECK(pending_bytes(p) == 5);
     CHECK(wait_for(p, "a", W1) == PENDING_UNCLAIMED);
     CHECK(keep(p, "a", "a longer body", 8) == 0 && pending_bytes(p) == 14);
     pending_drop_body(p, entry(p, "a"));
     CHECK(state(p, "a") == PENDING_UNKNOWN && pending_bytes(p) == 0);
     /* An empty body is a body. */
-    CHECK(pending_store(p, U("b"), 1, NULL, 0, NULL, 0, 9) == 0);
+    CHECK(pending_store(p, str("b"), none, none, 9) == 0);
     CHECK(entry(p, "b")->stored && pending_count(p, PENDING_UNCLAIMED) == 1);
     SOUND(p);
     pending_free(p);
 }
 
-static void test_progress_of_a_waiting_id(void) {
+static void test_progress_of_a_waiting_id(void)
+{
     pending *p = make(ROOMY);
     uint32_t waiter;
     wait_for(p, "a", W1);
@@ -143,7 +127,7 @@ static void test_progress_of_a_waiting_id(void) {
     pending_drop_body(p, entry(p, "a"));
     CHECK(state(p, "a") == PENDING_WAITING && entry(p, "a")->waiter == W1);
     keep(p, "a", "progress", 1);
-    pending_forget(p, U("a"), 1);
+    pending_forget(p, str("a"));
     CHECK(state(p, "a") == PENDING_WAITING && !entry(p, "a")->stored);
     keep(p, "a", "progress", 1);
     CHECK(finish(p, "a", &waiter) == PENDING_WAITING && waiter == W1 && pending_bytes(p) == 0);
@@ -159,7 +143,8 @@ static void test_progress_of_a_waiting_id(void) {
     pending_free(p);
 }
 
-static void test_the_oldest_goes_over_the_count(void) {
+static void test_the_oldest_goes_over_the_count(void)
+{
     pending *p = make((pending_limits){2, 1000, 10, 10});
     CHECK(keep(p, "a", "1", 1) == 0 && keep(p, "b", "2", 1) == 0);
     CHECK(keep(p, "a", "3", 2) == 0); /* newest again */
@@ -173,7 +158,8 @@ static void test_the_oldest_goes_over_the_count(void) {
     pending_free(p);
 }
 
-static void test_the_oldest_go_over_the_bytes(void) {
+static void test_the_oldest_go_over_the_bytes(void)
+{
     pending *p = make((pending_limits){100, 10, 10, 10});
     keep(p, "a", "12", 1); /* and a byte of format each */
     keep(p, "b", "12", 1);
@@ -188,7 +174,8 @@ static void test_the_oldest_go_over_the_bytes(void) {
 }
 
 /* Progress of the waiting makes room for results, and never the other way round. */
-static void test_advice_goes_before_results(void) {
+static void test_advice_goes_before_results(void)
+{
     pending *p = make((pending_limits){100, 20, 10, 10});
     uint32_t waiter;
     wait_for(p, "v", W1);
@@ -219,7 +206,8 @@ static void test_advice_goes_before_results(void) {
     pending_free(p);
 }
 
-static void test_advice_alone_over_the_bytes(void) {
+static void test_advice_alone_over_the_bytes(void)
+{
     pending *p = make((pending_limits){100, 1000, 10, 10});
     char id[16], body[200] = {0};
     memset(body, 'x', sizeof body - 1);
@@ -235,7 +223,8 @@ static void test_advice_alone_over_the_bytes(void) {
 }
 
 /* What nobody waits for any more is still no result. */
-static void test_abandoned_advice_costs_no_result(void) {
+static void test_abandoned_advice_costs_no_result(void)
+{
     pending *p = make((pending_limits){2, 1000, 10, 10});
     for (int i = 0; i < 2; i++) {
         wait_for(p, "w", W1);
@@ -244,14 +233,15 @@ static void test_abandoned_advice_costs_no_result(void) {
         pending_unwait(p, entry(p, "w"));
         CHECK(state(p, "a") == PENDING_UNCLAIMED);
         CHECK(state(p, "w") == (i == 0 ? PENDING_UNCLAIMED : PENDING_UNKNOWN));
-        pending_forget(p, U("w"), 1);
+        pending_forget(p, str("w"));
         SOUND(p);
     }
     CHECK(pending_count(p, PENDING_UNCLAIMED) == 2 && pending_evicted(p) == 0);
     pending_free(p);
 }
 
-static void test_limits_of_zero(void) {
+static void test_limits_of_zero(void)
+{
     pending *p = make((pending_limits){0, 0, 0, 0});
     uint32_t waiter;
     CHECK(keep(p, "a", "1", 1) == 1 && state(p, "a") == PENDING_UNKNOWN);
@@ -263,7 +253,8 @@ static void test_limits_of_zero(void) {
     pending_free(p);
 }
 
-static void test_done_and_lost_are_bounded(void) {
+static void test_done_and_lost_are_bounded(void)
+{
     pending *p = make((pending_limits){1, 1000, 3, 2});
     char id[16];
     uint32_t waiter;
@@ -281,7 +272,8 @@ static void test_done_and_lost_are_bounded(void) {
     pending_free(p);
 }
 
-static void test_expiry_by_age(void) {
+static void test_expiry_by_age(void)
+{
     pending *p = make(ROOMY);
     keep(p, "a", "1", 10);
     keep(p, "b", "1", 20);
@@ -298,7 +290,8 @@ static void test_expiry_by_age(void) {
     pending_free(p);
 }
 
-static void test_forget_and_reset(void) {
+static void test_forget_and_reset(void)
+{
     pending *p = make((pending_limits){1, 1000, 10, 10});
     uint32_t waiter;
     finish(p, "done", &waiter);
@@ -307,43 +300,45 @@ static void test_forget_and_reset(void) {
     wait_for(p, "wait", W1);
     const char *ids[] = {"done", "lost", "kept", "wait", "none"};
     for (int i = 0; i < 5; i++)
-        pending_reset(p, U(ids[i]), 4);
+        pending_reset(p, str(ids[i]));
     CHECK(state(p, "done") == PENDING_UNKNOWN && state(p, "lost") == PENDING_UNKNOWN);
     CHECK(state(p, "kept") == PENDING_UNCLAIMED && state(p, "wait") == PENDING_WAITING);
     finish(p, "done", &waiter);
     for (int i = 0; i < 5; i++)
-        pending_forget(p, U(ids[i]), 4);
+        pending_forget(p, str(ids[i]));
     CHECK(state(p, "done") == PENDING_UNKNOWN && state(p, "kept") == PENDING_UNKNOWN);
     CHECK(state(p, "wait") == PENDING_WAITING);
     SOUND(p);
     pending_free(p);
 }
 
-static void test_ids_of_every_length(void) {
+static void test_ids_of_every_length(void)
+{
     pending *p = make(ROOMY);
-    unsigned char id[256];
+    uint8_t id[256];
     pending_entry *e;
     uint32_t waiter;
     memset(id, 0, sizeof id); /* zeros, so that only the length tells them apart */
     for (size_t len = 1; len <= 255; len++)
-        CHECK(pending_wait(p, id, len, W1, &e) == PENDING_UNKNOWN);
+        CHECK(pending_wait(p, view(id, len), W1, &e) == PENDING_UNKNOWN);
     SOUND(p);
     for (size_t len = 0; len <= 256; len += 256) {
-        CHECK(pending_wait(p, id, len, W1, &e) == PENDING_INVALID);
-        CHECK(pending_finish(p, id, len, &waiter) == PENDING_INVALID);
-        CHECK(pending_store(p, id, len, NULL, 0, NULL, 0, 0) == PENDING_INVALID);
-        CHECK(pending_find(p, id, len) == NULL);
-        pending_forget(p, id, len);
-        pending_reset(p, id, len);
+        CHECK(pending_wait(p, view(id, len), W1, &e) == PENDING_EINVALID);
+        CHECK(pending_finish(p, view(id, len), &waiter) == PENDING_EINVALID);
+        CHECK(pending_store(p, view(id, len), none, none, 0) == PENDING_EINVALID);
+        CHECK(pending_find(p, view(id, len)) == NULL);
+        pending_forget(p, view(id, len));
+        pending_reset(p, view(id, len));
     }
-    CHECK(pending_store(p, id, 1, id, 256, NULL, 0, 0) == PENDING_INVALID);
-    CHECK(pending_store(p, id, 1, NULL, 0, id, UINT32_MAX, 0) == PENDING_INVALID);
+    CHECK(pending_store(p, view(id, 1), view(id, 256), none, 0) == PENDING_EINVALID);
+    CHECK(pending_store(p, view(id, 1), none, view(id, UINT32_MAX), 0) == PENDING_EINVALID);
     for (size_t len = 1; len <= 255; len++)
-        CHECK(pending_finish(p, id, len, &waiter) == PENDING_WAITING);
+        CHECK(pending_finish(p, view(id, len), &waiter) == PENDING_WAITING);
     pending_free(p);
 }
 
-static void test_grows_and_shrinks_again(void) {
+static void test_grows_and_shrinks_again(void)
+{
     enum { MANY = 60000 };
     pending *p = make(ROOMY);
     char id[40];
@@ -382,12 +377,13 @@ static void test_grows_and_shrinks_again(void) {
 }
 
 /* Every call there is, over enough ids to split and merge. What fails must have changed nothing. */
-static long scenario(counting *c) {
-    pending_allocator allocator = {counting_malloc, counting_realloc, counting_free, c};
+static long scenario(memory *m)
+{
+    const allocator a = memory_allocator(m);
     pending_limits limits = {900, 100000, 300, 200};
-    pending *p = pending_new(&allocator, SEED, &limits);
+    pending *p = pending_new(&a, SEED, &limits);
     if (p == NULL)
-        return c->live;
+        return m->blocks;
     char id[16];
     uint32_t waiter;
     for (int i = 0; i < 2500; i++) {
@@ -396,7 +392,7 @@ static long scenario(counting *c) {
         uint64_t bytes = pending_bytes(p);
         int64_t outcome = i % 2 ? wait_for(p, id, W1) : keep(p, id, "some body", (uint32_t)i);
         if (outcome < 0)
-            CHECK(outcome == PENDING_NOMEM && state(p, id) == before && pending_bytes(p) == bytes);
+            CHECK(outcome == PENDING_ENOMEM && state(p, id) == before && pending_bytes(p) == bytes);
         if (i % 4 == 1 && keep(p, id, "progress", (uint32_t)i) < 0)
             CHECK(pending_bytes(p) == bytes);
         if (i % 500 == 0)
@@ -405,7 +401,7 @@ static long scenario(counting *c) {
     SOUND(p);
     for (int i = 0; i < 2600; i++) {
         snprintf(id, sizeof id, "id%d", i);
-        pending_entry *e = pending_find(p, U(id), strlen(id));
+        pending_entry *e = pending_find(p, str(id));
         if (e != NULL && e->state == PENDING_WAITING && i % 3 == 0)
             pending_unwait(p, e);
         else if (e != NULL && e->stored && i % 3 == 1)
@@ -419,38 +415,45 @@ static long scenario(counting *c) {
     SOUND(p);
     for (int i = 0; i < 2600; i++) {
         snprintf(id, sizeof id, "id%d", i);
-        pending_reset(p, U(id), strlen(id));
-        pending_forget(p, U(id), strlen(id));
+        pending_reset(p, str(id));
+        pending_forget(p, str(id));
     }
     SOUND(p);
     pending_free(p);
-    return c->live;
+    return m->blocks;
 }
 
-static void test_an_allocator_that_fails(void) {
+static void test_an_allocator_that_fails(void)
+{
     for (int not_entries = 0; not_entries < 2; not_entries++) {
-        counting whole = {.not_entries = not_entries};
+        /* Entries are known by their size: segments and small directories have others. */
+        const memory fresh = {.spared_above = not_entries ? sizeof(pending_entry) : 0,
+                              .spared_below = not_entries ? 1000 : 0};
+        memory whole = fresh;
         CHECK(scenario(&whole) == 0);
         CHECK(whole.calls > 10);
         for (int for_good = 0; for_good < 2; for_good++) {
-            /* Every call for the table itself; of the thousands for entries a sample, as they are alike. */
+            /* Every call for the table itself, and a sample of the thousands for entries. */
             for (long at = 1; at <= whole.calls; at += not_entries || at < 64 ? 1 : 37) {
-                counting c = {0, at, 0, for_good, not_entries};
-                CHECK(scenario(&c) == 0);
+                memory m = fresh;
+                m.fail_at = at;
+                m.for_good = for_good;
+                CHECK(scenario(&m) == 0);
             }
         }
     }
 }
 
 /* A small table, and here it is every single allocation. */
-static void test_every_allocation_of_each_call(void) {
+static void test_every_allocation_of_each_call(void)
+{
     for (long at = 1; at < 64; at++) {
-        counting c = {.fail_at = at};
-        pending_allocator allocator = {counting_malloc, counting_realloc, counting_free, &c};
+        memory m = {.fail_at = at};
+        const allocator a = memory_allocator(&m);
         pending_limits limits = {2, 100, 2, 2};
-        pending *p = pending_new(&allocator, SEED, &limits);
+        pending *p = pending_new(&a, SEED, &limits);
         if (p == NULL) {
-            CHECK(c.live == 0);
+            CHECK(m.blocks == 0);
             continue;
         }
         const char *ids[] = {"a", "b", "c", "d"};
@@ -461,7 +464,7 @@ static void test_every_allocation_of_each_call(void) {
                 SOUND(p);
                 keep(p, ids[i], "body", 1);
                 SOUND(p);
-                pending_entry *e = pending_find(p, U(ids[i]), 1);
+                pending_entry *e = pending_find(p, str(ids[i]));
                 if (e != NULL && e->state == PENDING_WAITING)
                     pending_unwait(p, e);
                 SOUND(p);
@@ -471,45 +474,47 @@ static void test_every_allocation_of_each_call(void) {
             for (int i = 0; i < 4; i++) {
                 finish(p, ids[i], &waiter);
                 SOUND(p);
-                pending_reset(p, U(ids[i]), 1);
+                pending_reset(p, str(ids[i]));
             }
         }
         pending_clear(p);
         SOUND(p);
         pending_free(p);
-        CHECK(c.live == 0);
+        CHECK(m.blocks == 0);
     }
 }
 
 /* Without memory for a segment the table stays usable until it is full to the last slot. */
-static void test_no_memory_to_split(void) {
-    counting c = {0};
-    pending_allocator allocator = {counting_malloc, counting_realloc, counting_free, &c};
-    pending *p = pending_new(&allocator, SEED, &ROOMY);
+static void test_no_memory_to_split(void)
+{
+    memory m = {0};
+    const allocator a = memory_allocator(&m);
+    pending *p = pending_new(&a, SEED, &ROOMY);
     char id[16];
     pending_entry *e;
     long held = 0;
     for (int i = 0; i < 4000; i++) {
         int len = snprintf(id, sizeof id, "id%d", i);
         /* The entry is one call; whatever else is asked for fails. */
-        c.fail_at = c.calls + 2;
-        c.for_good = 1;
-        int outcome = pending_wait(p, U(id), (size_t)len, W1, &e);
-        c.fail_at = 0;
+        m.fail_at = m.calls + 2;
+        m.for_good = true;
+        int outcome = pending_wait(p, view(id, (size_t)len), W1, &e);
+        m.fail_at = 0;
         if (outcome == PENDING_UNKNOWN)
             held++;
         else
-            CHECK(outcome == PENDING_NOMEM);
+            CHECK(outcome == PENDING_ENOMEM);
     }
     CHECK(held == 1280 && pending_count(p, PENDING_WAITING) == 1280);
     SOUND(p);
     CHECK(wait_for(p, "nobody", W1) == PENDING_UNKNOWN); /* memory again: it splits */
     SOUND(p);
     pending_free(p);
-    CHECK(c.live == 0);
+    CHECK(m.blocks == 0);
 }
 
-int main(void) {
+int main(void)
+{
     test_waiting_is_finished_once();
     test_finish_of_the_unknown_is_remembered();
     test_stored_bytes_come_back();

@@ -6,6 +6,7 @@
 #include "amqp_bytes.h"
 #include "check.h"
 #include "frame.h"
+#include "memory.h"
 #include "publish.h"
 
 static wire_view view(const void *ptr, size_t len)
@@ -31,7 +32,7 @@ static bytes encode(const publish_options *o, const publish_message *m)
 {
     publish_template t;
     bytes out = {0};
-    CHECK(publish_template_init(&t, o) == 0, "template");
+    CHECK(publish_template_init(&t, o, NULL) == 0, "template");
     CHECK(publish_size(&t, m, &out.len) == 0, "size");
     out.ptr = malloc(out.len);
     if (out.ptr == NULL)
@@ -45,20 +46,23 @@ static bytes encode(const publish_options *o, const publish_message *m)
 
 static void expect(const char *name, bytes got, const void *want, size_t len)
 {
-    CHECK(got.len == len && memcmp(got.ptr, want, len) == 0, "%s: %zu bytes, expected %zu", name, got.len,
-          len);
+    CHECK(got.len == len && memcmp(got.ptr, want, len) == 0, "%s: %zu bytes, expected %zu", name,
+          got.len, len);
     free(got.ptr);
 }
 
 #define EXPECT(name, got, literal) expect(name, got, literal, sizeof literal - 1)
+#define EXPECT_ACK(got, literal) CHECK(memcmp(got, literal, sizeof got) == 0, "ack")
 
 static void test_octets(void)
 {
     publish_options o = nothing();
     publish_message m = {.routing_key = str(""), .body = str("")};
     EXPECT("nothing at all", encode(&o, &m),
-           "\1\0\1\0\0\0\11" "\0\74\0\50\0\0\0\0\0\316"
-           "\2\0\1\0\0\0\16" "\0\74\0\0\0\0\0\0\0\0\0\0\0\0\316");
+           "\1\0\1\0\0\0\11"
+           "\0\74\0\50\0\0\0\0\0\316"
+           "\2\0\1\0\0\0\16"
+           "\0\74\0\0\0\0\0\0\0\0\0\0\0\0\316");
 
     o = (publish_options){.channel = 0x0102,
                           .mandatory = true,
@@ -68,24 +72,29 @@ static void test_octets(void)
                           .headers = view("\0\0\0\3\1kV", 7),
                           .delivery_mode = 2,
                           .priority = 0};
-    m = (publish_message){.routing_key = str("key"), .correlation_id = str("id"), .body = str("body")};
+    m = (publish_message){
+        .routing_key = str("key"), .correlation_id = str("id"), .body = str("body")};
     EXPECT("everything", encode(&o, &m),
-           "\1\1\2\0\0\0\16" "\0\74\0\50\0\0\2ex\3key\1\316"
-           "\2\1\2\0\0\0\35" "\0\74\0\0\0\0\0\0\0\0\0\4\374\0\1t\0\0\0\0\3\1kV\2\0\2id\316"
-           "\3\1\2\0\0\0\4" "body\316");
+           "\1\1\2\0\0\0\16"
+           "\0\74\0\50\0\0\2ex\3key\1\316"
+           "\2\1\2\0\0\0\35"
+           "\0\74\0\0\0\0\0\0\0\0\0\4\374\0\1t\0\0\0\0\3\1kV\2\0\2id\316"
+           "\3\1\2\0\0\0\4"
+           "body\316");
 
     m.correlation_id = str("");
     m.body = str("");
     EXPECT("empty correlation id", encode(&o, &m),
-           "\1\1\2\0\0\0\16" "\0\74\0\50\0\0\2ex\3key\1\316"
-           "\2\1\2\0\0\0\33" "\0\74\0\0\0\0\0\0\0\0\0\0\374\0\1t\0\0\0\0\3\1kV\2\0\0\316");
+           "\1\1\2\0\0\0\16"
+           "\0\74\0\50\0\0\2ex\3key\1\316"
+           "\2\1\2\0\0\0\33"
+           "\0\74\0\0\0\0\0\0\0\0\0\0\374\0\1t\0\0\0\0\3\1kV\2\0\0\316");
 
     uint8_t ack[PUBLISH_ACK_SIZE];
     publish_ack(ack, 0x0102, 0x1122334455667788, true);
-    CHECK(memcmp(ack, "\1\1\2\0\0\0\15\0\74\0\120\21\42\63\104\125\146\167\210\1\316", sizeof ack) == 0,
-          "ack");
+    EXPECT_ACK(ack, "\1\1\2\0\0\0\15\0\74\0\120\21\42\63\104\125\146\167\210\1\316");
     publish_ack(ack, 1, 1, false);
-    CHECK(memcmp(ack, "\1\0\1\0\0\0\15\0\74\0\120\0\0\0\0\0\0\0\1\0\316", sizeof ack) == 0, "ack");
+    EXPECT_ACK(ack, "\1\0\1\0\0\0\15\0\74\0\120\0\0\0\0\0\0\0\1\0\316");
 }
 
 /* What was written, read back as frames: no frame above frame_max, the body is the body. */
@@ -112,7 +121,8 @@ static void test_splitting(void)
         int rc;
         while ((rc = frame_reader_next(r, &ev)) == FRAME_RAW) {
             static const uint8_t types[] = {1, 2, 3};
-            CHECK(ev.type == types[frames < 2 ? frames : 2], "frame %zu of type %u", frames, ev.type);
+            CHECK(ev.type == types[frames < 2 ? frames : 2], "frame %zu of type %u", frames,
+                  ev.type);
             if (ev.type == 2)
                 CHECK(wire_load64(ev.payload.ptr + 4) == sizes[i], "announced another size");
             if (ev.type == 3)
@@ -122,7 +132,8 @@ static void test_splitting(void)
         CHECK(rc == FRAME_NEED_MORE, "%s", frame_reader_message(r));
         CHECK(frame_reader_buffered(r) == 0, "a rest");
         CHECK(frames == 2 + (sizes[i] + 4087) / 4088, "%zu frames for %zu", frames, sizes[i]);
-        CHECK(joined.len == body.len && (body.len == 0 || memcmp(joined.ptr, body.ptr, body.len) == 0),
+        CHECK(joined.len == body.len &&
+                  (body.len == 0 || memcmp(joined.ptr, body.ptr, body.len) == 0),
               "another body");
         frame_reader_free(r);
         free(out.ptr);
@@ -139,17 +150,17 @@ static void test_limits(void)
     size_t size;
 
     o.exchange = view(zeros, 256);
-    CHECK(publish_template_init(&t, &o) == PUBLISH_EEXCHANGE, "exchange");
+    CHECK(publish_template_init(&t, &o, NULL) == PUBLISH_EEXCHANGE, "exchange");
     o = nothing();
     o.content_type = view(zeros, 256);
-    CHECK(publish_template_init(&t, &o) == PUBLISH_ECONTENT_TYPE, "content type");
+    CHECK(publish_template_init(&t, &o, NULL) == PUBLISH_ECONTENT_TYPE, "content type");
     o = nothing();
     o.content_encoding = view(zeros, 256);
-    CHECK(publish_template_init(&t, &o) == PUBLISH_ECONTENT_ENCODING, "content encoding");
+    CHECK(publish_template_init(&t, &o, NULL) == PUBLISH_ECONTENT_ENCODING, "content encoding");
     o = nothing();
     for (size_t len = 0; len < 6; len++) {
         o.headers = view(zeros, len); /* says that it is empty */
-        int rc = publish_template_init(&t, &o);
+        int rc = publish_template_init(&t, &o, NULL);
         CHECK(rc == (len == 4 ? 0 : PUBLISH_EHEADERS), "headers of %zu: %d", len, rc);
         if (rc == 0)
             publish_template_free(&t);
@@ -157,7 +168,7 @@ static void test_limits(void)
 
     o = nothing();
     o.exchange = o.content_type = o.content_encoding = view(zeros, 255);
-    CHECK(publish_template_init(&t, &o) == 0, "255 is allowed");
+    CHECK(publish_template_init(&t, &o, NULL) == 0, "255 is allowed");
     publish_message m = {.routing_key = view(zeros, 255), .correlation_id = view(zeros, 255)};
     CHECK(publish_size(&t, &m, &size) == 0, "255 is allowed");
     m.routing_key.len = 256;
@@ -171,7 +182,7 @@ static void test_limits(void)
     CHECK(publish_size(&t, &m, &size) == PUBLISH_ESIZE, "all memory");
     publish_template_free(&t);
 
-    /* Headers that leave the correlation id just enough room in a frame, or one octet too little. */
+    /* Headers that leave the correlation id just enough room in a frame, or an octet too little. */
     o = nothing();
     o.frame_max = 4096;
     uint8_t *table = calloc(1, 4088 - 14 - 3);
@@ -179,7 +190,7 @@ static void test_limits(void)
         abort();
     wire_store32(table, 4088 - 14 - 3 - 4);
     o.headers = view(table, 4088 - 14 - 3);
-    CHECK(publish_template_init(&t, &o) == 0, "template");
+    CHECK(publish_template_init(&t, &o, NULL) == 0, "template");
     m = (publish_message){.routing_key = str(""), .correlation_id = str("id")};
     CHECK(publish_size(&t, &m, &size) == 0, "fits");
     m.correlation_id = str("ids");
@@ -191,8 +202,48 @@ static void test_limits(void)
         abort();
     wire_store32(table, 4996);
     o.headers = view(table, 5000);
-    CHECK(publish_template_init(&t, &o) == PUBLISH_EFRAME_MAX, "larger than any frame");
+    CHECK(publish_template_init(&t, &o, NULL) == PUBLISH_EFRAME_MAX, "larger than any frame");
     free(table);
+}
+
+/* Every allocation fails once: then there is nothing to free, and with memory again it works. */
+static void test_no_memory(void)
+{
+    static uint8_t headers[1000];
+    publish_options o = nothing();
+    o.content_type = str("application/json");
+    wire_store32(headers, sizeof headers - 4);
+    o.headers = view(headers, sizeof headers);
+    memory whole = {0};
+    allocator a = memory_allocator(&whole);
+    publish_template t;
+    CHECK(publish_template_init(&t, &o, &a) == 0, "template");
+    CHECK(whole.calls > 0 && whole.blocks == whole.calls, "not from this allocator");
+    publish_template_free(&t);
+    CHECK(whole.blocks == 0, "%ld blocks leaked", whole.blocks);
+    for (long at = 1; at <= whole.calls; at++) {
+        memory m = {.fail_at = at};
+        a = memory_allocator(&m);
+        CHECK(publish_template_init(&t, &o, &a) == PUBLISH_ENOMEM, "allocation %ld failed", at);
+        CHECK(m.blocks == 0, "%ld blocks leaked", m.blocks);
+        publish_template_free(&t);
+        CHECK(publish_template_init(&t, &o, &a) == 0, "memory again");
+        CHECK(m.blocks > 0, "not from this allocator");
+        publish_template_free(&t);
+        publish_template_free(&t);
+        CHECK(m.blocks == 0, "%ld blocks leaked", m.blocks);
+    }
+    /* A message allocates nothing. */
+    memory m = {0};
+    a = memory_allocator(&m);
+    CHECK(publish_template_init(&t, &o, &a) == 0, "template");
+    long calls = m.calls;
+    publish_message message = {.routing_key = str("q"), .body = str("body")};
+    uint8_t out[2000];
+    size_t size;
+    CHECK(publish_size(&t, &message, &size) == 0 && size <= sizeof out, "size");
+    CHECK(publish_write(&t, &message, out, size) == 0 && m.calls == calls, "write");
+    publish_template_free(&t);
 }
 
 int main(void)
@@ -200,5 +251,6 @@ int main(void)
     test_octets();
     test_splitting();
     test_limits();
+    test_no_memory();
     return 0;
 }

@@ -4,7 +4,8 @@
  *         tests/fuzz/fuzz_frame.c src_c/frame.c -o fuzz_frame
  *     ./fuzz_frame -max_total_time=60 -rss_limit_mb=512 work/ tests/fuzz/corpus/frame
  *
- * Input: one octet of how (bit 0 frame_max 4096 or 128 KiB; bits 1-7 seed of the cuts), then the wire.
+ * Input: one octet of how (bit 0: frame_max 4096 or 128 KiB; bits 1-7: the seed of the cuts), then
+ * what comes over the wire.
  */
 #include <stdlib.h>
 

@@ -10,19 +10,19 @@
 #include "check.h"
 #include "pending.h"
 
-#define IDS 64
+enum { IDS = 64 };
 
-typedef struct {
+typedef struct model_entry {
     int state;
-    int stored;
+    bool stored;
     size_t stored_len;
-    unsigned char fill;
+    uint8_t fill;
     uint32_t arrived;
     uint64_t order; /* the larger, the newer in its state */
     uint32_t waiter;
 } model_entry;
 
-typedef struct {
+typedef struct model {
     model_entry ids[IDS];
     pending_limits limits;
     uint64_t clock_order, evicted;
@@ -30,14 +30,16 @@ typedef struct {
     int floods;
 } model;
 
-static uint64_t count(const model *m, int state) {
+static uint64_t count(const model *m, int state)
+{
     uint64_t n = 0;
     for (int i = 0; i < IDS; i++)
         n += m->ids[i].state == state;
     return n;
 }
 
-static uint64_t bytes(const model *m, int state) {
+static uint64_t bytes(const model *m, int state)
+{
     uint64_t n = 0;
     for (int i = 0; i < IDS; i++)
         if (m->ids[i].stored && (state == 0 || m->ids[i].state == state))
@@ -45,7 +47,8 @@ static uint64_t bytes(const model *m, int state) {
     return n;
 }
 
-static model_entry *oldest(model *m, int state) {
+static model_entry *oldest(model *m, int state)
+{
     model_entry *found = NULL;
     for (int i = 0; i < IDS; i++)
         if (m->ids[i].state == state && (found == NULL || m->ids[i].order < found->order))
@@ -53,7 +56,8 @@ static model_entry *oldest(model *m, int state) {
     return found;
 }
 
-static model_entry *oldest_advice(model *m) {
+static model_entry *oldest_advice(model *m)
+{
     model_entry *found = NULL;
     for (int i = 0; i < IDS; i++)
         if (m->ids[i].state == PENDING_WAITING && m->ids[i].stored &&
@@ -62,60 +66,65 @@ static model_entry *oldest_advice(model *m) {
     return found;
 }
 
-static void bound(model *m, int state, uint64_t most) {
+static void bound(model *m, int state, uint64_t most)
+{
     while (count(m, state) > most)
         oldest(m, state)->state = PENDING_UNKNOWN;
 }
 
-static void become(model *m, model_entry *e, int state) {
+static void become(model *m, model_entry *e, int state)
+{
     e->state = state;
     e->order = ++m->clock_order;
     if (state != PENDING_WAITING && state != PENDING_UNCLAIMED)
-        e->stored = 0;
+        e->stored = false;
     bound(m, PENDING_DONE, m->limits.max_done);
     bound(m, PENDING_LOST, m->limits.max_lost);
 }
 
-static void lose(model *m, model_entry *e) {
-    e->stored = 0;
+static void lose(model *m, model_entry *e)
+{
+    e->stored = false;
     become(m, e, PENDING_LOST);
     m->evicted++;
 }
 
-static uint64_t caps(model *m, model_entry *newest) {
+static uint64_t caps(model *m, model_entry *newest)
+{
     uint64_t before = m->evicted;
     uint64_t room = m->limits.max_unclaimed_bytes;
     if (newest->state == PENDING_WAITING && newest->stored_len + bytes(m, PENDING_UNCLAIMED) > room)
-        newest->stored = 0;
+        newest->stored = false;
     else if (newest->stored_len > room)
         lose(m, newest);
     while (count(m, PENDING_UNCLAIMED) > m->limits.max_unclaimed)
         lose(m, oldest(m, PENDING_UNCLAIMED));
     model_entry *advice;
     while (bytes(m, 0) > room && (advice = oldest_advice(m)) != NULL)
-        advice->stored = 0;
+        advice->stored = false;
     while (bytes(m, 0) > room)
         lose(m, oldest(m, PENDING_UNCLAIMED));
     return m->evicted - before;
 }
 
 /* Ids of many lengths, some of them beginnings of others. */
-static size_t id_of(unsigned which, unsigned char id[256]) {
+static wire_view id_of(unsigned which, uint8_t id[256])
+{
     memset(id, (int)(which % 3), 256);
     size_t len = 1 + (which / 3) * 12;
-    return len > 255 ? 255 : len;
+    return (wire_view){id, len > 255 ? 255 : len};
 }
 
-static void compare(const pending *p, const model *m) {
-    unsigned char id[256];
+static void compare(const pending *p, const model *m)
+{
+    uint8_t block[256];
     CHECK(pending_check(p) == 0);
     for (int state = PENDING_WAITING; state < PENDING_STATES; state++)
         CHECK(pending_count(p, state) == count(m, state));
     CHECK(pending_bytes(p) == bytes(m, 0));
     CHECK(pending_evicted(p) == m->evicted);
     for (unsigned i = 0; i < IDS; i++) {
-        size_t len = id_of(i, id);
-        const pending_entry *e = pending_find(p, id, len);
+        const pending_entry *e = pending_find(p, id_of(i, block));
         const model_entry *expected = &m->ids[i];
         CHECK((e == NULL ? PENDING_UNKNOWN : e->state) == expected->state);
         if (e == NULL)
@@ -129,23 +138,24 @@ static void compare(const pending *p, const model *m) {
             CHECK(e->arrived == expected->arrived);
         CHECK((size_t)e->format_len + e->body_len == expected->stored_len);
         for (size_t n = 0; n < expected->stored_len; n++)
-            CHECK(pending_format(e)[n] == expected->fill);
+            CHECK(pending_format(e).ptr[n] == expected->fill);
     }
 }
 
-static void call(pending *p, model *m, unsigned what, unsigned which, unsigned char amount) {
-    unsigned char id[256], fill[512];
-    size_t len = id_of(which, id);
+static void call(pending *p, model *m, unsigned what, unsigned which, uint8_t amount)
+{
+    uint8_t block[256], fill[512];
+    const wire_view id = id_of(which, block);
     model_entry *expected = &m->ids[which];
-    pending_entry *e = pending_find(p, id, len), *found;
+    pending_entry *e = pending_find(p, id), *found;
     uint32_t waiter = which + 1, got;
     switch (what) {
     case 0:
-        CHECK(pending_wait(p, id, len, waiter, &found) == expected->state);
+        CHECK(pending_wait(p, id, waiter, &found) == expected->state);
         CHECK((found != NULL) == (expected->state == PENDING_WAITING));
         if (expected->state == PENDING_UNKNOWN) {
             expected->waiter = waiter;
-            expected->stored = 0;
+            expected->stored = false;
             become(m, expected, PENDING_WAITING);
         }
         break;
@@ -155,14 +165,14 @@ static void call(pending *p, model *m, unsigned what, unsigned which, unsigned c
         pending_unwait(p, e);
         if (!expected->stored || count(m, PENDING_UNCLAIMED) >= m->limits.max_unclaimed) {
             expected->state = PENDING_UNKNOWN;
-            expected->stored = 0;
+            expected->stored = false;
         } else {
             expected->arrived = m->clock;
             become(m, expected, PENDING_UNCLAIMED);
         }
         break;
     case 2:
-        CHECK(pending_finish(p, id, len, &got) == expected->state);
+        CHECK(pending_finish(p, id, &got) == expected->state);
         CHECK(got == (expected->state == PENDING_WAITING ? waiter : 0));
         if (expected->state != PENDING_DONE)
             become(m, expected, PENDING_DONE);
@@ -172,18 +182,20 @@ static void call(pending *p, model *m, unsigned what, unsigned which, unsigned c
     case 5: {
         size_t format_len = amount % 4, body_len = amount / 4;
         memset(fill, amount, sizeof fill);
-        int64_t outcome = pending_store(p, id, len, fill, format_len, fill, body_len, amount);
+        int64_t outcome = pending_store(p, id, (wire_view){fill, format_len},
+                                        (wire_view){fill, body_len}, amount);
         if (expected->state == PENDING_DONE) {
-            CHECK(outcome == PENDING_DUPLICATE);
+            CHECK(outcome == PENDING_EDUPLICATE);
             break;
         }
         if (amount > m->clock)
             m->clock = amount;
-        expected->stored = 1;
+        expected->stored = true;
         expected->stored_len = format_len + body_len;
         expected->fill = amount;
         expected->arrived = m->clock;
-        become(m, expected, expected->state == PENDING_WAITING ? PENDING_WAITING : PENDING_UNCLAIMED);
+        become(m, expected,
+               expected->state == PENDING_WAITING ? PENDING_WAITING : PENDING_UNCLAIMED);
         CHECK(outcome == (int64_t)caps(m, expected));
         break;
     }
@@ -191,7 +203,7 @@ static void call(pending *p, model *m, unsigned what, unsigned which, unsigned c
         if (e == NULL || !e->stored)
             break;
         pending_drop_body(p, e);
-        expected->stored = 0;
+        expected->stored = false;
         if (expected->state == PENDING_UNCLAIMED)
             expected->state = PENDING_UNKNOWN;
         break;
@@ -206,28 +218,29 @@ static void call(pending *p, model *m, unsigned what, unsigned which, unsigned c
         break;
     }
     case 8:
-        pending_forget(p, id, len);
-        expected->stored = 0;
+        pending_forget(p, id);
+        expected->stored = false;
         if (expected->state != PENDING_WAITING)
             expected->state = PENDING_UNKNOWN;
         break;
     case 9:
-        pending_reset(p, id, len);
+        pending_reset(p, id);
         if (expected->state == PENDING_DONE || expected->state == PENDING_LOST)
             expected->state = PENDING_UNKNOWN;
         break;
     case 10: { /* thousands more come and go: segments split and merge */
-        unsigned char other[5] = {0xff};
+        uint8_t other_id[5] = {0xff};
+        const wire_view other = {other_id, sizeof other_id};
         if (m->limits.max_done != 0 || m->floods >= 2) /* they are slow */
             break;
         m->floods++;
         for (int finish = 0; finish < 2; finish++) {
             for (uint32_t n = 0; n < (uint32_t)amount * 8; n++) {
-                memcpy(other + 1, &n, sizeof n);
+                memcpy(other_id + 1, &n, sizeof n);
                 if (finish)
-                    CHECK(pending_finish(p, other, sizeof other, &got) == PENDING_WAITING);
+                    CHECK(pending_finish(p, other, &got) == PENDING_WAITING);
                 else
-                    CHECK(pending_wait(p, other, sizeof other, 1, &found) == PENDING_UNKNOWN);
+                    CHECK(pending_wait(p, other, 1, &found) == PENDING_UNKNOWN);
             }
             CHECK(pending_check(p) == 0);
         }
@@ -242,7 +255,8 @@ static void call(pending *p, model *m, unsigned what, unsigned which, unsigned c
     }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
     if (size < 4)
         return 0;
     static const uint8_t seed[16] = "any bytes at all";

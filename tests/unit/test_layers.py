@@ -116,6 +116,14 @@ def test_the_c_sources_know_neither_python_nor_the_system():
     assert includes - own <= {f"{name}.h" for name in headers | {"assert", "inttypes"}}
 
 
+def test_each_c_header_is_mirrored_by_the_pxd_of_its_name():
+    headers = {path.stem for path in (ROOT / "src_c").glob("*.h")}
+    mirrors = {path.stem[1:]: path.read_text() for path in PACKAGE.glob("c*.pxd")}
+    assert mirrors.keys() == headers
+    for name, text in mirrors.items():
+        assert re.findall(r'^cdef extern from "(.*)"', text, re.MULTILINE) == [f"{name}.h"]
+
+
 def test_the_rules_notice_an_import_inside_a_function(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("def f():\n    from celery import states\n    from . import backend\n")

@@ -1,7 +1,8 @@
-# Mirrors src_c/publish.h.
+# Mirrors src_c/publish.h, which says what each name means and who owns what.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from fastrpc._frame_c cimport wire_view
+from fastrpc.calloc cimport allocator
+from fastrpc.cwire cimport wire_view
 
 
 cdef extern from "publish.h" nogil:
@@ -36,8 +37,10 @@ cdef extern from "publish.h" nogil:
     ctypedef struct publish_template:
         uint8_t *block
 
-    int publish_template_init(publish_template *t, const publish_options *options)
-    void publish_template_free(publish_template *t)
-    int publish_size(const publish_template *t, const publish_message *m, size_t *size)
-    int publish_write(const publish_template *t, const publish_message *m, uint8_t *out, size_t room)
-    void publish_ack(uint8_t *out, uint16_t channel, uint64_t delivery_tag, bint multiple)
+    int publish_template_init(publish_template *t, const publish_options *options,
+                              const allocator *alloc) noexcept
+    void publish_template_free(publish_template *t) noexcept
+    int publish_size(const publish_template *t, const publish_message *m, size_t *size) noexcept
+    int publish_write(const publish_template *t, const publish_message *m, uint8_t *out,
+                      size_t room) noexcept
+    void publish_ack(uint8_t *out, uint16_t channel, uint64_t delivery_tag, bint multiple) noexcept
