@@ -10,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 CC ?= cc
-CWARN := -std=c11 -Wall -Wextra -Werror
+CWARN := -std=c11 -Wall -Wextra -Wconversion -Wsign-conversion -Werror
 # For every build of the extension modules here; users' own builds only warn.
 export FASTRPC_WERROR ?= 1
 FUZZ_SECONDS ?= 60
@@ -22,6 +22,7 @@ CLANG ?= clang
 # libFuzzer and the sanitizers come in packages of their own; a program that links is the proof.
 CLANG_WORKS = echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | \
 	$(CLANG) -xc -fsanitize=fuzzer,address,undefined -o /dev/null - >/dev/null 2>&1
+C_SOURCES := $(wildcard $(patsubst %,%/*.[ch],src_c tests/c tests/fuzz bench/c))
 SOURCES := pyproject.toml setup.py $(wildcard fastrpc/*.pyx fastrpc/*.pxd src_c/*.c src_c/*.h)
 
 # The newest of our own choosing, else any python3 that is new enough.
@@ -149,17 +150,22 @@ test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests with a broker against 
 		sh $(PY) -m pytest $(RABBITMQ4_TESTS) -m 'not long'
 
 .PHONY: lint
-lint: $(VENV)/.installed ## ruff and mypy
+lint: $(VENV)/.installed ## ruff, cython-lint, clang-format and mypy
 	$(call say,'ruff')
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	$(call say,'cython-lint')
+	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastrpc
+	$(call say,'clang-format')
+	@$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
 	$(call say,'mypy')
 	@$(BIN)/mypy
 
 .PHONY: compile
-compile: ## src_c alone, warnings are errors
-	$(call say,'compiling src_c with $(CWARN)')
-	@shopt -s nullglob; for source in src_c/*.c; do $(CC) $(CWARN) -O2 -Isrc_c -c -o /dev/null $$source; done
+compile: ## the C code alone, warnings are errors
+	$(call say,'compiling the C code with $(CWARN)')
+	@for source in $(filter %.c,$(C_SOURCES)); do \
+		$(CC) $(CWARN) -O2 -Isrc_c -Itests/c -Ibench/c -c -o /dev/null $$source; done
 
 .PHONY: test-pythons
 test-pythons: system ## unit tests and the semantics on every Python from 3.10 to 3.13

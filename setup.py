@@ -1,5 +1,6 @@
 """The extension modules; everything else about the package is in pyproject.toml."""
 
+import glob
 import os
 
 from Cython.Build import cythonize
@@ -24,11 +25,15 @@ def extension(name, *c_sources):
     return Extension(
         f"fastrpc.{name}",
         [f"fastrpc/{name}.pyx", *(f"src_c/{source}" for source in c_sources)],
+        depends=glob.glob("src_c/*.h"),
         include_dirs=["src_c"],
         extra_compile_args=CFLAGS + CYTHON_CFLAGS,
         extra_link_args=LDFLAGS,
     )
 
+
+# For every module alike: none sets its own.
+DIRECTIVES = {"language_level": "3", "embedsignature": True}
 
 setup(
     ext_modules=cythonize(
@@ -41,6 +46,6 @@ setup(
             extension("_wait"),
             extension("_window"),
         ],
-        compiler_directives={"language_level": "3", "embedsignature": True},
+        compiler_directives=DIRECTIVES,
     )
 )

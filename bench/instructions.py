@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 HERE = ROOT / "bench" / "c"
 BOUNDS = ROOT / "bench" / "instructions.json"
 TOLERANCE = 0.10
-FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Werror"]
+FLAGS = ["-std=c11", "-O2", *WARNINGS]
 
 #: Program -> what it is linked with.
 PROGRAMS = {

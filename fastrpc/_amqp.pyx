@@ -192,6 +192,8 @@ cdef uint32_t checked_frame_max(frame_max) except? 0:
 
 
 cdef class FrameReader:
+    """A cursor over what a broker sends: frames, and whole deliveries."""
+
     def __cinit__(self, frame_max=131072, max_body=512 * 1024 * 1024):
         cdef allocator raw = raw_allocator()
         cdef allocator body
@@ -226,6 +228,7 @@ cdef class FrameReader:
         raise ProtocolError(frame_reader_message(self.reader).decode())
 
     def recv(self, recv_into):
+        """Call recv_into once with the free room; returns how many bytes came."""
         cdef uint8_t *ptr = NULL
         cdef size_t room = 0
         cdef Py_ssize_t got
@@ -256,6 +259,7 @@ cdef class FrameReader:
         return got
 
     def feed(self, bytes data not None):
+        """Append bytes that were received elsewhere."""
         cdef uint8_t *ptr = NULL
         cdef size_t room = 0
         cdef Py_ssize_t n = PyBytes_GET_SIZE(data)
@@ -271,6 +275,7 @@ cdef class FrameReader:
         return self.kind
 
     def next(self):
+        """Go to the next event: NEED_MORE, FRAME or DELIVERY."""
         return self.next_event()
 
     @property
@@ -464,6 +469,8 @@ cdef int octet(value, name) except? -1:
 
 
 cdef class PublishEncoder:
+    """Packs basic.publish, content header and body frames, byte for byte as py-amqp does."""
+
     def __cinit__(
         self,
         uint16_t channel,
@@ -504,6 +511,7 @@ cdef class PublishEncoder:
         publish_template_free(&self.template)
 
     def encode(self, routing_key, correlation_id, bytes body not None):
+        """All frames of one message in a read-only memoryview."""
         cdef publish_message message
         cdef size_t size = 0
         cdef list keep = []
@@ -535,6 +543,7 @@ cdef class PublishEncoder:
 
 
 def encode_ack(uint16_t channel, uint64_t delivery_tag, bint multiple=False):
+    """The frame of a basic.ack."""
     cdef bytes out = PyBytes_FromStringAndSize(NULL, PUBLISH_ACK_SIZE)
     publish_ack(<uint8_t *>PyBytes_AS_STRING(out), channel, delivery_tag, multiple)
     return out
@@ -575,8 +584,10 @@ cdef bint look_for(short events, int fd, double busy_wait) except -1:
 
 
 def readable(int fd, double busy_wait=0):
+    """Whether reading from fd would return at once: with bytes, the end or an error."""
     return look_for(POLLIN, fd, busy_wait)
 
 
 def hung_up(int fd):
+    """Whether the peer has closed the connection."""
     return look_for(POLLRDHUP, fd, 0)

@@ -1,4 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False
 """When may orjson stand in for kombu's JSON? See ``_json.pyi`` for the documentation.
 
 Both questions are answered by one pass that allocates nothing and runs no Python code, so with the
@@ -54,7 +53,7 @@ cdef extern from "Python.h":
 # the bound keeps well away from all of them.
 cdef enum:
     DEPTH = 128
-    # repr() of a float has at most 24 characters; what is longer was not written by a machine we know
+    # repr() of a float has at most 24 characters; no machine we know writes a longer one
     FLOAT_CHARS = 32
 
 MAX_DEPTH = DEPTH
@@ -192,7 +191,8 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
             elif p - start > 19:  # 2**64 - 1 has 20 digits, all of 19 are less
                 return True
         else:
-            return True  # a backslash here is no JSON; and the pass counts on `escape` not lying behind
+            # A backslash here is no JSON; and the pass counts on `escape` not lying behind.
+            return True
     return False
 
 
@@ -225,10 +225,12 @@ cdef object _owned(object body):
 
 
 def is_plain(obj):
+    """Whether orjson encodes it to the same meaning as kombu, if it encodes it at all."""
     return _plain(<PyObject*>obj, DEPTH)
 
 
 def needs_kombu(body):
+    """Whether orjson could make something else of the JSON text than kombu, without an error."""
     cdef const unsigned char* p = NULL
     cdef Py_ssize_t size = 0
     if not PyBytes_CheckExact(body):
@@ -237,6 +239,7 @@ def needs_kombu(body):
 
 
 def dumps(obj):
+    """The object encoded by orjson, or None if it is not plain or orjson refuses it."""
     if not _plain(<PyObject*>obj, DEPTH):
         return None
     try:
@@ -249,6 +252,7 @@ def dumps(obj):
 
 
 def loads(body):
+    """The JSON text decoded by orjson, or MISS where kombu must read it."""
     cdef const unsigned char* p = NULL
     cdef Py_ssize_t size = 0
     if not PyBytes_CheckExact(body):

@@ -144,6 +144,8 @@ cdef uint32_t _seconds(double now) noexcept:
 
 
 cdef class PendingTable:
+    """Correlation id -> who waits for it, or the result that nobody has asked for yet."""
+
     def __cinit__(self, max_unclaimed=1_000_000, max_unclaimed_bytes=256 * 1024 * 1024,
                   max_done=10_000, max_lost=None):
         cdef pending_limits limits
@@ -269,6 +271,7 @@ cdef class PendingTable:
     # ---- for Python
 
     def add(self, task_id, waiter):
+        """Register a waiter; returns the state before."""
         cdef wire_view id
         cdef pending_entry *e
         cdef uint32_t place
@@ -304,6 +307,7 @@ cdef class PendingTable:
                 return self.add(task_id, waiter)
 
     def discard(self, task_id, waiter):
+        """Remove this waiter; False where it is not waiting."""
         cdef wire_view id
         cdef pending_entry *e
         cdef tuple items, left
@@ -327,21 +331,25 @@ cdef class PendingTable:
                 return True
 
     def state(self, task_id):
+        """UNKNOWN, WAITING, UNCLAIMED, DONE or LOST."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         return self.state_bytes(id.ptr, id.len)
 
     def waiters(self, task_id):
+        """Who waits for it, in the order of add()."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         return self.waiters_bytes(id.ptr, id.len)
 
     def finish(self, task_id):
+        """A final state is handed out: the id is DONE. Returns who waited."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         return self.finish_bytes(id.ptr, id.len)
 
     def store(self, task_id, bytes body not None, bytes format not None=b"", now=None):
+        """Keep the newest state; returns how many ids were evicted, -1 where it is DONE."""
         cdef wire_view id
         cdef double arrived = _monotonic() if now is None else now
         if arrived != arrived:
@@ -350,6 +358,7 @@ cdef class PendingTable:
         return self._store(id, _view_bytes(format), _view_bytes(body), arrived)
 
     def peek(self, task_id):
+        """(format, body) of what is kept for it, or None."""
         cdef wire_view id
         cdef pending_entry *e
         _owner = _view_id(task_id, &id)
@@ -361,6 +370,7 @@ cdef class PendingTable:
         return format, body
 
     def take(self, task_id):
+        """As peek(), and drops it."""
         cdef wire_view id
         cdef pending_entry *e
         _owner = _view_id(task_id, &id)
@@ -373,21 +383,25 @@ cdef class PendingTable:
         return format, body
 
     def expire(self, double before):
+        """UNCLAIMED ids that arrived before that time become LOST; returns how many."""
         if before != before:
             raise ValueError("before is not a number")
         return pending_expire(self._table, _seconds(before))
 
     def forget(self, task_id):
+        """Drop all that is known about it but its waiters."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         pending_forget(self._table, id)
 
     def reset(self, task_id):
+        """A task with this id is sent again: DONE and LOST become UNKNOWN."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         pending_reset(self._table, id)
 
     def clear(self):
+        """Forget everything, as after a fork."""
         cdef list empty = []
         cdef list _dropped = self._waiters
         self._waiters = empty
@@ -400,6 +414,7 @@ cdef class PendingTable:
         # `_dropped` goes now, and the destructors meet an empty table.
 
     def waiting_ids(self):
+        """The ids somebody waits for, in no order."""
         cdef pending_cursor cursor
         cdef pending_entry *e
         cdef list ids = []

@@ -11,7 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent.parent / "src_c"
-FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-Werror"]
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Werror"]
+FLAGS = ["-std=c11", "-g", "-O1", *WARNINGS]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 PROGRAMS = {

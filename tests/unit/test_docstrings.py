@@ -1,0 +1,39 @@
+"""Every public name of the compiled modules says what it is: help() shows no stub file."""
+
+import inspect
+
+import pytest
+
+from fastrpc import _amqp, _json, _pending, _window
+
+
+def public_names(module):
+    for name, obj in vars(module).items():
+        if name.startswith("_") or getattr(obj, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(obj):
+            yield name, obj
+            for attribute, member in vars(obj).items():
+                if not attribute.startswith("_") and callable(member):
+                    yield f"{name}.{attribute}", member
+        elif callable(obj):
+            yield name, obj
+
+
+def says_something(name, obj):
+    """Whether there is more than the signature that Cython puts into the first line."""
+    lines = (obj.__doc__ or "").splitlines()
+    return any(line.strip() and not line.startswith(f"{name}(") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("module", "least"), [(_amqp, 8), (_json, 4), (_pending, 14), (_window, 5)]
+)
+def test_every_public_name_has_a_docstring(module, least):
+    names = {
+        name: obj
+        for name, obj in public_names(module)
+        if not (inspect.isclass(obj) and name in {"Area", "MISS"})  # no names for users
+    }
+    assert len(names) >= least
+    assert [name for name, obj in names.items() if not says_something(name, obj)] == []
