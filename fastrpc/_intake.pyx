@@ -90,6 +90,16 @@ cdef inline bint _is_plain_json(frame_event *e) noexcept:
 cdef class Fulfiller:
     """Makes AsyncResults ready and tells those who watch them."""
 
+    cdef PendingTable _table
+    cdef Watchers _watchers
+    cdef ReadingRole _role
+    cdef public uint64_t fulfilled
+    cdef dict _plain
+    cdef object _is_plain
+    cdef object _as_python
+    cdef object _on_error
+    cdef tuple _thrown_in
+
     def __init__(
         self,
         PendingTable table not None,
@@ -111,6 +121,7 @@ cdef class Fulfiller:
         self._thrown_in = thrown_in
 
     def hand_out(self, task_id, tuple waiters not None, dict meta not None):
+        """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on."""
         thrown = self.fulfil_all(waiters, (), meta)
         late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
         self._watchers.wake()
@@ -120,6 +131,7 @@ cdef class Fulfiller:
             raise late
 
     def give_up(self, list results not None, Wait wait not None):
+        """``wait`` ends: it hears of none of ``results`` any more."""
         self._watchers.unwatch(results, wait)
         for result in results:
             # Whoever subscribed with `then` goes on waiting, and so does another thread.
@@ -211,7 +223,7 @@ cdef bint has_listeners(object result) except -1:
 cdef bint fulfil_promise(object result, dict meta) except -1:
     """As AsyncResult._maybe_set_cache(meta), up to the listeners; False if there are any.
 
-    vine's promise would call `_on_fulfilled` first, which only takes the result out of the table, as
+    The promise would call `_on_fulfilled` first, which only takes the result out of the table, as
     the caller does.
     """
     promise = result.on_ready
@@ -243,9 +255,36 @@ cdef int call_listeners(object result) except -1:
 cdef class Delivery:
     """A message from the broker, out of the reader's buffer."""
 
+    cdef readonly uint64_t tag
+    cdef readonly str consumer_tag
+    cdef readonly bytes correlation_id
+    cdef readonly bytes body
+    cdef readonly uint64_t dropped
+    cdef readonly tuple format_key
+
 
 cdef class DeliveryLoop:
     """Takes deliveries out of a reader, and results to whoever waits for them."""
+
+    cdef FrameReader _reader
+    cdef PendingTable _table
+    cdef int _channel
+    cdef uint64_t _ack_every
+    cdef Fulfiller _fulfiller
+    cdef frozenset _ready_states
+    cdef object _load_text
+    cdef object _deliver_slowly
+    cdef object _dispatch
+    cdef object _acknowledge
+    cdef object _undelivered
+    cdef bint _shown
+    cdef object _thrown
+    cdef readonly bint spoiled
+    cdef readonly bint ended
+    cdef public uint64_t last_tag
+    cdef public uint64_t acked_tag
+    cdef public uint64_t taken
+    cdef public uint64_t duplicates
 
     # Nobody reads while a delivery is shown: the event, and all that it points to, stays as it is.
     # Only callbacks may read (`ReadingRole`), and they run after the last use of the event.
@@ -281,6 +320,7 @@ cdef class DeliveryLoop:
         return self._shown or bool(self._undelivered) or self._reader.buffered
 
     def run(self, bint short_way, double now):
+        """Deliver everything that the reader has."""
         cdef frame_event *e = &self._reader.event
         cdef int kind
         cdef uint64_t tag
@@ -311,6 +351,7 @@ cdef class DeliveryLoop:
                 self.deliver_undelivered()
 
     def guarded(self, function, *args):
+        """``function(*args)``, which uses the connection."""
         try:
             return function(*args)
         except TimeoutError:
@@ -320,11 +361,13 @@ cdef class DeliveryLoop:
             raise
 
     def keep(self):
+        """Keep the delivery that the reader shows until the next ``run``."""
         if self._reader.channel != self._channel:
             raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
         self._undelivered.append(self.take_out())
 
     def end(self):
+        """Deliver nothing more, as in a forked child, where the connection is the parent's."""
         self.ended = True
         self._undelivered.clear()
         self.acked_tag = self.last_tag

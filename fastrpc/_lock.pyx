@@ -7,6 +7,8 @@ import threading
 
 
 cdef class Lock:
+    """A lock that an asynchronous exception cannot leave behind locked."""
+
     cdef object take
     cdef object give
     cdef object is_locked
@@ -28,11 +30,13 @@ cdef class Lock:
         self.give()
 
     def within(self, timeout):
+        """``with lock.within(5) as taken:`` waits at most so many seconds for it."""
         cdef Turn turn = Turn.__new__(Turn)
         turn.lock, turn.timeout = self, timeout
         return turn
 
     def locked(self):
+        """Whether anybody holds it."""
         return self.is_locked()
 
     @property
@@ -41,6 +45,8 @@ cdef class Lock:
 
 
 cdef class Turn:
+    """A bounded wait for a Lock, for `with`."""
+
     cdef Lock lock
     cdef object timeout
     cdef bint taken

@@ -35,6 +35,7 @@ cdef class Wait:
         return self.has_news()
 
     def remaining(self, double at_most=INFINITY):
+        """Seconds until the deadline, or ``at_most``; 0 when it has passed."""
         cdef double left = self.deadline
         if left != INFINITY:
             left -= <double>_monotonic()
@@ -54,10 +55,12 @@ cdef class Wait:
         return 0
 
     def raise_errors(self):
+        """Raise, in the thread that waits, what a callback of its result raised."""
         if self._errors:
             raise self._errors.popleft()
 
     def run_on_message(self):
+        """Call ``on_message``, in the thread that gave it, for what came meanwhile."""
         while self.metas:
             self.on_message(self.metas.popleft())
 
@@ -74,12 +77,14 @@ cdef class Watchers:
         return len(self._waits)
 
     def watch(self, list results, Wait wait not None):
+        """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
         for result in results:
             self.watch_one(<Py_ssize_t><void *>result, wait)
         if wait.on_message is not None:
             self._listeners[wait] = None
 
     def unwatch(self, list results, Wait wait not None):
+        """End what ``watch`` began, also where it was interrupted half way."""
         self._listeners.pop(wait, None)
         for result in results:
             self.unwatch_one(<Py_ssize_t><void *>result, wait)
@@ -116,6 +121,7 @@ cdef class Watchers:
                 return 0
 
     def is_watched(self, result):
+        """Whether a wait would hear of ``result``."""
         return <Py_ssize_t><void *>result in self._waits
 
     cdef bint notify(self, object result, object error) except -1:
@@ -137,6 +143,7 @@ cdef class Watchers:
         return bool(self._listeners)
 
     def tell(self, str queue, dict meta not None):
+        """Give the meta of a message on ``queue`` to every wait that listens to it."""
         cdef Wait wait
         for wait in list(self._listeners):
             if wait.queue == queue:
@@ -144,10 +151,12 @@ cdef class Watchers:
                 self._notified.append(wait)
 
     cpdef object wake(self):
+        """Wake those who were told something since the last call."""
         while self._notified:
             (<Wait>self._notified.pop()).wake()
 
     def clear(self):
+        """Forget everything, as in a forked child."""
         self._waits.clear()
         self._listeners.clear()
         self._notified.clear()
@@ -175,6 +184,7 @@ cdef class ReadingRole:
         return len(self._sleepers)
 
     def run(self, function, *args):
+        """``function(*args)`` as the reader; None, without a call, where another thread reads."""
         if not self.take():
             return None
         try:
@@ -183,6 +193,7 @@ cdef class ReadingRole:
             self.leave()
 
     def run_or_sleep(self, Wait wait not None, double timeout, function, *args):
+        """``function(*args)`` as the reader; where another thread reads, sleep first."""
         cdef bint reads = self.take()
         if not reads:
             if wait._bell is None:
@@ -240,6 +251,7 @@ cdef class ReadingRole:
         return 0
 
     def call_out(self, function):
+        """``function()``, a callback of the application that may wait for other results."""
         cdef bint called_out = self.begin_call_out()
         try:
             return function()
@@ -259,6 +271,7 @@ cdef class ReadingRole:
         return 0
 
     def after_fork(self):
+        """Forget the parent's other threads; a reader that forked in a callback goes on."""
         self._sleepers.clear()
         if self._reader != threading.get_ident():
             self._reader = None

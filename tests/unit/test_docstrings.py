@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from fastrpc import _amqp, _json, _pending, _window
+from fastrpc import _amqp, _intake, _json, _lock, _pending, _wait, _window
 
 
 def public_names(module):
@@ -27,7 +27,8 @@ def says_something(name, obj):
 
 
 @pytest.mark.parametrize(
-    ("module", "least"), [(_amqp, 8), (_json, 4), (_pending, 14), (_window, 5)]
+    ("module", "least"),
+    [(_amqp, 8), (_intake, 8), (_json, 4), (_lock, 2), (_pending, 14), (_wait, 16), (_window, 5)],
 )
 def test_every_public_name_has_a_docstring(module, least):
     names = {
