@@ -27,6 +27,7 @@ from typing import Any
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from tests.support import inside
 from tests.support.apps import client
 from tests.support.broker import RabbitMQ, settle
 from tests.support.processes import Child, sys_exit_with_atexit
@@ -140,7 +141,7 @@ class Load:
         except TimeoutError:
             late = time.monotonic() - deadline
             backend = self.app.backend
-            intake = backend.result_consumer._intake
+            intake = inside.intake(self.app)
             print(
                 f"lost: {result.id} of {backend.oid}, {late:.1f} s late,",
                 f"in the table {backend._table.state(result.id)},",

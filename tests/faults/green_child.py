@@ -21,6 +21,7 @@ from itertools import pairwise  # noqa: E402
 from celery.exceptions import TimeoutError  # noqa: E402
 
 from fastrpc import transport  # noqa: E402
+from tests.support import inside  # noqa: E402
 from tests.support.apps import client  # noqa: E402
 from tests.support.proxy import Proxy  # noqa: E402
 from tests.support.results import answer, expect  # noqa: E402
@@ -46,8 +47,7 @@ def many_wait():
     results = expect(app, 400)
     oid = app.backend.oid
     waits = [spawn(result.get, 30) for result in results]
-    sleepers = app.backend.result_consumer._sleepers
-    wait_until(lambda: len(sleepers) >= 399, 20, "all wait")
+    wait_until(lambda: inside.sleepers(app) >= 399, 20, "all wait")
     answer(sender, oid, results)
     assert [wait() for wait in waits] == list(range(400))
 
@@ -78,7 +78,7 @@ def latency():
         return time.monotonic() - sent[n]
 
     waits = [spawn(wait, n) for n in range(100)]
-    wait_until(lambda: len(app.backend.result_consumer._sleepers) >= 99, 20, "all wait")
+    wait_until(lambda: inside.sleepers(app) >= 99, 20, "all wait")
     for n in reversed(range(100)):
         sent[n] = time.monotonic()
         answer(sender, oid, [results[n]])
@@ -141,10 +141,9 @@ def cuts():
         results = expect(app, 300)
         oid = app.backend.oid
         waits = [spawn(result.get, 30) for result in results]
-        consumer = app.backend.result_consumer
-        wait_until(lambda: len(consumer._sleepers) >= 299, 20, "all wait")
+        wait_until(lambda: inside.sleepers(app) >= 299, 20, "all wait")
         for n in range(0, 300, 50):
-            wait_until(lambda: consumer._intake is not None, 10, "it is connected")
+            wait_until(lambda: inside.intake(app) is not None, 10, "it is connected")
             proxy.cut()
             answer(sender, oid, results[n : n + 50], [n])
             assert [wait() for wait in waits[n : n + 50]] == [[n]] * 50

@@ -11,6 +11,7 @@ import pytest
 from celery.exceptions import TimeoutError
 
 from fastrpc.errors import ResultDropped
+from tests.support import inside
 from tests.support.resources import growth, open_files
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
@@ -87,7 +88,7 @@ class TestUnclaimed:
         [large] = expect(app, 1)
         oid = app.backend.oid
         waiting = Background(lambda: large.get(timeout=20))
-        wait_until(lambda: app.backend.result_consumer.reading, 5, "it reads")
+        wait_until(lambda: inside.role_is_taken(app), 5, "it reads")
         answer(sender, oid, [large], "x" * 200_000)
         assert waiting.result(20) == "x" * 200_000
 
@@ -135,10 +136,9 @@ class TestNothingIsLeftBehind:
         for result in results:
             with pytest.raises(TimeoutError):
                 result.get(timeout=0)
-        consumer = app.backend.result_consumer
         assert app.backend.stats()["waiting"] == 0
-        assert not consumer.matcher.fulfiller.watched
-        assert not consumer._sleepers
+        assert inside.watched(app) == 0
+        assert inside.sleepers(app) == 0
         # It may be asked for again all the same.
         answer(sender, app.backend.oid, results)
         assert [result.get(timeout=10) for result in results] == list(range(200))
@@ -158,7 +158,7 @@ class TestNothingIsLeftBehind:
         results = expect(app, 200)
         with pytest.raises(TimeoutError):
             app.ResultSet(results, app=app).get(timeout=0.2)
-        assert not app.backend.result_consumer.matcher.fulfiller.watched
+        assert inside.watched(app) == 0
         del results
         gc.collect()
 
@@ -181,7 +181,7 @@ class TestNothingIsLeftBehind:
         for _ in range(5):
             next(came)
         came.close()
-        assert not app.backend.result_consumer.matcher.fulfiller.watched
+        assert inside.watched(app) == 0
         assert [result.get(timeout=5) for result in results[:10]] == list(range(10))
 
     def test_by_threads_and_connections_that_are_over(self, private_broker, make_client):
@@ -223,7 +223,7 @@ class TestNothingIsLeftBehind:
                 results = expect(app, 5)
                 answer(sender, oid, results)
                 assert [result.get(timeout=10) for result in results] == list(range(5))
-                app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+                inside.intake_socket(app).shutdown(2)
 
         call_and_cut(60)
         gc.collect()

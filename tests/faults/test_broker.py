@@ -7,6 +7,7 @@ import time
 import pytest
 from celery.exceptions import TimeoutError
 
+from tests.support import inside
 from tests.support.apps import client
 from tests.support.broker import settle
 from tests.support.results import answer, await_confirms, expect
@@ -41,8 +42,7 @@ class TestPersistent:
         results = expect(app, 2_000)
         oid = app.backend.oid
         # The caller is away, so that all of them lie in the broker when it goes.
-        app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
-        app.backend.result_consumer._intake = None
+        inside.hang_up(app)
         answer(sender, oid, results)
         await_confirms(sender)
         if how == "kill":
@@ -102,8 +102,7 @@ class TestTransient:
         app, sender = pair()
         forgotten, later = expect(app, 2)
         oid = app.backend.oid
-        app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
-        app.backend.result_consumer._intake = None
+        inside.hang_up(app)
         answer(sender, oid, [forgotten])
         await_confirms(sender)
         own_broker.kill()
@@ -121,7 +120,7 @@ class TestTransient:
         results = expect(app, 100)
         oid = app.backend.oid
         waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=60))
-        wait_until(lambda: app.backend.result_consumer.reading, 5, "it waits")
+        wait_until(lambda: inside.role_is_taken(app), 5, "it waits")
         own_broker.restart()
         answer(sender, oid, results)
         assert waiting.result(30) == list(range(100))

@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 from fastrpc import intake
 from fastrpc.errors import ReplyQueueMismatch
+from tests.support import inside
 from tests.support.amqp_bytes import NOT_AMQP
 from tests.support.apps import client
 from tests.support.broker import RabbitMQ
@@ -41,13 +42,12 @@ def connect(app: Celery, sender: Celery) -> None:
 
 
 def reading(app: Celery) -> bool:
-    consumer = app.backend.result_consumer
-    return consumer._intake is not None and consumer.reading
+    return inside.intake(app) is not None and inside.role_is_taken(app)
 
 
 def has_ended(app: Celery) -> bool:
     """Whether the broker has hung up (what it sends until then is taken, and dropped)."""
-    sock = app.backend.result_consumer._intake.connection.connection.sock
+    sock = inside.intake_socket(app)
     try:
         sock.settimeout(0.5)
         return not sock.recv(1 << 16)
@@ -94,7 +94,7 @@ class TestCut:
         results = expect(cut_app, 16)
         oid = cut_app.backend.oid
         waiters = Background(lambda: run_threads(16, lambda n: results[n].get(timeout=30)))
-        wait_until(lambda: len(cut_app.backend.result_consumer._sleepers) == 15, 10, "all wait")
+        wait_until(lambda: inside.sleepers(cut_app) == 15, 10, "all wait")
         for _ in range(3):
             proxy.cut(rst=rst)
         answer(sender, oid, results)
@@ -135,7 +135,7 @@ class TestNotAMQP:
         oid = cut_app.backend.oid
         connect(cut_app, sender)
         waiters = Background(lambda: run_threads(10, lambda n: results[n].get(timeout=30)))
-        wait_until(lambda: len(cut_app.backend.result_consumer._sleepers) == 9, 10, "all wait")
+        wait_until(lambda: inside.sleepers(cut_app) == 9, 10, "all wait")
         proxy.inject(data)
         wait_until(lambda: cut_app.backend.stats()["reconnects"] == 1, 10, "it is noticed")
         answer(sender, oid, results)
@@ -179,7 +179,7 @@ class TestUnreachable:
         proxy.freeze()
         proxy.cut()
         waiting = Background(lambda: patient.get(timeout=30))
-        wait_until(lambda: cut_app.backend.result_consumer.reading, 5, "it tries to connect")
+        wait_until(lambda: inside.role_is_taken(cut_app), 5, "it tries to connect")
         with stopwatch(0.5 + LATE, "get(0.5)"), pytest.raises(TimeoutError):
             hasty.get(timeout=0.5)
         proxy.thaw()
@@ -299,12 +299,10 @@ class TestHalfOpen:
         connect(app, sender)
         results = expect(app, 10)
         proxy.freeze()
-        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        inside.intake_socket(app).shutdown(2)
         waiting = Background(lambda: [result.get(timeout=20) for result in results])
-        intake = app.backend.result_consumer._intake
-        wait_until(
-            lambda: app.backend.result_consumer._intake not in (intake, None), 20, "it reconnects"
-        )
+        intake = inside.intake(app)
+        wait_until(lambda: inside.intake(app) not in (intake, None), 20, "it reconnects")
         answer(sender, app.backend.oid, results)
         assert waiting.result(10) == list(range(10))
 
@@ -445,7 +443,7 @@ class TestDisturbed:
         oid = app.backend.oid
         connect(app, sender)
         # An acknowledgement of nothing: PRECONDITION_FAILED, and the broker closes the channel.
-        app.backend.result_consumer._intake.channel.basic_ack(4711, multiple=False)
+        inside.intake(app).channel.basic_ack(4711, multiple=False)
         answer(sender, oid, [result], "after")
         assert result.get(timeout=10) == "after"
         assert app.backend.stats()["reconnects"] == 1
@@ -467,7 +465,7 @@ class TestDisturbed:
         echo = app.tasks["tests.echo"]
         assert echo.delay(1).get(timeout=10) == 1
         oid = app.backend.oid
-        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        inside.intake_socket(app).shutdown(2)
         app.backend.result_consumer.look(oid)  # notices, and does not connect again
         wait_until(lambda: oid not in private_broker.queues(), 10, "it has expired")
         assert echo.delay(2).get(timeout=10) == 2
@@ -504,7 +502,7 @@ class TestSilentQueue:
         """Another thread's queue, and what it called; the connection is lost meanwhile."""
         connect(app, sender)
         silent, late = Background(lambda: (app.backend.oid, expect(app, 1)[0])).result()
-        app.backend.result_consumer._intake.connection.connection.sock.shutdown(2)
+        inside.intake_socket(app).shutdown(2)
         time.sleep(0.5)  # the broker's own end of it waits for the answer of each queue, too
         return silent, late
 

@@ -14,6 +14,7 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu import Connection
 
+from tests.support import inside
 from tests.support.broker import Cluster, RabbitMQ
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background
@@ -157,8 +158,7 @@ def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, g
         return result.get(timeout=30)
 
     # The caller is away, so that its results lie in the queue when the node goes.
-    app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
-    app.backend.result_consumer._intake = None
+    inside.hang_up(app)
     answer(sender, oid, results)
     await_confirms(sender)
     thread = Background(wait_in_another_thread)

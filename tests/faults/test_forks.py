@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tests.support import inside
 from tests.support.broker import free_port
 from tests.support.processes import ROOT, Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
@@ -43,14 +44,10 @@ def live(app, sender) -> Celery:
 @contextmanager
 def connected(app: Celery, sender: Celery):
     """Within, neither of the connections that are open at the start is replaced."""
-    consumer, publisher = app.backend.result_consumer, sender.backend._publisher
-    intake, link = consumer._intake, publisher._link
+    intake, link = inside.intake(app), inside.link(sender)
     yield
-    assert (call(app, sender, 10), consumer._intake, publisher._link) == (
-        list(range(10)),
-        intake,
-        link,
-    )
+    assert call(app, sender, 10) == list(range(10))
+    assert (inside.intake(app), inside.link(sender)) == (intake, link)
     assert app.backend.stats()["reconnects"] == 0
     assert sender.backend.stats()["resent"] == 0
 
@@ -71,8 +68,8 @@ class TestPlainFork:
             call(live, sender, 1)
             return {
                 "oid": backend.oid,
-                "queues": backend._queues.names,
-                "socket": backend.result_consumer._intake.connection.connection.sock.getsockname(),
+                "queues": inside.reply_queues(live),
+                "socket": inside.intake_socket(live).getsockname(),
                 "before": before,
                 "after": backend.stats()["received"],
             }
@@ -80,7 +77,7 @@ class TestPlainFork:
         [waiting] = expect(live, 1)
         waiting.ready()
         backend.add_pending_result(waiting)
-        mine = backend.result_consumer._intake.connection.connection.sock.getsockname()
+        mine = inside.intake_socket(live).getsockname()
         child = Child(look).result()
         assert child["oid"] != backend.oid
         assert child["queues"] == [child["oid"]]
@@ -131,7 +128,7 @@ class TestPlainFork:
         results = expect(live, 4)
         oid = live.backend.oid
         waiters = Background(lambda: run_threads(4, lambda n: results[n].get(timeout=30)))
-        wait_until(lambda: len(live.backend.result_consumer._sleepers) == 3, 10, "they wait")
+        wait_until(lambda: inside.sleepers(live) == 3, 10, "they wait")
         children = [Child(lambda: call(live, sender, 50)) for _ in range(4)]
         assert [child.result() for child in children] == [list(range(50))] * 4
         answer(sender, oid, results)

@@ -10,6 +10,7 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.exceptions import TimeoutError
 
+from tests.support import inside
 from tests.support.apps import client
 from tests.support.resources import growth
 from tests.support.results import answer, expect, meta, new_ids, publish
@@ -33,7 +34,7 @@ def bystander(app, private_broker) -> Iterator[Background]:
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=100))
-    wait_until(lambda: app.backend.result_consumer.reading, 10, "it reads")
+    wait_until(lambda: inside.role_is_taken(app), 10, "it reads")
     yield waiting
     answer(sender, oid, [result], "undisturbed")
     assert waiting.result(20) == "undisturbed"
@@ -51,16 +52,14 @@ def noticed_nothing(bystander):
 
 def assert_nothing_comes_back(app: Celery) -> None:
     """All was acknowledged: a connection that looks again finds nothing."""
-    consumer = app.backend.result_consumer
-    wait_until(lambda: not consumer.reading, 5, "nobody reads")
-    wait_until(lambda: not consumer._intake.owes_acknowledgement, 5, "all is acknowledged")
+    wait_until(lambda: not inside.role_is_taken(app), 5, "nobody reads")
+    wait_until(lambda: not inside.owes_acknowledgement(app), 5, "all is acknowledged")
     received = app.backend.stats()["received"]
-    consumer._intake.goodbye(5, delete_queues=False)
-    consumer._intake = None
+    inside.hang_up(app)
     for _ in range(2):
         with pytest.raises(TimeoutError):
             app.AsyncResult(new_ids(1)[0]).get(timeout=0.1)
-    assert consumer._intake is not None
+    assert inside.intake(app) is not None
     assert app.backend.stats()["received"] == received
 
 
@@ -155,7 +154,7 @@ def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sen
     oid = app.backend.oid
     answer(sender, oid, results[:1])
     assert results[0].get(timeout=10) == 0
-    intake = app.backend.result_consumer._intake
+    intake = inside.intake(app)
     for result, (what, message) in zip(results[1:], BAD.items(), strict=True):
         properties = {"correlation_id": "x", **message}
         publish(app, oid, properties.pop("body"), **properties)
@@ -245,7 +244,7 @@ def test_a_flood_stays_within_the_caps(private_broker, make_client, sender, capl
     [result] = expect(app, 1)
     oid = app.backend.oid
     waiting = Background(lambda: result.get(timeout=60))
-    wait_until(lambda: app.backend.result_consumer.reading, 10, "it reads")
+    wait_until(lambda: inside.role_is_taken(app), 10, "it reads")
     answer(sender, oid, new_ids(5_000), "warm up")
     wait_until(lambda: app.backend.stats()["received"] >= 5_000, 20, "it has begun")
 

@@ -9,6 +9,7 @@ from amqp.exceptions import NotFound
 from celery import group
 from kombu import Connection
 
+from tests.support import inside
 from tests.support.results import answer, await_confirms, expect
 from tests.support.waiting import wait_until
 
@@ -101,6 +102,5 @@ def test_it_expires_unused(quorum, private_broker, sender):
     assert result.get(timeout=WAIT) == "used"
     time.sleep(1.5)  # longer than it may be unused, but it is in use
     assert exists(private_broker.url, oid)
-    app.backend.result_consumer._intake.goodbye(5, delete_queues=False)
-    app.backend.result_consumer._intake = None
+    inside.hang_up(app)
     wait_until(lambda: not exists(private_broker.url, oid), WAIT, "it has expired")

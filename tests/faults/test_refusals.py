@@ -9,6 +9,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
+from tests.support import inside
 from tests.support.apps import client
 from tests.support.proxy import Proxy
 from tests.support.results import answer, expect
@@ -62,8 +63,7 @@ def texts_of(app: Celery) -> str:
         backend.options,
         backend.stats(),
     ]
-    consumer, publisher = backend.result_consumer, backend._publisher
-    seen += [getattr(consumer, "_intake", None), getattr(publisher, "_link", None)]
+    seen += [inside.intake(app), inside.link(app)]
     return "\n".join([*map(repr, seen), backend.as_uri(), backend.as_uri(include_password=False)])
 
 

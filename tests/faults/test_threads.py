@@ -15,6 +15,7 @@ from celery.exceptions import TimeoutError
 from celery.result import denied_join_result
 
 from fastrpc.backend import RPCBackend
+from tests.support import inside
 from tests.support.resources import growth
 from tests.support.results import answer, expect, new_ids
 from tests.support.threads import Background, run_threads
@@ -112,9 +113,7 @@ class TestAnyThreadWaitsForAnyResult:
         waiters = Background(
             lambda: run_threads(16, lambda n: app.AsyncResult(result.id).get(timeout=20))
         )
-        wait_until(
-            lambda: len(app.backend.result_consumer._sleepers) == 15, 10, "one reads, 15 sleep"
-        )
+        wait_until(lambda: inside.sleepers(app) == 15, 10, "one reads, 15 sleep")
         answer(sender, oid, [result], "for all")
         assert waiters.result(10) == ["for all"] * 16
 
@@ -171,12 +170,11 @@ class TestHandingOver:
                 first.get(timeout=0.5)
 
         reader = Background(time_out)
-        consumer = app.backend.result_consumer
-        wait_until(lambda: consumer.reading, 10, "somebody reads")
+        wait_until(lambda: inside.role_is_taken(app), 10, "somebody reads")
         sleeper = Background(lambda: (second.get(timeout=20), time.monotonic()))
-        wait_until(lambda: consumer._sleepers, 10, "somebody sleeps")
+        wait_until(lambda: inside.sleepers(app), 10, "somebody sleeps")
         reader.result(10)
-        wait_until(lambda: consumer.reading, 0.5, "the sleeper reads")
+        wait_until(lambda: inside.role_is_taken(app), 0.5, "the sleeper reads")
         sent = time.monotonic()
         answer(sender, oid, [second], "second")
         value, at = sleeper.result(10)
@@ -194,7 +192,7 @@ class TestHandingOver:
             return time.monotonic() - sent[n]
 
         waiters = Background(lambda: run_threads(32, wait))
-        wait_until(lambda: len(app.backend.result_consumer._sleepers) == 31, 10, "all wait")
+        wait_until(lambda: inside.sleepers(app) == 31, 10, "all wait")
         for n in random.Random(1).sample(range(32), 32):
             sent[n] = time.monotonic()
             answer(sender, oid, [results[n]])
@@ -224,10 +222,10 @@ class TestCallbacks:
         first, parent, child = expect(app, 3)
         answer(sender, app.backend.oid, [first])
         assert first.get(timeout=5) == 0
-        app.backend.result_consumer._intake.interval = 60.0
+        inside.intake(app).interval = 60.0
         child.parent = parent
         waiting = Background(lambda: child.get(timeout=60))
-        wait_until(lambda: app.backend.result_consumer.reading, 5, "it reads")
+        wait_until(lambda: inside.role_is_taken(app), 5, "it reads")
         failure = ValueError("the parent's")
         answer(sender, app.backend.oid, [parent], failure, states.FAILURE)
         with pytest.raises(ValueError, match="the parent's"):
@@ -294,7 +292,7 @@ class TestCallbacks:
                 return repr(exc)
 
         waiters = Background(lambda: run_threads(3, wait))
-        wait_until(lambda: len(app.backend.result_consumer._sleepers) == 2, 10, "all wait")
+        wait_until(lambda: inside.sleepers(app) == 2, 10, "all wait")
         answer(sender, oid, results)
         assert waiters.result(20) == [0, 'LookupError("a callback\'s own")', 2]
 
@@ -335,7 +333,7 @@ class TestShortLivedThreads:
         assert growth(lambda: live_and_die(threads // 2)) < 2 * 1024 * 1024
         wait_until(lambda: threading.active_count() <= alive, 5, "no thread is left")
         # Thread idents are reused, and with them the names of queues.
-        names = set(app.backend._queues.names)
+        names = set(inside.reply_queues(app))
         assert len(names) <= 4 * at_once
         stats = app.backend.stats()
         assert (stats["waiting"], stats["unclaimed"]) == (0, 0)

@@ -14,6 +14,7 @@ from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import publisher
+from tests.support import inside
 from tests.support.broker import RabbitMQ
 from tests.support.processes import Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
@@ -86,7 +87,7 @@ def refused(app, words: str) -> None:
 def test_results_travel_over_tls(tls_broker, make_client, trusting):
     app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
     round_trip(app)
-    sock = app.backend.result_consumer._intake.connection.connection.sock
+    sock = inside.intake_socket(app)
     assert isinstance(sock, ssl.SSLSocket)
     assert sock.version() in ("TLSv1.2", "TLSv1.3")
 
@@ -207,10 +208,10 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
         first, last = expect(app, 2)
         answer(sender, app.backend.oid, [first])
         await_confirms(sender)
-        link = sender.backend._publisher._link
+        link = inside.link(sender)
         proxy.freeze()
         answer(sender, app.backend.oid, [last])
-        wait_until(lambda: sender.backend._publisher._link is not link, 10, "it is given up")
+        wait_until(lambda: inside.link(sender) is not link, 10, "it is given up")
         proxy.thaw()
         assert last.get(timeout=10) == 0
         await_confirms(sender)
@@ -220,11 +221,10 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
 def test_a_fork_leaves_the_parents_tls_connection_alone(tls_broker, make_client, trusting):
     app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
     round_trip(app)
-    consumer = app.backend.result_consumer
-    intake = consumer._intake
+    intake = inside.intake(app)
     for _ in range(3):
         Child(lambda: round_trip(app), sys_exit_with_atexit).result()
     round_trip(app)
     wait_until(lambda: app.backend.stats()["unconfirmed"] == 0, 5, "all is confirmed")
-    assert consumer._intake is intake
+    assert inside.intake(app) is intake
     assert app.backend.stats()["reconnects"] == 0

@@ -14,6 +14,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import ResultTooLarge, link, publisher
+from tests.support import inside
 from tests.support.amqp_bytes import NOT_AMQP
 from tests.support.apps import client
 from tests.support.broker import RabbitMQ
@@ -31,7 +32,7 @@ def cut_sender(private_broker, proxy, make_client) -> Celery:
 
 
 def link_is_open(sender: Celery) -> bool:
-    return sender.backend._publisher is not None and sender.backend._publisher._link is not None
+    return inside.link(sender) is not None
 
 
 class TestCut:
@@ -124,7 +125,7 @@ class TestCut:
         oid = app.backend.oid
         answer(cut_sender, oid, [first])
         await_confirms(cut_sender)
-        transport = cut_sender.backend._publisher._link._amqp.transport
+        transport = inside.link_amqp(cut_sender).transport
 
         def write(frames, write=transport.write):
             write(frames[: int(len(frames) * part)])
@@ -153,7 +154,7 @@ class TestCut:
         first, hit, last = expect(app, 3)
         oid = app.backend.oid
         answer(sender, oid, [first])
-        amqp = sender.backend._publisher._link._amqp
+        amqp = inside.link_amqp(sender)
 
         def fill(timeout, fill=amqp.fill):
             fill(timeout)
@@ -171,7 +172,7 @@ class TestCut:
     def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))
         await_confirms(cut_sender)
-        wait_until(lambda: cut_sender.backend._publisher._watcher is None, 5, "it has ended")
+        wait_until(lambda: inside.watcher(cut_sender) is None, 5, "it has ended")
 
     def test_unreachable_and_retries_used_up(self, private_broker, make_client, proxy):
         """Then the task's worker is told, as on stock."""
@@ -274,7 +275,7 @@ class TestWindow:
         sending.result(10)
         assert [result.get(timeout=10) for result in results] == [value] * 50
         await_confirms(sender)
-        assert publisher._window.bytes == 0
+        assert inside.unconfirmed_bytes(sender) == 0
 
     def test_the_bytes_are_counted_right_after_cuts(self, app, cut_sender, proxy):
         oid = app.backend.oid
@@ -283,7 +284,7 @@ class TestWindow:
         answer(cut_sender, oid, results, "x" * 500)
         proxy.cut_every(None)
         await_confirms(cut_sender)
-        assert cut_sender.backend._publisher._window.bytes == 0
+        assert inside.unconfirmed_bytes(cut_sender) == 0
         assert [result.get(timeout=20) for result in results] == ["x" * 500] * 3_000
 
 
@@ -402,7 +403,7 @@ class TestBlocked:
         alarm(True)
         # The alarm is for those who publish: the first makes the broker say so.
         answer(sender, oid, results[:1])
-        wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
         assert records.count("blocks publishing") == 1
 
         def send_each() -> None:
@@ -428,7 +429,7 @@ class TestBlocked:
         await_confirms(sender)
         alarm(True)
         answer(sender, oid, results[1:2])
-        wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+        wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
         sending = Background(lambda: answer(sender, oid, results[2:]))
         wait_until(sender.backend._publisher._lock.locked, 5, "a send waits")
         closing = Background(sender.backend.close)

@@ -1,11 +1,11 @@
 """Looks into the internals of fastrpc, one function each; whatever is renamed is renamed here.
 
-They are for tests that check what an exception, a collection or a callback left behind. None of
-them changes anything.
+Only hang_up() changes anything.
 """
 
 from __future__ import annotations
 
+import socket
 import threading
 from typing import Any
 
@@ -53,15 +53,60 @@ def acknowledgement_is_pending(app: Celery) -> bool:
 
 def owes_acknowledgement(app: Celery) -> bool:
     """Whether results were handed over and not acknowledged to the broker."""
-    intake = app.backend.result_consumer._intake
-    return intake is not None and intake.owes_acknowledgement
+    current = intake(app)
+    return current is not None and current.owes_acknowledgement
 
 
-def has_dead_watcher(app: Celery) -> bool:
+def intake(app: Celery) -> Any:
+    """What results come in by, with the connection that it owns; None while there is none."""
+    return app.backend.result_consumer._intake
+
+
+def intake_socket(app: Celery) -> socket.socket:
+    """The socket that results come in by."""
+    return intake(app).connection.connection.sock
+
+
+def reply_queues(app: Celery) -> list[str]:
+    """Names of the reply queues, one for each thread that has called."""
+    return app.backend._queues.names
+
+
+def hang_up(app: Celery) -> None:
+    """Close the connection that results come in by, and leave the reply queues at the broker.
+
+    Whoever waits next connects again.
+    """
+    intake(app).goodbye(5, delete_queues=False)
+    app.backend.result_consumer._intake = None
+
+
+def link(sender: Celery) -> Any:
+    """What results are sent over, with the connection that it owns; None while there is none."""
+    publisher = sender.backend._publisher
+    return None if publisher is None else publisher._link
+
+
+def link_amqp(sender: Celery) -> Any:
+    """py-amqp's connection that results are sent over."""
+    return link(sender)._amqp
+
+
+def unconfirmed_bytes(sender: Celery) -> int:
+    """Bytes of the results that are kept until they are confirmed."""
+    return sender.backend._publisher._window.bytes
+
+
+def watcher(sender: Celery) -> threading.Thread | None:
+    """The thread that looks for confirms while nobody sends."""
+    publisher = sender.backend._publisher
+    return None if publisher is None else publisher._watcher
+
+
+def has_dead_watcher(sender: Celery) -> bool:
     """Whether the publisher counts on a thread that does not run to look for confirms."""
-    publisher = app.backend._publisher
-    watcher = None if publisher is None else publisher._watcher
-    return watcher is not None and not watcher.is_alive()
+    thread = watcher(sender)
+    return thread is not None and not thread.is_alive()
 
 
 def threads_of_ours() -> list[str]:
