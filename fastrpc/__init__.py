@@ -18,6 +18,9 @@ from .errors import (
     ResultTooLarge,
 )
 
+#: The one place of the version: pyproject.toml reads it from here, without an import.
+__version__ = "0.1.0"
+
 __all__ = [
     "BacklogLimitExceeded",
     "BadMessage",
