@@ -111,8 +111,13 @@ storm: build ## STORM_SECONDS (300) of load while exceptions, collections and ca
 
 # -- checks that run nothing
 
+# Nobody inherits from the compiled classes, so their stubs need not say how that would clash.
+STUBTEST := -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-disjoint-bases \
+	--allowlist tools/stubtest-allowlist.txt
+STUBS = $(subst /,.,$(basename $(shell find fastrpc -name '*.pyi')))
+
 .PHONY: lint
-lint: $(VENV)/.installed ## ruff, cython-lint, clang-format and mypy
+lint: $(VENV)/.installed ## ruff, cython-lint, clang-format, mypy, stubs, spelling, shell scripts
 	$(call say,'ruff')
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -120,8 +125,13 @@ lint: $(VENV)/.installed ## ruff, cython-lint, clang-format and mypy
 	@PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastrpc
 	$(call say,'clang-format')
 	@$(BIN)/clang-format --dry-run -Werror $(C_SOURCES)
-	$(call say,'mypy')
+	$(call say,'mypy and stubtest')
 	@$(BIN)/mypy
+	@$(PY) $(STUBTEST) $(STUBS)
+	$(call say,'codespell')
+	@$(BIN)/codespell
+	$(call say,'shellcheck')
+	@$(BIN)/shellcheck .ci/run $(filter-out %.txt,$(wildcard tools/*))
 
 .PHONY: compile
 compile: ## the C code alone, warnings are errors
@@ -183,8 +193,8 @@ SOURCES := pyproject.toml setup.py fastrpc/__init__.py \
 
 # Editable: the tests and the benchmarks see the sources as they are.
 $(VENV)/.installed: $(SOURCES) | $(PY)
-	$(call say,'building fastrpc and installing it with its test$(,) bench and demo extras')
-	@$(PY) -m pip install -q --disable-pip-version-check -e '.[test,bench,demo]'
+	$(call say,'building fastrpc and installing it with its test$(,) lint$(,) bench and demo extras')
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint,bench,demo]'
 	@touch $@
 
 .PHONY: root

@@ -517,10 +517,10 @@ def plot_scaling(run: Run, pyplot: Any) -> Any:
         ("Threads", ("test_threads",), "threads", "µs a result"),
     ]
     figure, all_axes = pyplot.subplots(1, 3, figsize=(10, 3.4))
-    for axes, (name, whats, argument, label) in zip(all_axes, panels, strict=True):
+    for axes, (name, measured, argument, label) in zip(all_axes, panels, strict=True):
         lines: dict[str, list[tuple[int, Entry]]] = {}
         for entry in run.entries:
-            if entry.what in whats:
+            if entry.what in measured:
                 lines.setdefault(entry.who, []).append((entry.arguments[argument], entry))
         for who in NAMES:
             if who in lines:

@@ -33,7 +33,7 @@ class FrameReader:
     After a ``ProtocolError`` or a ``MemoryError`` the reader is dead: every call raises it again.
     """
 
-    def __init__(self, frame_max: int = 131072, max_body: int = 536870912) -> None:
+    def __new__(cls, frame_max: int = 131072, max_body: int = 536870912) -> FrameReader:
         """``frame_max``: the negotiated one; 0 means 131072. A larger frame is a protocol error, as
         is a body of more than ``max_body`` bytes (at its content header, before it is received)."""
 
@@ -134,8 +134,8 @@ class PublishEncoder:
     sent). A ``ValueError`` says what does not fit.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         channel: int,
         exchange: str,
         content_type: str | None = None,
@@ -145,7 +145,7 @@ class PublishEncoder:
         priority: int | None = None,
         mandatory: bool = False,
         frame_max: int = 131072,
-    ) -> None:
+    ) -> PublishEncoder:
         """``headers`` is an encoded table: ``amqp.serialization.dumps("F", [{}])``."""
 
     def encode(
@@ -159,7 +159,7 @@ class PublishEncoder:
 def encode_ack(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:
     """The frame of a ``basic.ack``."""
 
-def readable(fd: int, busy_wait: float = 0) -> bool:
+def readable(fd: int, busy_wait: float = 0.0) -> bool:
     """Whether reading from ``fd`` would return at once: with bytes, the end or an error.
 
     Looks again and again for ``busy_wait`` seconds, without the GIL, before it says no.

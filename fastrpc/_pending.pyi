@@ -35,13 +35,13 @@ class PendingTable:
     ``max_lost`` (by default ``max_unclaimed``) cap the ids remembered. A limit may be 0.
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         max_unclaimed: int = 1_000_000,
         max_unclaimed_bytes: int = 268_435_456,
         max_done: int = 10_000,
         max_lost: int | None = None,
-    ) -> None: ...
+    ) -> PendingTable: ...
     def add(self, task_id: str | bytes, waiter: object) -> int:
         """Register a waiter (not None); returns the state before.
 
