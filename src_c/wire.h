@@ -94,6 +94,15 @@ static inline bool wire_read_u16(wire_cursor *c, uint16_t *out)
     return true;
 }
 
+static inline bool wire_read_u32(wire_cursor *c, uint32_t *out)
+{
+    if (wire_left(c) < 4)
+        return false;
+    *out = wire_load32(c->pos);
+    c->pos += 4;
+    return true;
+}
+
 static inline bool wire_read_u64(wire_cursor *c, uint64_t *out)
 {
     if (wire_left(c) < 8)

@@ -18,6 +18,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-o
 PROGRAMS = {
     "test_frame": ["frame.c"],
     "test_publish": ["publish.c", "frame.c"],
+    "test_table": ["table.c"],
     "test_pending": ["pending.c"],
 }
 
