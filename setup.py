@@ -41,6 +41,7 @@ setup(
             extension("_amqp", "frame.c", "publish.c"),
             extension("_pending", "pending.c"),
             extension("_json"),
+            extension("_table", "table.c"),
             extension("_intake"),
             extension("_lock"),
             extension("_wait"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import FrameSyntaxError, UnexpectedFrame
 
 __all__ = [
     "BacklogLimitExceeded",
@@ -14,6 +14,7 @@ __all__ = [
     "ReplyQueueRefused",
     "ResultDropped",
     "ResultTooLarge",
+    "TableError",
 ]
 
 
@@ -76,4 +77,11 @@ class ProtocolError(FastRPCError, UnexpectedFrame):
 
     Final for the connection: whoever keeps reading gets the same error again. It is py-amqp's
     ``UnexpectedFrame`` to whoever catches what a lost connection raises.
+    """
+
+
+class TableError(FastRPCError, FrameSyntaxError):
+    """A header that has no type in AMQP, or headers or properties of the peer that are malformed.
+
+    It is py-amqp's ``FrameSyntaxError``, which is what a lost connection raises, among others.
     """

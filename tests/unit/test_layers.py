@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fastrpc"
 LAYERS = [
     {"errors"},
     {
-        *("_amqp", "_lock", "_pending", "_wait", "_json"),
+        *("_amqp", "_table", "_lock", "_pending", "_wait", "_json"),
         *("serialization", "options", "retry", "stats", "settings"),
     },
     {"_intake", "_window", "queues", "transport"},
