@@ -24,13 +24,14 @@ NAMES = {
     "fastrpc-busywait": "fastrpc://, busy_wait",
     "raw": "raw bytes (limit)",
     "kombu": "kombu (stock)",
+    "py-amqp": "py-amqp (stock)",
     "orjson": "bare orjson (limit)",
     "dict": "dict",
     "table": "fastrpc's table",
 }
 #: What the others are compared with, and what nobody can beat.
-BASES, LIMITS = ("rpc", "kombu", "dict"), ("raw", "orjson")
-OURS = {"rpc": "fastrpc", "kombu": "fastrpc", "dict": "table"}
+BASES, LIMITS = ("rpc", "kombu", "py-amqp", "dict"), ("raw", "orjson")
+OURS = {"rpc": "fastrpc", "kombu": "fastrpc", "py-amqp": "fastrpc", "dict": "table"}
 
 COLOURS = {
     "rpc": "#8a8f98",
