@@ -16,6 +16,7 @@ from .errors import (
     ReplyQueueRefused,
     ResultDropped,
     ResultTooLarge,
+    TableError,
 )
 
 #: The one place of the version: pyproject.toml reads it from here, without an import.
@@ -31,6 +32,7 @@ __all__ = [
     "ReplyQueueRefused",
     "ResultDropped",
     "ResultTooLarge",
+    "TableError",
     "install",
 ]
 

@@ -31,7 +31,7 @@ cdef class Lock:
 
     def within(self, timeout):
         """``with lock.within(5) as taken:`` waits at most so many seconds for it."""
-        cdef Turn turn = Turn.__new__(Turn)
+        cdef _Turn turn = _Turn.__new__(_Turn)
         turn.lock, turn.timeout = self, timeout
         return turn
 
@@ -44,7 +44,7 @@ cdef class Lock:
         return self.owner is not None and self.owner == threading.get_ident()
 
 
-cdef class Turn:
+cdef class _Turn:
     """A bounded wait for a Lock, for `with`."""
 
     cdef Lock lock

@@ -1,5 +1,5 @@
-# Header tables and properties for other Cython modules, which read them where they lie in a frame and
-# write them into a buffer of their own:
+# Header tables and properties for other Cython modules, which read them where they lie in a frame
+# and write them into a buffer of their own:
 #
 #     headers = read_table(reader.event.headers.ptr, reader.event.headers.len)
 #
@@ -10,15 +10,15 @@
 #     write_buffer_free(&out)
 #
 # All of them need the GIL and may run Python code: garbage collection and, when writing, methods of
-# subclasses of the plain types. Until they return, what is read must stay where it is, and nobody else
-# may write into the buffer.
+# subclasses of the plain types. Until they return, what is read must stay where it is, and nobody
+# else may write into the buffer.
 from libc.stdint cimport uint8_t
 
 from fastrpc.cwire cimport wire_cursor, wire_writer
 
 
-# Memory that grows while it is written into; it moves. The owner frees it. Frames can be written into it
-# by the functions of wire.h on `to`, after write_buffer_reserve.
+# Memory that grows, and so moves, while it is written into. The owner frees it. Frames are written
+# into it by the functions of wire.h on `to`, after write_buffer_reserve.
 cdef struct write_buffer:
     wire_writer to  # where the next byte goes
     uint8_t *start

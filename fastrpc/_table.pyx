@@ -165,7 +165,7 @@ cdef int malformed(int rc, uint8_t type) except -1:
 cdef dict take_table(wire_cursor *c):
     cdef table_reader reader
     cdef table_item item
-    # The open containers, innermost last. Each is kept alive by the one before it, the first by `table`.
+    # The open containers, innermost last. Each keeps the next alive; `table` keeps the first.
     cdef PyObject *opened[TABLE_DEPTH_MAX + 1]
     cdef size_t depth = 0
     cdef dict table = {}
@@ -362,7 +362,7 @@ cdef int write_value(write_buffer *out, object value) except -1:
 
 
 cdef int write_values(write_buffer *out, object pairs) except -1:
-    """All key-value pairs of a table, and what is inside of their values: in one loop, since a thread's
+    """All key-value pairs of a table, and what is in their values: in one loop, since a thread's
     stack may be small and Python's own limit does not guard it."""
     cdef size_t first[TABLE_DEPTH_MAX + 1]
     cdef bint array[TABLE_DEPTH_MAX + 1]

@@ -68,7 +68,7 @@ cdef class Wait:
 cdef class Watchers:
     """Which waits hear of which AsyncResult, and of which messages."""
 
-    def __init__(self):
+    def __cinit__(self):
         self._waits = {}
         self._listeners = {}
         self._notified = []

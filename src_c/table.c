@@ -29,8 +29,8 @@ static bool read_unsigned(wire_cursor *c, size_t size, uint64_t *out)
     return true;
 }
 
-/* What `size` octets mean as a two's complement number; a cast of what does not fit would leave that to
- * the compiler. */
+/* What `size` octets mean as a two's complement number; a cast of what does not fit would leave
+ * that to the compiler. */
 static int64_t to_signed(uint64_t v, size_t size)
 {
     uint64_t most = UINT64_MAX >> (65 - 8 * size);

@@ -7,9 +7,9 @@
  *
  *     t  octet, 0 is false          S  long length, text        V  nothing
  *     b  int8      B  uint8         x  long length, octets      T  uint64, seconds since 1970
- *     s U int16    u  uint16        F  table                    D  octet scale, int32 unscaled value
- *     I  int32     i  uint32        A  array                    f  float        d  double
- *     l L int64
+ *     s U int16    u  uint16        F  table                    D  octet scale, int32 unscaled
+ * value I  int32     i  uint32        A  array                    f  float        d  double l L
+ * int64
  *
  * The letters are those of py-amqp and RabbitMQ, which are not those of the AMQP 0-9-1 paper.
  *
@@ -21,10 +21,11 @@
  *     while (rc >= 0 && (rc = table_next(&r, &item)) != TABLE_DONE)
  *         ...
  *
- * A length is held against what is left of the container it stands in: a value that would run past its
- * table is an error, not a shorter value.
+ * A length is held against what is left of the container it stands in: a value that would run past
+ * its table is an error, not a shorter value.
  *
- * Ownership: every view points into the bytes that the caller passed in and is valid as long as they.
+ * Ownership: every view points into the bytes that the caller passed in and is valid as long as
+ * they.
  */
 #ifndef FASTRPC_TABLE_H
 #define FASTRPC_TABLE_H
@@ -47,7 +48,7 @@ enum {
     TABLE_INTEGER,
     TABLE_BOOL, /* in integer: 0 or 1 */
     TABLE_REAL,
-    TABLE_DECIMAL,   /* integer / 10 ** scale */
+    TABLE_DECIMAL, /* integer / 10 ** scale */
     TABLE_TIMESTAMP,
     TABLE_VOID,
     TABLE_OPEN_TABLE, /* the next values are its own, until TABLE_CLOSE */
@@ -66,7 +67,8 @@ enum {
 /* ------------------------------------------------------------------ reading */
 
 typedef struct table_item {
-    wire_view key;   /* NULL ptr: the value is one of an array; not set at TABLE_DONE and TABLE_CLOSE */
+    wire_view
+        key; /* NULL ptr: the value is one of an array; not set at TABLE_DONE and TABLE_CLOSE */
     wire_view bytes; /* of TABLE_TEXT and TABLE_BYTES */
     union {
         int64_t integer;
@@ -100,7 +102,8 @@ int table_next(table_reader *r, table_item *item);
  * Values as py-amqp writes them. In a table, a key (wire_write_shortstr) goes before each value; a
  * container is its type, TABLE_LENGTH_SIZE octets that table_close fills in, and its values.
  *
- * Like all writers of wire.h these return false when too little is left, and have then written nothing.
+ * Like all writers of wire.h these return false when too little is left, and have then written
+ * nothing.
  */
 
 enum {
@@ -120,8 +123,8 @@ bool table_write_void(wire_writer *w);
 /* `type` is 'F' or 'A'; the outermost table has none and begins with its length: 0. */
 bool table_open(wire_writer *w, uint8_t type);
 
-/* `first` is where the first value of the container is, `end` where the last one ends. False if they are
- * further apart than a length can say. */
+/* `first` is where the first value of the container is, `end` where the last one ends. False if
+ * they are further apart than a length can say. */
 bool table_close(uint8_t *first, const uint8_t *end);
 
 /* ------------------------------------------------------------------ properties
@@ -147,13 +150,7 @@ enum {
     PROPERTY_COUNT
 };
 
-enum {
-    PROPERTIES_DONE = 0,
-    PROPERTY_SHORTSTR,
-    PROPERTY_TABLE,
-    PROPERTY_OCTET,
-    PROPERTY_LONGLONG
-};
+enum { PROPERTIES_DONE = 0, PROPERTY_SHORTSTR, PROPERTY_TABLE, PROPERTY_OCTET, PROPERTY_LONGLONG };
 
 typedef struct property_item {
     int index;       /* PROPERTY_CONTENT_TYPE ... PROPERTY_CLUSTER_ID */
@@ -174,8 +171,8 @@ uint16_t property_flag(int index);
 /* Reads the flags. 0 or error. */
 int properties_begin(property_reader *r, const uint8_t *ptr, size_t len);
 
-/* The kind of the next property that is there, PROPERTIES_DONE, or an error. Flags that no property has
- * are ignored, as is what follows the last property. */
+/* The kind of the next property that is there, PROPERTIES_DONE, or an error. Flags that no property
+ * has are ignored, as is what follows the last property. */
 int properties_next(property_reader *r, property_item *item);
 
 #endif

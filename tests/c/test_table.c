@@ -1,5 +1,5 @@
-/* table.c: every type octet by octet, nesting, cut and lying bytes, and back. (Equality with py-amqp is
- * tests/unit/test_table.py's.) Run by test_c.py. */
+/* table.c: every type octet by octet, nesting, cut and lying bytes, and back. (Equality with
+ * py-amqp is tests/unit/test_table.py's.) Run by test_c.py. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -57,8 +57,8 @@ static int walk_copy(const void *ptr, size_t len)
     return rc;
 }
 
-/* The first value of a table, of that type and at the start of those octets; how much of them is left.
- * Its bytes are compared here: they go when it returns. */
+/* The first value of a table, of that type and at the start of those octets; how much of them is
+ * left. Its bytes are compared here: they go when it returns. */
 static int read_first(char type, const void *data, size_t len, table_item *item, size_t *left)
 {
     table_reader r;
@@ -73,7 +73,8 @@ static int read_first(char type, const void *data, size_t len, table_item *item,
     CHECK(rc < 0 || (item->key.len == 1 && item->key.ptr[0] == 'k' && item->type == (uint8_t)type),
           "key or type");
     if (rc == TABLE_TEXT || rc == TABLE_BYTES)
-        CHECK(memcmp(item->bytes.ptr, (const uint8_t *)data + 4, item->bytes.len) == 0, "other bytes");
+        CHECK(memcmp(item->bytes.ptr, (const uint8_t *)data + 4, item->bytes.len) == 0,
+              "other bytes");
     *left = wire_left(&r.at);
     free(b.ptr);
     return rc;
@@ -95,7 +96,7 @@ static void test_integers(void)
         char type;
         size_t size;
         bool is_signed;
-    } types[] = {{'b', 1, true}, {'B', 1, false}, {'s', 2, true},  {'U', 2, true}, {'u', 2, false},
+    } types[] = {{'b', 1, true}, {'B', 1, false}, {'s', 2, true}, {'U', 2, true}, {'u', 2, false},
                  {'I', 4, true}, {'i', 4, false}, {'l', 8, true}, {'L', 8, true}};
     table_item item;
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
@@ -113,7 +114,8 @@ static void test_integers(void)
         octets[0] = 0x80;
         CHECK(read_one(types[i].type, octets, size, &item) == TABLE_INTEGER, "%c", types[i].type);
         CHECK(item.integer == (types[i].is_signed ? -most - 1 : most + 1), "%c", types[i].type);
-        CHECK(read_one(types[i].type, octets, size - 1, &item) == TABLE_ELENGTH, "%c", types[i].type);
+        CHECK(read_one(types[i].type, octets, size - 1, &item) == TABLE_ELENGTH, "%c",
+              types[i].type);
     }
 }
 
@@ -129,7 +131,8 @@ static void test_values(void)
     CHECK(READ('f', "\277\300\0\0") == TABLE_REAL && item.real == -1.5);
     CHECK(READ('d', "\277\370\0\0\0\0\0\0") == TABLE_REAL && item.real == -1.5);
     CHECK(READ('d', "\177\370\0\0\0\0\0\0") == TABLE_REAL && isnan(item.real));
-    CHECK(READ('D', "\377\377\377\377\376") == TABLE_DECIMAL && item.scale == 255 && item.integer == -2);
+    CHECK(READ('D', "\377\377\377\377\376") == TABLE_DECIMAL && item.scale == 255 &&
+          item.integer == -2);
     CHECK(READ('T', "\377\377\377\377\377\377\377\377") == TABLE_TIMESTAMP &&
           item.timestamp == UINT64_MAX);
     CHECK(READ('V', "") == TABLE_VOID);
@@ -167,9 +170,9 @@ static const char nested[] = "\0\0\0\35"
 
 static void test_nesting(void)
 {
-    static const int kinds[] = {TABLE_OPEN_ARRAY, TABLE_OPEN_TABLE, TABLE_VOID,       TABLE_CLOSE,
-                                TABLE_OPEN_ARRAY, TABLE_CLOSE,      TABLE_BOOL,       TABLE_CLOSE,
-                                TABLE_OPEN_TABLE, TABLE_CLOSE,      TABLE_DONE,       TABLE_DONE};
+    static const int kinds[] = {TABLE_OPEN_ARRAY, TABLE_OPEN_TABLE, TABLE_VOID, TABLE_CLOSE,
+                                TABLE_OPEN_ARRAY, TABLE_CLOSE,      TABLE_BOOL, TABLE_CLOSE,
+                                TABLE_OPEN_TABLE, TABLE_CLOSE,      TABLE_DONE, TABLE_DONE};
     /* 0: a value of an array; -: the end of something */
     static const char keys[] = "a0b-0-0-c---";
     table_reader r;
@@ -254,20 +257,62 @@ static void test_depth(void)
 
 typedef bool (*write)(wire_writer *w);
 
-static bool write_text(wire_writer *w) { return table_write_text(w, "hi", 2); }
-static bool write_empty(wire_writer *w) { return table_write_text(w, NULL, 0); }
-static bool write_long(wire_writer *w) { return table_write_integer(w, -2147483647); }
-static bool write_most(wire_writer *w) { return table_write_integer(w, 2147483647); }
-static bool write_below(wire_writer *w) { return table_write_integer(w, -2147483648LL); }
-static bool write_above(wire_writer *w) { return table_write_integer(w, 2147483648LL); }
-static bool write_least(wire_writer *w) { return table_write_integer(w, INT64_MIN); }
-static bool write_bool(wire_writer *w) { return table_write_bool(w, true); }
-static bool write_real(wire_writer *w) { return table_write_real(w, -1.5); }
-static bool write_timestamp(wire_writer *w) { return table_write_timestamp(w, UINT64_MAX); }
-static bool write_decimal(wire_writer *w) { return table_write_decimal(w, 255, -2); }
-static bool write_void(wire_writer *w) { return table_write_void(w); }
-static bool open_table(wire_writer *w) { return table_open(w, 'F'); }
-static bool open_outermost(wire_writer *w) { return table_open(w, 0); }
+static bool write_text(wire_writer *w)
+{
+    return table_write_text(w, "hi", 2);
+}
+static bool write_empty(wire_writer *w)
+{
+    return table_write_text(w, NULL, 0);
+}
+static bool write_long(wire_writer *w)
+{
+    return table_write_integer(w, -2147483647);
+}
+static bool write_most(wire_writer *w)
+{
+    return table_write_integer(w, 2147483647);
+}
+static bool write_below(wire_writer *w)
+{
+    return table_write_integer(w, -2147483648LL);
+}
+static bool write_above(wire_writer *w)
+{
+    return table_write_integer(w, 2147483648LL);
+}
+static bool write_least(wire_writer *w)
+{
+    return table_write_integer(w, INT64_MIN);
+}
+static bool write_bool(wire_writer *w)
+{
+    return table_write_bool(w, true);
+}
+static bool write_real(wire_writer *w)
+{
+    return table_write_real(w, -1.5);
+}
+static bool write_timestamp(wire_writer *w)
+{
+    return table_write_timestamp(w, UINT64_MAX);
+}
+static bool write_decimal(wire_writer *w)
+{
+    return table_write_decimal(w, 255, -2);
+}
+static bool write_void(wire_writer *w)
+{
+    return table_write_void(w);
+}
+static bool open_table(wire_writer *w)
+{
+    return table_open(w, 'F');
+}
+static bool open_outermost(wire_writer *w)
+{
+    return table_open(w, 0);
+}
 
 /* Those octets into just enough room, and nothing at all into less. */
 static void expect(const char *name, write to, const void *want, size_t len)
@@ -345,7 +390,8 @@ static int walk_properties(const void *ptr, size_t len, size_t *count)
         CHECK(item.index > last && rc == property_kind(item.index), "order or kind");
         last = item.index;
         if (rc == PROPERTY_SHORTSTR || rc == PROPERTY_TABLE)
-            CHECK(item.bytes.ptr > block && item.bytes.len <= (size_t)(block + len - item.bytes.ptr));
+            CHECK(item.bytes.ptr > block &&
+                  item.bytes.len <= (size_t)(block + len - item.bytes.ptr));
         *count += 1;
     }
     free(block);
@@ -357,9 +403,10 @@ static void test_properties(void)
     static const struct {
         const char *text;
         uint64_t number;
-    } values[PROPERTY_COUNT] = {{"t", 0},  {"e", 0},  {NULL, 0},         {NULL, 2},   {NULL, 9},
-                                {"id", 0}, {"reply", 0}, {"", 0},        {"m", 0},    {NULL, UINT64_MAX},
-                                {"type", 0}, {"user", 0}, {"app", 0},    {"cluster", 0}};
+    } values[PROPERTY_COUNT] = {{"t", 0},   {"e", 0},           {NULL, 0},    {NULL, 2},
+                                {NULL, 9},  {"id", 0},          {"reply", 0}, {"", 0},
+                                {"m", 0},   {NULL, UINT64_MAX}, {"type", 0},  {"user", 0},
+                                {"app", 0}, {"cluster", 0}};
     property_reader r;
     property_item item;
     size_t count, len = sizeof all_properties - 1;
@@ -386,7 +433,8 @@ static void test_properties(void)
         uint8_t one[10] = {0};
         wire_store16(one, property_flag(i));
         CHECK(walk_properties(one, sizeof one, &count) == PROPERTIES_DONE && count == 1, "%d", i);
-        CHECK(walk_properties(one, 2, &count) == TABLE_ELENGTH && count == 0, "%d without value", i);
+        CHECK(walk_properties(one, 2, &count) == TABLE_ELENGTH && count == 0, "%d without value",
+              i);
     }
     CHECK(walk_properties("\0\0", 2, &count) == PROPERTIES_DONE && count == 0, "none");
     CHECK(walk_properties("\0\2", 2, &count) == PROPERTIES_DONE && count == 0, "a flag of nobody");

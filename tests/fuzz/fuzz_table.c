@@ -1,5 +1,5 @@
-/* libFuzzer target for table.c: hostile tables and properties. What is read of a table is written again
- * and must then read the same.
+/* libFuzzer target for table.c: hostile tables and properties. What is read of a table is written
+ * again and must then read the same.
  *
  *     clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc_c \
  *         -Itests/c tests/fuzz/fuzz_table.c src_c/table.c -o fuzz_table
@@ -13,7 +13,8 @@
 #include "check.h"
 #include "table.h"
 
-/* The most that a value can grow when it is written as py-amqp writes it: an int8 becomes an int32. */
+/* The most that a value can grow when it is written as py-amqp writes it: an int8 becomes an int32.
+ */
 enum { GROWTH = 3 };
 
 typedef struct output {
@@ -37,7 +38,8 @@ static void add(digest *d, const void *ptr, size_t len)
 
 static void check_inside(wire_view v, const uint8_t *ptr, const uint8_t *end)
 {
-    CHECK(v.ptr >= ptr && v.ptr <= end && v.len <= (size_t)(end - v.ptr), "a view outside of the bytes");
+    CHECK(v.ptr >= ptr && v.ptr <= end && v.len <= (size_t)(end - v.ptr),
+          "a view outside of the bytes");
 }
 
 static void add_item(digest *d, int kind, const table_item *item)
