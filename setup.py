@@ -24,9 +24,12 @@ if os.environ.get("FASTRPC_SANITIZE") == "1":
 def extension(name, *c_sources):
     return Extension(
         f"fastrpc.{name}",
-        [f"fastrpc/{name}.pyx", *(f"src_c/{source}" for source in c_sources)],
-        depends=glob.glob("src_c/*.h"),
+        [
+            f"fastrpc/{name.replace('.', '/')}.pyx",
+            *(f"src_c/{source}" for source in c_sources),
+        ],
         include_dirs=["src_c"],
+        depends=glob.glob("src_c/*.h"),
         extra_compile_args=CFLAGS + CYTHON_CFLAGS,
         extra_link_args=LDFLAGS,
     )
@@ -38,14 +41,17 @@ DIRECTIVES = {"language_level": "3", "embedsignature": True}
 setup(
     ext_modules=cythonize(
         [
-            extension("_amqp", "frame.c", "publish.c"),
-            extension("_pending", "pending.c"),
             extension("_json"),
-            extension("_table", "table.c"),
-            extension("_intake"),
             extension("_lock"),
-            extension("_wait"),
-            extension("_window"),
+            extension("client._matcher"),
+            extension("client._pending", "pending.c"),
+            extension("client._wait"),
+            extension("sending._window"),
+            extension("wire._encoder", "publish.c"),
+            extension("wire._memory"),
+            extension("wire._poll"),
+            extension("wire._reader", "frame.c"),
+            extension("wire._table", "table.c"),
         ],
         compiler_directives=DIRECTIVES,
     )

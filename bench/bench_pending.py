@@ -11,7 +11,7 @@ from collections import OrderedDict
 
 import pytest
 
-from fastrpc._pending import PendingTable
+from fastrpc.client._pending import PendingTable
 
 from .arena import QUICK, ROOT, contestants, rounds
 from .cost import timed

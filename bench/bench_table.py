@@ -9,7 +9,7 @@ import amqp
 import pytest
 from amqp.serialization import dumps, loads
 
-from fastrpc import _table
+from fastrpc.wire import _table
 
 from .arena import contestants, rounds
 from .cost import timed

@@ -11,7 +11,7 @@ import sys
 
 from amqp.serialization import loads
 
-from fastrpc._amqp import DELIVERY, FrameReader
+from fastrpc.wire._reader import DELIVERY, FrameReader
 
 from .wire import Wire, result_body
 

@@ -13,7 +13,7 @@ from amqp.method_framing import frame_handler
 from amqp.serialization import loads
 from amqp.transport import TCPTransport
 
-from fastrpc._amqp import DELIVERY, FrameReader
+from fastrpc.wire._reader import DELIVERY, FrameReader
 
 __all__ = ["deliveries", "parse_fastrpc", "parse_pyamqp"]
 

@@ -16,7 +16,8 @@ from typing import Any
 import kombu
 from amqp.serialization import dumps
 
-from fastrpc._amqp import DELIVERY, FrameReader, PublishEncoder
+from fastrpc.wire._encoder import PublishEncoder
+from fastrpc.wire._reader import DELIVERY, FrameReader
 
 __all__ = ["Wire", "result_body"]
 

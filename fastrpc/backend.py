@@ -25,19 +25,19 @@ from celery.exceptions import ImproperlyConfigured
 from celery.signals import worker_process_shutdown, worker_shutdown
 from kombu.utils.compat import detect_environment
 
-from ._pending import PendingTable
-from ._wait import Wait
-from .consumer import ResultConsumer
+from .client._pending import PendingTable
+from .client._wait import Wait
+from .client.matcher import ResultMatcher
+from .client.queues import ReplyQueues, make_queue
+from .client.reader import ResultConsumer
 from .errors import BacklogLimitExceeded, BadOption, ResultTooLarge
-from .matching import ResultMatcher
-from .meta import MetaBuilder
 from .options import Options
-from .publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
-from .queues import ReplyQueues, make_queue
 from .retry import RetryPolicy
+from .sending.publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
 from .serialization import decode, encode
 from .settings import Setting
 from .stats import Stats
+from .worker.meta import MetaBuilder
 
 __all__ = ["RPCBackend"]
 

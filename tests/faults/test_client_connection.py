@@ -14,7 +14,7 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc import intake
+from fastrpc.client import amqp_intake as intake
 from fastrpc.errors import ReplyQueueMismatch
 from tests.support import inside
 from tests.support.amqp_bytes import NOT_AMQP

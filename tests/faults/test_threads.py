@@ -14,7 +14,9 @@ from celery import states
 from celery.exceptions import TimeoutError
 from celery.result import denied_join_result
 
+from fastrpc import backend
 from fastrpc.backend import RPCBackend
+from fastrpc.client._wait import Wait
 from tests.support import inside
 from tests.support.resources import growth
 from tests.support.results import answer, expect, new_ids
@@ -128,14 +130,13 @@ class TestAnyThreadWaitsForAnyResult:
 
     def test_one_thread_gives_up_just_when_another_begins(self, app, sender, monkeypatch):
         [result] = expect(app, 1)
-        consumer = app.backend.result_consumer
-        watch = consumer.watch
+        fulfiller = app.backend._matcher.fulfiller
 
-        def watch_a_little_later(results, wait):
-            consumer.discard_unwatched(result)
-            watch(results, wait)
+        def begin_just_then(*args) -> Wait:
+            fulfiller.give_up([result], Wait(0))
+            return Wait(*args)
 
-        monkeypatch.setattr(consumer, "watch", watch_a_little_later)
+        monkeypatch.setattr(backend, "Wait", begin_just_then)
         answer(sender, app.backend.oid, [result], "there")
         assert result.get(timeout=5) == "there"
 

@@ -13,7 +13,7 @@ import trustme
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc import publisher
+from fastrpc.sending import publisher
 from tests.support import inside
 from tests.support.broker import RabbitMQ
 from tests.support.processes import Child, sys_exit_with_atexit

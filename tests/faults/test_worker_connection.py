@@ -13,7 +13,8 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc import ResultTooLarge, link, publisher
+from fastrpc import ResultTooLarge
+from fastrpc.sending import link, publisher
 from tests.support import inside
 from tests.support.amqp_bytes import NOT_AMQP
 from tests.support.apps import client

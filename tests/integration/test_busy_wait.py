@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fastrpc.transport import Connection
+from fastrpc.transport.connection import Connection
 
 CALLS = 50
 

@@ -9,7 +9,7 @@ import kombu
 import pytest
 from kombu.asynchronous import Hub
 
-from fastrpc.transport import use_our_transport
+from fastrpc.transport.transports import use_our_transport
 
 ROUNDS = 30
 

@@ -24,8 +24,8 @@ import fastrpc
 from fastrpc import BacklogLimitExceeded, ResultDropped, errors
 from fastrpc import backend as backend_module
 from fastrpc.backend import RPCBackend
-from fastrpc.consumer import ResultConsumer
-from fastrpc.publisher import KombuPublisher
+from fastrpc.client.reader import ResultConsumer
+from fastrpc.sending.publisher import KombuPublisher
 from tests.support.apps import make_app
 from tests.support.results import meta
 

@@ -42,7 +42,7 @@ def test_every_error():
 
 
 def test_every_reason_of_a_bad_message():
-    source = (ROOT / "fastrpc" / "matching.py").read_text()
+    source = (ROOT / "fastrpc" / "client" / "matcher.py").read_text()
     reasons = set(re.findall(r'BadMessage\("([^"]+)"', source))
     assert reasons
     for page in ("stats.md", "troubleshooting.md"):
@@ -53,7 +53,7 @@ def test_every_log_line():
     """By its words up to the first that is filled in."""
     page = text("troubleshooting.md")
     lines = []
-    for module in (ROOT / "fastrpc").glob("*.py"):
+    for module in (ROOT / "fastrpc").rglob("*.py"):
         source = module.read_text()
         lines += re.findall(r'logger\.(?:debug|info|warning|error)\(\s*"([^"]+)"', source)
     assert len(lines) > 10

@@ -11,7 +11,7 @@ from celery import Celery, states
 from celery.app.task import Context
 from celery.result import AsyncResult, GroupResult
 
-from fastrpc.meta import ALWAYS_UTC, Clock
+from fastrpc.worker.meta import ALWAYS_UTC, Clock
 from tests.support.apps import make_app
 
 NOW = datetime(2024, 2, 29, 12, 30, 1, 250000, tzinfo=timezone.utc)

@@ -12,9 +12,9 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from fastrpc import BadOption
-from fastrpc._amqp import FrameReader
 from fastrpc.options import Options
 from fastrpc.retry import RetryPolicy
+from fastrpc.wire._reader import FrameReader
 
 #: option -> (default, as in Python, as in a URL, what both mean)
 OPTIONS = {

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from fastrpc._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
+from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
 
 
 class Waiter:

@@ -12,11 +12,11 @@ from amqp.exceptions import AccessRefused
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from fastrpc import publisher as publisher_module
-from fastrpc._window import ConfirmWindow
-from fastrpc.link import Lost
 from fastrpc.options import Options
-from fastrpc.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
+from fastrpc.sending import publisher as publisher_module
+from fastrpc.sending._window import ConfirmWindow
+from fastrpc.sending.link import Lost
+from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
 from fastrpc.stats import Stats
 from tests.support.waiting import wait_until
 

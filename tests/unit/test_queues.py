@@ -13,8 +13,8 @@ from amqp.serialization import loads
 from kombu.transport.virtual import Channel as VirtualChannel
 
 from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
-from fastrpc import queues as queues_module
-from fastrpc.queues import ReplyQueues, make_queue
+from fastrpc.client import queues as queues_module
+from fastrpc.client.queues import ReplyQueues, make_queue
 
 EXPIRES = 100.0
 

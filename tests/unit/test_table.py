@@ -25,8 +25,8 @@ from celery import Celery
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastrpc._table import dumps_properties, dumps_table, loads_properties, loads_table
 from fastrpc.errors import TableError
+from fastrpc.wire._table import dumps_properties, dumps_table, loads_properties, loads_table
 
 #: As src_c/table.h has it.
 DEPTH_MAX = 512

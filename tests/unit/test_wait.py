@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from fastrpc import _wait as wait_module
-from fastrpc._intake import Fulfiller
-from fastrpc._pending import PendingTable
-from fastrpc._wait import ReadingRole, Wait, Watchers
+from fastrpc.client import _wait as wait_module
+from fastrpc.client._matcher import Fulfiller
+from fastrpc.client._pending import PendingTable
+from fastrpc.client._wait import ReadingRole, Wait, Watchers
 from tests.support.waiting import wait_until
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastrpc._amqp import FRAME, NEED_MORE, FrameReader
-from fastrpc._window import ConfirmWindow
 from fastrpc.errors import ProtocolError
+from fastrpc.sending._window import ConfirmWindow
+from fastrpc.wire._reader import FRAME, NEED_MORE, FrameReader
 from tests.support.amqp_bytes import frame
 
 HEARTBEAT = frame(8, 0)

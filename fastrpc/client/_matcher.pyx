@@ -1,0 +1,464 @@
+"""Fast path for uncompressed UTF-8 JSON deliveries. Documented in _matcher.pyi.
+
+Everything else falls back to the reference implementation in matcher.py.
+"""
+
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp, memcpy
+
+cdef extern from "Python.h":
+    void PyObject_GC_UnTrack(void *)
+    bint PyObject_GC_IsTracked(object)
+
+from fastrpc.wire._reader cimport FrameReader
+from fastrpc.client._pending cimport PendingTable
+from fastrpc.client._wait cimport ReadingRole, Wait, Watchers
+from fastrpc.wire.cframe cimport FRAME_DELIVERY, FRAME_NEED_MORE, frame_event
+from fastrpc.wire.cwire cimport wire_view
+
+from collections import deque
+from weakref import ref
+
+from fastrpc._json import MISS
+from fastrpc._json import loads as _loads
+from fastrpc.client._pending import UNCLAIMED
+from fastrpc.errors import ProtocolError
+
+cdef object _miss = MISS
+cdef object _json_loads = _loads
+cdef object _ref = ref
+cdef int _unclaimed = UNCLAIMED
+
+
+cdef inline bint _is(wire_view view, const char *text, size_t size) noexcept:
+    return view.len == size and memcmp(view.ptr, text, size) == 0
+
+
+cdef enum:
+    # The task id stands this close to the end of a body, as Celery and we write it.
+    TAIL = 24
+    # orjson copies its input. From this many bytes on memory matters more than its speed.
+    LARGE = 4 * 1024 * 1024
+    # How often a result is fulfilled anew after an exception was thrown into the attempt.
+    ATTEMPTS = 3
+
+
+cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size) noexcept:
+    cdef Py_ssize_t from_end
+    for from_end in range(TAIL + 1):
+        if size + <size_t>from_end > body.len:
+            return False
+        if memcmp(body.ptr + (body.len - size - <size_t>from_end), id, size) == 0:
+            return True
+    return False
+
+
+cdef int untrack_from_gc(dict meta) except -1:
+    # Thousands of live metas, each with its empty list of children, make the garbage collector
+    # walk the whole heap while results come in: a third of the CPU time. CPython itself does not
+    # track a dict of atoms, and begins to when something else is put into it.
+    children = meta.get("children")
+    if type(children) is list and not <list>children:
+        PyObject_GC_UnTrack(<void *>children)
+    for value in meta.values():
+        if PyObject_GC_IsTracked(value):
+            return 0
+    PyObject_GC_UnTrack(<void *>meta)
+    return 0
+
+
+cdef inline bint contains(tuple waiters, object waiter) noexcept:
+    for other in waiters:
+        if other is waiter:
+            return True
+    return False
+
+
+cdef inline bint _is_plain_json(frame_event *e) noexcept:
+    return (
+        e.content_type.ptr != NULL
+        and _is(e.content_type, b"application/json", 16)
+        and (e.content_encoding.ptr == NULL or _is(e.content_encoding, b"utf-8", 5))
+        and (e.headers.ptr == NULL or _is(e.headers, b"\0\0\0\0", 4))
+        and e.correlation_id.ptr != NULL
+        and e.correlation_id.len > 0
+        and e.body_dropped == 0
+    )
+
+
+cdef class Fulfiller:
+    """Makes AsyncResults ready and tells those who watch them."""
+
+    cdef PendingTable _table
+    cdef Watchers _watchers
+    cdef ReadingRole _role
+    cdef public uint64_t fulfilled
+    cdef dict _plain
+    cdef object _is_plain
+    cdef object _as_python
+    cdef object _on_error
+    cdef tuple _thrown_in
+
+    def __init__(
+        self,
+        PendingTable table not None,
+        Watchers watchers not None,
+        ReadingRole role not None,
+        *,
+        is_plain,
+        as_python,
+        on_error,
+        tuple thrown_in not None,
+    ):
+        self._table = table
+        self._watchers = watchers
+        self._role = role
+        self._plain = {}
+        self._is_plain = is_plain
+        self._as_python = as_python
+        self._on_error = on_error
+        self._thrown_in = thrown_in
+
+    def hand_out(self, task_id, tuple waiters not None, dict meta not None):
+        """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on."""
+        thrown = self.fulfil_all(waiters, (), meta)
+        late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
+        self._watchers.wake()
+        if thrown is not None:
+            raise thrown
+        if late is not None:
+            raise late
+
+    def give_up(self, list results not None, Wait wait not None):
+        """``wait`` ends: it hears of none of ``results`` any more."""
+        self._watchers.unwatch(results, wait)
+        for result in results:
+            # Whoever subscribed with `then` goes on waiting, and so does another thread.
+            if result._cache or has_listeners(result) or self._watchers.is_watched(result):
+                continue
+            if not self._table.discard(result.id, result):
+                self._table.discard(result.id, _ref(result))
+
+    cdef object fulfil_all(self, tuple waiters, tuple known, dict meta):
+        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        cdef object thrown = None
+        for waiter in waiters:
+            if contains(known, waiter):
+                continue
+            result = waiter() if type(waiter) is _ref else waiter
+            if result is None:  # it was held weakly and went
+                continue
+            if result.on_ready.ready:  # by a copy of the message, read in a callback of it
+                continue
+            # Each its own; a copy is not needed where only one waits.
+            another = self.fulfil(result, dict(meta) if known or len(waiters) > 1 else meta)
+            if thrown is None:
+                thrown = another
+        return thrown
+
+    cdef object fulfil(self, object result, dict meta):
+        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        cdef object thrown = None
+        cdef object error = None
+        self.fulfilled += 1
+        for _ in range(ATTEMPTS):
+            try:
+                self.set_ready(result, meta)
+                break
+            except BaseException as exc:
+                if isinstance(exc, Exception) and not isinstance(exc, self._thrown_in):
+                    error = exc  # of a callback of the application, or of a hostile meta
+                    break
+                if thrown is None:
+                    thrown = exc
+                if result.on_ready.ready:  # it struck in a callback
+                    break
+        else:
+            error = thrown
+        try:
+            if not self._watchers.notify(result, error) and error is not None:
+                self._on_error(result, error)
+        except BaseException as exc:
+            if thrown is None:
+                thrown = exc
+        return thrown
+
+    cdef int set_ready(self, object result, dict meta) except -1:
+        # Up to the callbacks, which come last, an exception thrown in leaves nothing half done.
+        cdef bint called_out
+        cdef bint plain = self.is_plain(type(result))
+        if not plain:
+            meta = self._as_python(dict(meta))
+        elif meta["status"] != "SUCCESS" or meta.get("children"):
+            meta = result._set_cache(self._as_python(dict(meta)))
+        if plain and fulfil_promise(result, meta):
+            return 0
+        called_out = self._role.begin_call_out()
+        try:
+            if plain:
+                call_listeners(result)
+            else:
+                result._maybe_set_cache(meta)
+        finally:
+            if called_out:
+                self._role.end_call_out()
+        return 0
+
+    cdef bint is_plain(self, object cls) except -1:
+        plain = self._plain.get(cls)
+        if plain is None:
+            plain = self._plain[cls] = bool(self._is_plain(cls))
+        return plain
+
+
+cdef dict _no_kwargs = {}  # vine only ever unpacks it
+
+
+cdef bint has_listeners(object result) except -1:
+    promise = result.on_ready
+    return promise._svpending is not None or promise._lvpending is not None
+
+
+cdef bint fulfil_promise(object result, dict meta) except -1:
+    """As AsyncResult._maybe_set_cache(meta), up to the listeners; False if there are any.
+
+    The promise would call `_on_fulfilled` first, which only takes the result out of the table, as
+    the caller does.
+    """
+    promise = result.on_ready
+    result._cache = meta
+    promise.value = ((result,), _no_kwargs)
+    promise.ready = True
+    return not has_listeners(result)
+
+
+cdef int call_listeners(object result) except -1:
+    """What vine's promise does once it is ready."""
+    promise = result.on_ready
+    listener = promise._svpending
+    if listener is not None:
+        try:
+            listener(result)
+        finally:
+            promise._svpending = None
+        return 0
+    listeners = promise._lvpending
+    try:
+        while listeners:
+            listeners.popleft()(result)
+    finally:
+        promise._lvpending = None
+    return 0
+
+
+cdef class Delivery:
+    """A message from the broker, out of the reader's buffer."""
+
+    cdef readonly uint64_t tag
+    cdef readonly str consumer_tag
+    cdef readonly bytes correlation_id
+    cdef readonly bytes body
+    cdef readonly uint64_t dropped
+    cdef readonly tuple format_key
+
+
+cdef class DeliveryLoop:
+    """Takes deliveries out of a reader, and results to whoever waits for them."""
+
+    cdef FrameReader _reader
+    cdef PendingTable _table
+    cdef int _channel
+    cdef uint64_t _ack_every
+    cdef Fulfiller _fulfiller
+    cdef frozenset _ready_states
+    cdef object _load_text
+    cdef object _deliver_slowly
+    cdef object _dispatch
+    cdef object _acknowledge
+    cdef object _undelivered
+    cdef bint _shown
+    cdef object _thrown
+    cdef readonly bint spoiled
+    cdef readonly bint ended
+    cdef public uint64_t last_tag
+    cdef public uint64_t acked_tag
+    cdef public uint64_t taken
+    cdef public uint64_t duplicates
+
+    # Nobody reads while a delivery is shown: the event, and all that it points to, stays as it is.
+    # Only callbacks may read (`ReadingRole`), and they run after the last use of the event.
+
+    def __init__(
+        self,
+        FrameReader reader not None,
+        PendingTable table not None,
+        int channel,
+        uint64_t ack_every,
+        *,
+        Fulfiller fulfiller not None,
+        frozenset ready_states not None,
+        object load_text,
+        object deliver_slowly,
+        object dispatch,
+        object acknowledge,
+    ):
+        self._reader = reader
+        self._table = table
+        self._channel = channel
+        self._ack_every = ack_every
+        self._fulfiller = fulfiller
+        self._ready_states = ready_states
+        self._load_text = load_text
+        self._deliver_slowly = deliver_slowly
+        self._dispatch = dispatch
+        self._acknowledge = acknowledge
+        self._undelivered = deque()
+
+    @property
+    def holds_some(self):
+        return self._shown or bool(self._undelivered) or self._reader.buffered
+
+    def run(self, bint short_way, double now):
+        """Deliver everything that the reader has."""
+        cdef frame_event *e = &self._reader.event
+        cdef int kind
+        cdef uint64_t tag
+        self.deliver_undelivered()
+        while not self.ended:
+            # Shown until it is handed out: an exception thrown into this thread loses nothing.
+            if not self._shown:
+                kind = self._reader.next_event()
+                if kind == FRAME_NEED_MORE:
+                    return
+                if kind != FRAME_DELIVERY or e.channel != self._channel:
+                    self.guarded(self._dispatch, kind)
+                    # What came meanwhile goes first: an acknowledgement is for all up to a number.
+                    self.deliver_undelivered()
+                    continue
+                self._shown = True
+            tag = e.delivery_tag
+            if short_way and _is_plain_json(e) and self.deliver(e, now):
+                thrown, self._thrown = self._thrown, None
+                try:
+                    self.count(tag)
+                finally:
+                    if thrown is not None:
+                        raise thrown
+            else:
+                self._undelivered.append(self.take_out())
+                self._shown = False
+                self.deliver_undelivered()
+
+    def guarded(self, function, *args):
+        """``function(*args)``, which uses the connection."""
+        try:
+            return function(*args)
+        except TimeoutError:
+            raise
+        except BaseException:
+            self.spoiled = True
+            raise
+
+    def keep(self):
+        """Keep the delivery that the reader shows until the next ``run``."""
+        if self._reader.channel != self._channel:
+            raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
+        self._undelivered.append(self.take_out())
+
+    def end(self):
+        """Deliver nothing more, as in a forked child, where the connection is the parent's."""
+        self.ended = True
+        self._undelivered.clear()
+        self.acked_tag = self.last_tag
+
+    cdef Delivery take_out(self):
+        cdef FrameReader reader = self._reader
+        cdef Delivery delivery = Delivery.__new__(Delivery)
+        delivery.tag = reader.delivery_tag
+        delivery.consumer_tag = (<bytes>reader.consumer_tag).decode("utf-8", "replace")
+        delivery.correlation_id = reader.correlation_id
+        delivery.dropped = reader.body_dropped
+        delivery.body = b"" if delivery.dropped else reader.body_bytes()
+        delivery.format_key = (reader.content_type, reader.content_encoding, reader.headers)
+        return delivery
+
+    cdef int deliver_undelivered(self) except -1:
+        cdef Delivery delivery
+        while self._undelivered:
+            delivery = self._undelivered.popleft()
+            try:
+                self._deliver_slowly(delivery)
+            except BaseException:
+                self._undelivered.appendleft(delivery)  # thrown into this thread: lose nothing
+                raise
+            self.count(delivery.tag)
+        return 0
+
+    cdef int count(self, uint64_t tag) except -1:
+        self.taken += 1
+        if tag > self.last_tag:
+            self.last_tag = tag
+        if self.last_tag - self.acked_tag >= self._ack_every:
+            self.guarded(self._acknowledge)
+        return 0
+
+    cdef bint deliver(self, frame_event *e, double now) except -1:
+        """The short way; False if it does not lead to the end."""
+        cdef const unsigned char *id = e.correlation_id.ptr
+        cdef size_t size = e.correlation_id.len
+        cdef unsigned char[255] kept
+        cdef int64_t evicted
+        cdef tuple waiters = self._table.waiters_bytes(id, size)
+        if not waiters:
+            if self._table.state_bytes(id, size) == _unclaimed:
+                return False  # which of the two states is the newer one?
+            if not ends_with(e.body, id, size):
+                return False  # another task's?
+            # Nothing since `waiters` let another thread run: nobody began to wait meanwhile.
+            evicted = self._table.store_bytes(id, size, NULL, 0, e.body.ptr, e.body.len, now)
+            if evicted < 0:
+                self.duplicates += 1
+            self._shown = False
+            return True
+        body_len = e.body.len
+        meta = _json_loads(self._reader.body_bytes()) if body_len < LARGE else self.load_large()
+        if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
+            return False
+        untrack_from_gc(<dict>meta)
+        memcpy(kept, id, size)
+        # From here on callbacks run, and may have the reader move on.
+        self._shown = False
+        thrown = self._fulfiller.fulfil_all(waiters, (), <dict>meta)
+        # Finished only now: who finds the id finished finds its AsyncResult ready. Others may
+        # have begun to wait.
+        late = self._fulfiller.fulfil_all(
+            self._table.finish_bytes(kept, size), waiters, <dict>meta
+        )
+        self._thrown = late if thrown is None else thrown
+        return True
+
+    cdef object load_large(self):
+        """As `_json_loads`, with the body in memory only once beside what is made of it."""
+        try:
+            text = self._reader.body_text()
+        except UnicodeDecodeError:
+            return _miss  # `deliver_slowly` says what is wrong with it
+        return self._load_text(text)
+
+    cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:
+        """Whether it is the meta of a final state of the very task in the correlation id."""
+        cdef Py_ssize_t length
+        cdef const char *text
+        task_id = meta.get("task_id")
+        status = meta.get("status")
+        if type(task_id) is not str or type(status) is not str or "result" not in meta:
+            return False
+        if not task_id.isascii():
+            return False
+        text = PyUnicode_AsUTF8AndSize(task_id, &length)
+        return (
+            <size_t>length == size
+            and memcmp(text, id, size) == 0
+            and status in self._ready_states
+        )

@@ -1,0 +1,229 @@
+"""Results through our own frame reader, acknowledged a batch at a time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ssl import SSLSocket
+
+from amqp import spec
+from amqp.exceptions import RecoverableConnectionError
+from kombu.utils.compat import detect_environment
+
+from ..errors import TableError
+from ..transport.connection import PendingAnswer
+from ..transport.dial import ANSWER_TIMEOUT
+from ..wire._table import loads_table
+from ._matcher import Delivery, DeliveryLoop
+from .intake import INTERVAL, READERS_ONLY_INTERVAL, Deliver, Intake
+from .matcher import READY_STATES, body_format, load_large
+
+__all__ = ["AMQPIntake"]
+
+#: Different (content type, encoding, headers) whose format is remembered.
+MAX_FORMATS = 64
+
+#: Consumer priority: a newer connection outranks an older one that the broker has not yet noticed
+#: is dead.
+_connections = itertools.count()
+
+
+class AMQPIntake(Intake):
+    """Results through our own frame reader, acknowledged a batch at a time."""
+
+    def _open_channels(self) -> None:
+        # Its own channel: an error on the channel of the declarations must not end it.
+        self.channel = self.connection.channel()
+        self.channel.basic_qos(0, self.options.prefetch, False)
+        # The broker may not know yet that the connection before this one is lost.
+        self._priority = next(_connections)
+        self._amqp = self.connection.connection
+        # py-amqp locks its writes, but no two threads may use one TLS connection at a time.
+        self.readers_only = isinstance(self._amqp.sock, SSLSocket)
+        heartbeat = self._amqp.heartbeat or 4 * INTERVAL
+        self._heartbeat_at = 0.0
+        #: When the channel is asked next whether it still answers, or must have answered.
+        self._ask_at = 0.0
+        self._answer: PendingAnswer | None = None
+        self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
+        # Greenlets would not get to run meanwhile.
+        green = detect_environment() != "default"
+        self._busy_wait = 0.0 if green else self.options.busy_wait
+        self._reader = self._amqp.reader
+        self._deliver: Deliver | None = None
+        self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
+        self._loop = DeliveryLoop(
+            self._reader,
+            self.matcher.table,
+            self.channel.channel_id,
+            max(1, self.options.prefetch // 4),
+            fulfiller=self.matcher.fulfiller,
+            ready_states=READY_STATES,
+            load_text=load_large,
+            deliver_slowly=self._deliver_slowly,
+            dispatch=self._amqp.dispatch,
+            acknowledge=self._write_acknowledgement,
+        )
+        #: What comes while an answer is awaited.
+        self._amqp.on_delivery = self._loop.keep
+
+    def _declare(self, name: str, patience: float) -> bool:
+        timeout = self._amqp.answer_timeout
+        patience = min(patience, timeout / 2)
+        try:
+            with self.answered_within(patience):
+                return super()._declare(name, patience)
+        except TimeoutError:
+            late = PendingAnswer(self._declaring, spec.Queue.DeclareOk)
+            with self.answered_within(timeout - patience):  # unless nothing at all is answered
+                self._declaring = self.connection.channel()
+            self._set_aside(name, "its declaration is not answered", late)
+            return False
+
+    def consume(self, name: str) -> None:
+        self._loop.guarded(super().consume, name)
+
+    def _consume(self, name: str) -> None:
+        self.channel.basic_consume(
+            name,
+            consumer_tag=name,
+            nowait=True,
+            on_cancel=self._on_cancel,
+            arguments={"x-priority": self._priority},
+        )
+
+    def _on_cancel(self, consumer_tag: str) -> None:
+        # The queue was deleted, or moved to another node: make it, and consume it, again.
+        if consumer_tag not in self.queues:
+            return  # we deleted it ourselves
+        self.consumed.discard(consumer_tag)
+        self._declare_and_consume(consumer_tag)
+
+    def read(self, timeout: float) -> bool:
+        if self._busy_wait:
+            self._amqp.readable(min(self._busy_wait, timeout))
+        try:
+            # The socket of TLS is Python code, which may lose what it read to an exception.
+            if self.readers_only:
+                self._loop.guarded(self._amqp.fill, timeout)
+            else:
+                self._amqp.fill(timeout)
+        except TimeoutError:
+            self._loop.guarded(self._ask_channel)
+            return False
+        self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
+        return True
+
+    def _ask_channel(self) -> None:
+        """While nothing comes: one queue that RabbitMQ waits for holds up all that are consumed."""
+        now = time.monotonic()
+        if now < self._ask_at:
+            return
+        if self._answer is not None and not self._answer.came:
+            raise RecoverableConnectionError(
+                f"no answer to basic.qos in {ANSWER_TIMEOUT:g} seconds"
+            )
+        self._ask_at = now + ANSWER_TIMEOUT
+        self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
+        self.channel.send_method(spec.Basic.Qos, "lBb", (0, self.options.prefetch, False))
+
+    def readable(self) -> bool:
+        return bool(self._amqp.readable())
+
+    @property
+    def holds_some(self) -> bool:
+        return self._loop.holds_some
+
+    @property
+    def spoiled(self) -> bool:
+        return self._loop.spoiled
+
+    def pump(self, deliver: Deliver, everything: bool) -> None:
+        loop, stats = self._loop, self.matcher.stats
+        self._deliver = deliver
+        try:
+            loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
+        finally:
+            # Zeroed at once: a callback may have had us pump in the midst of it.
+            taken, loop.taken = loop.taken, 0
+            duplicates, loop.duplicates = loop.duplicates, 0
+            self.taken += taken
+            stats.received += taken
+            stats.duplicates += duplicates
+
+    def _deliver_slowly(self, delivery: Delivery) -> None:
+        if delivery.dropped:
+            self.matcher.report_too_large(delivery.correlation_id, delivery.dropped)
+            return
+        assert self._deliver is not None
+        self._deliver(
+            delivery.correlation_id,
+            delivery.body,
+            self._format(delivery.format_key),
+            delivery.consumer_tag,
+        )
+
+    @property
+    def owes_acknowledgement(self) -> bool:
+        return bool(self._loop.last_tag != self._loop.acked_tag)
+
+    def acknowledge(self) -> None:
+        self._loop.guarded(self._write_acknowledgement)
+
+    def _write_acknowledgement(self) -> None:
+        loop = self._loop
+        if loop.last_tag != loop.acked_tag:
+            self.channel.basic_ack(loop.last_tag, multiple=True)
+            loop.acked_tag = loop.last_tag
+
+    def _format(self, key: tuple[bytes | None, bytes | None, bytes | None]) -> bytes:
+        try:
+            return self._formats[key]
+        except KeyError:
+            if len(self._formats) >= MAX_FORMATS:
+                self._formats.clear()
+            format = self._formats[key] = body_format(
+                _text(key[0]), _text(key[1]) or "utf-8", _compression(key[2])
+            )
+            return format
+
+    @contextmanager
+    def answered_within(self, timeout: float) -> Iterator[None]:
+        amqp = self.connection.connection
+        usual, amqp.answer_timeout = amqp.answer_timeout, timeout
+        try:
+            yield
+        finally:
+            amqp.answer_timeout = usual
+
+    def tend(self) -> None:
+        self._loop.guarded(super().tend)
+
+    def _heartbeat(self) -> None:
+        now = time.monotonic()
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self.interval
+            # Seldom: a write wakes the broker at the cost of whoever waits for a result.
+            self.acknowledge()
+            self._amqp.heartbeat_tick()
+
+    def abandon(self) -> None:
+        self._loop.end()
+        self._amqp.abandon()
+
+
+def _compression(table: bytes | None) -> str:
+    """The ``compression`` header in an encoded table."""
+    if not table:
+        return ""
+    try:
+        headers = loads_table(table)
+    except (TableError, ValueError, OverflowError, OSError):  # the latter three: impossible dates
+        return "unreadable headers"
+    return str(headers.get("compression") or "")
+
+
+def _text(value: bytes | None) -> str:
+    return value.decode("utf-8", "replace") if value else ""

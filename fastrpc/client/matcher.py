@@ -1,0 +1,453 @@
+"""Which result belongs to whom: bodies in, fulfilled AsyncResults out. No I/O.
+
+A body that somebody waits for is decoded and handed to every waiter; one that nobody waits
+for is kept as it came and decoded when it is asked for. Non-final states (STARTED, RETRY,
+PROGRESS, custom) travel on the same queue: the newest is kept, and only a final one ends
+the waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.result import AsyncResult
+from kombu.compression import decompress
+from kombu.exceptions import ContentDisallowed
+from kombu.utils.json import loads as kombu_loads
+
+from .._json import MISS
+from ..errors import BadMessage, ResultDropped
+from ..serialization import decode, means_kombu_json
+from ..stats import Stats
+from ._matcher import Fulfiller
+from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
+from ._wait import ReadingRole, Watchers
+
+__all__ = ["JSON", "ResultMatcher", "body_format"]
+
+logger = logging.getLogger("fastrpc")
+
+READY_STATES = states.READY_STATES
+
+#: The format of nearly every body: JSON in UTF-8, not compressed.
+JSON = b""
+
+#: States of an id whose result arrived and is not kept.
+GONE = frozenset({DONE, LOST})
+
+#: In a body the task id stands this close to the end, with every serializer we know.
+TAIL = 24
+
+#: Results that were seen by polling (``ready()``, ``state``) are kept for a later ``get()`` by
+#: another AsyncResult, this many of them; Celery's own backend keeps as many.
+MAX_SEEN = 8192
+
+#: The longest format that can be kept, and the one that stands for those that cannot.
+MAX_FORMAT = 255
+UNUSABLE = b"unusable content type\0binary\0"
+
+#: The longest correlation id, and so the longest task id, in UTF-8.
+MAX_ID = 255
+
+#: At most this often, in seconds, the log says that unclaimed results had to go …
+EVICTION_WARNING_INTERVAL = 60.0
+#: … and that a message was bad for the same reason as the last one.
+BAD_MESSAGE_WARNING_INTERVAL = 1.0
+
+
+def body_format(content_type: str, content_encoding: str, compression: str = "") -> bytes:
+    """How a body is to be decoded, small enough to be kept beside each unclaimed one."""
+    if content_type == "application/json" and content_encoding == "utf-8" and not compression:
+        return JSON
+    format = "\0".join((content_type, content_encoding, compression)).encode(errors="replace")
+    return format if len(format) <= MAX_FORMAT and format.count(0) == 2 else UNUSABLE
+
+
+class ResultMatcher:
+    """Matches the bodies that arrive with the results that wait.
+
+    Args:
+        table: Correlation id -> waiters, or the undecoded body.
+        accept: Content types that may be decoded (``result_accept_content``).
+        to_python: Celery's ``Backend.meta_from_decoded``.
+        stats: Counters to keep.
+        max_age: Seconds after which an unclaimed body is dropped; None keeps it.
+    """
+
+    def __init__(
+        self,
+        table: PendingTable,
+        accept: frozenset[str] | None,
+        to_python: Callable[[dict[str, Any]], dict[str, Any]],
+        stats: Stats,
+        max_age: float | None,
+    ) -> None:
+        self.table = table
+        self.accept = accept
+        self.to_python = to_python
+        self.stats = stats
+        self.max_age = max_age
+        #: Who waits for which AsyncResult, and for which messages.
+        self.watchers = Watchers()
+        #: Who reads; only callbacks of results may read in between.
+        self.role = ReadingRole(self.watchers)
+        #: Makes AsyncResults ready and tells those who watch them.
+        self.fulfiller = Fulfiller(
+            table,
+            self.watchers,
+            self.role,
+            is_plain=_is_plain,
+            as_python=self._as_python,
+            on_error=_log_callback_error,
+            thrown_in=(SoftTimeLimitExceeded,),
+        )
+        self._next_expiry = 0.0
+        self._next_warning = 0.0
+        self._evicted_before = 0
+        self._next_report: dict[str, float] = {}
+        self._seen: OrderedDict[str, None] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget everything, as in a forked child."""
+        self.table.clear()
+        self._seen.clear()
+        self.watchers.clear()
+        self.role.after_fork()
+        self.fulfiller.fulfilled = 0
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def add(self, result: Any, weak: bool = False) -> bool:
+        """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here.
+
+        Returns:
+            False where it would wait for ever, see ``check_obtainable``.
+        """
+        if result._cache:
+            return True
+        table, task_id = self.table, result.id
+        waiter = self._weak_waiter(result) if weak else result
+        progress: tuple[bytes, bytes] | None = None
+        # Each call of the table is atomic, but the reader may come in between two of them:
+        # until the waiter is registered, what is there is looked at again.
+        while (state := table.add(task_id, waiter)) == UNCLAIMED:
+            # Only looked at: an exception thrown into this thread must not lose a result.
+            kept = table.peek(task_id)
+            meta = None if kept is None else self._decode_kept(task_id, kept)
+            if meta is None:
+                continue
+            if meta["status"] in READY_STATES:
+                self.fulfiller.hand_out(task_id, (result,), meta)
+                return True
+            progress = table.take(task_id)
+            if progress is not None and progress != kept:  # a newer one came in between
+                table.store(task_id, progress[1], progress[0])
+        if progress is not None and table.state(task_id) == WAITING and not table.peek(task_id):
+            format, body = progress
+            table.store(task_id, body, format)
+        return state not in GONE
+
+    def _weak_waiter(self, result: Any) -> weakref.ref[Any]:
+        waiter = weakref.ref(result)
+        # The collector clears the reference before `__del__` could take it out.
+        weakref.finalize(result, self.table.discard, result.id, waiter).atexit = False
+        return waiter
+
+    def discard(self, result: Any) -> None:
+        """``result`` waits no longer."""
+        table, task_id = self.table, result.id
+        if not table.discard(task_id, result) and table.state(task_id) == WAITING:
+            table.discard(task_id, weakref.ref(result))
+
+    @property
+    def knows_plain_json(self) -> bool:
+        """Whether JSON is accepted, and decoded by kombu's own meaning of it."""
+        return means_kombu_json(self.accept)
+
+    def check_obtainable(self, task_id: str) -> None:
+        """Raise ResultDropped if waiting for ``task_id`` would never end."""
+        state = self.table.state(task_id)
+        if state == LOST:
+            raise ResultDropped(
+                f"the result of task {task_id} arrived but was dropped: more than max_unclaimed "
+                "or max_unclaimed_bytes of results were not asked for, or it was not asked for "
+                "within result_expires"
+            )
+        if state == DONE:
+            raise ResultDropped(
+                f"the result of task {task_id} was handed out already, to another AsyncResult "
+                "of this process; a result is delivered once"
+            )
+
+    # -- what arrives ------------------------------------------------------------------------
+
+    def deliver(
+        self,
+        correlation_id: bytes | None,
+        body: bytes,
+        format: bytes = JSON,
+        wanted: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Take in one message from a reply queue; never raises for what is in it.
+
+        ``wanted``, where given, sees every meta, also of tasks nobody waits for.
+        """
+        if correlation_id and len(correlation_id) > MAX_ID:  # nobody can wait for it
+            correlation_id = None
+        if (
+            wanted is None
+            and correlation_id
+            and not self.table.waiters(correlation_id)
+            and self._can_wait(correlation_id, body, format)
+        ):
+            self._keep(correlation_id, body, format)
+            if not self.table.waiters(correlation_id):
+                return
+            # Somebody began to wait for it before it was kept, and was not told.
+        try:
+            meta = self._decode(correlation_id, body, format)
+        except BadMessage as exc:
+            self._report(correlation_id, exc)
+            return
+        # The body decides where it names another task than the correlation id.
+        task_id = meta["task_id"]
+        if wanted is not None and not self._is_known(task_id):
+            wanted(meta)
+        final = meta["status"] in READY_STATES
+        waiters = self.table.waiters(task_id)
+        if not final or not waiters:
+            self._keep(task_id.encode("utf-8", "surrogateescape"), body, format)
+            waiters = self.table.waiters(task_id)
+            if not final or not waiters:
+                return
+        self.fulfiller.hand_out(task_id, waiters, meta)
+
+    def _is_known(self, task_id: str) -> bool:
+        """Whether the final state of ``task_id`` came before."""
+        state = self.table.state(task_id)
+        return state == DONE or (state == UNCLAIMED and self._keeps_final(task_id.encode()))
+
+    def _can_wait(self, correlation_id: bytes, body: bytes, format: bytes) -> bool:
+        """Whether a body nobody waits for may be kept undecoded: it ends with the id it has."""
+        return body.find(correlation_id, -len(correlation_id) - TAIL) >= 0 and (
+            not format or self._is_accepted(format.partition(b"\0")[0].decode())
+        )
+
+    def handed_to(self, waiters: Iterable[Any]) -> dict[str, Any] | None:
+        """The meta of the first of ``waiters`` that has become ready."""
+        for waiter in waiters:
+            result = _result_of(waiter)
+            if result is not None and result._cache:
+                return dict(result._cache)
+        return None
+
+    def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
+        """A message came whose body was not kept."""
+        self._report(correlation_id, BadMessage("too large", f"{size} bytes, see max_body"))
+
+    def deliver_message(self, task_id: str, message: Any) -> None:
+        """The same for a kombu message."""
+        body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
+        format = body_format(message.content_type or "", message.content_encoding or "utf-8")
+        self.deliver(task_id.encode("utf-8", "surrogatepass"), body, format)
+
+    def _as_python(self, meta: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.to_python(meta)
+        except Exception as exc:
+            raise_if_thrown_in(exc)
+            # The message is not to be trusted with building that exception: whoever waits
+            # for the task learns why, and nobody else notices.
+            meta["status"], meta["result"] = states.FAILURE, exc
+            return meta
+
+    def _keep(self, task_id: bytes, body: bytes, format: bytes) -> None:
+        now = time.monotonic()
+        if self.table.state(task_id) == UNCLAIMED and self._goes_back(task_id, body, format):
+            self.stats.duplicates += 1
+            return
+        if self.table.store(task_id, body, format, now) < 0:
+            self.stats.duplicates += 1
+
+    def tidy(self, now: float) -> None:
+        """Drop unclaimed results that are too old, say so where too many had to go."""
+        if self.max_age is not None and now >= self._next_expiry:
+            self._next_expiry = now + max(self.max_age / 10, 0.1)
+            self.table.expire(now - self.max_age)
+        if self.table.evicted != self._evicted_before and now >= self._next_warning:
+            self._next_warning = now + EVICTION_WARNING_INTERVAL
+            self._warn_evicted()
+
+    def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
+        """Whether a final state is kept and ``body``, sent again, is an earlier one."""
+        try:
+            return (
+                self._keeps_final(task_id)
+                and self._decode(task_id, body, format)["status"] not in READY_STATES
+            )
+        except BadMessage:
+            return False  # found out and reported when it is asked for
+
+    def _keeps_final(self, task_id: bytes) -> bool:
+        kept = self.table.peek(task_id)
+        if kept is None:
+            return False
+        format, body = kept
+        try:
+            return self._decode(task_id, body, format)["status"] in READY_STATES
+        except BadMessage:
+            return False  # found out and reported when it is asked for
+
+    def _warn_evicted(self) -> None:
+        table = self.table
+        logger.warning(
+            "%d results nobody had asked for were dropped, the oldest first; %d are kept "
+            "(max_unclaimed=%d, max_unclaimed_bytes=%d, result_expires=%s)",
+            table.evicted - self._evicted_before,
+            table.unclaimed,
+            table.max_unclaimed,
+            table.max_unclaimed_bytes,
+            self.max_age,
+        )
+        self._evicted_before = table.evicted
+
+    # -- decoding ----------------------------------------------------------------------------
+
+    def newest(self, task_id: str) -> dict[str, Any] | None:
+        """The newest state that arrived for ``task_id``, or None; it stays kept for a while."""
+        kept = self.table.peek(task_id)
+        if kept is None:
+            return None
+        meta = self._decode_kept(task_id, kept)
+        if meta is None:
+            return None
+        if meta["status"] in READY_STATES:
+            self._saw(task_id)
+        return self._as_python(meta)
+
+    def _saw(self, task_id: str) -> None:
+        """Keep no more than the last few results that were seen by polling only."""
+        seen = self._seen
+        seen[task_id] = None
+        if len(seen) > MAX_SEEN:
+            oldest, _ = seen.popitem(last=False)
+            if self.table.state(oldest) == UNCLAIMED:
+                self.table.finish(oldest)
+
+    def _decode_kept(self, task_id: str, kept: tuple[bytes, bytes]) -> dict[str, Any] | None:
+        format, body = kept
+        correlation_id = task_id.encode("utf-8", "surrogatepass")
+        try:
+            meta = self._decode(correlation_id, body, format)
+        except BadMessage as exc:
+            self.table.forget(task_id)
+            self._report(correlation_id, exc)
+            return None
+        if meta["task_id"] == task_id:
+            return meta
+        # It arrived under the correlation id of this task, but says it is another's.
+        self.table.forget(task_id)
+        self.deliver(None, body, format)
+        return None
+
+    def _decode(self, correlation_id: bytes | None, body: bytes, format: bytes) -> dict[str, Any]:
+        if not body:
+            raise BadMessage("empty body")
+        content_type, content_encoding, compression = "application/json", "utf-8", ""
+        if format:
+            content_type, content_encoding, compression = format.decode().split("\0")
+        try:
+            if compression:
+                if not self._is_accepted(content_type):
+                    raise ContentDisallowed
+                body = decompress(body, compression)
+            meta = decode(body, content_type, content_encoding, self.accept)
+        except ContentDisallowed:
+            raise BadMessage("content type not accepted", repr(content_type[:80])) from None
+        except Exception as exc:
+            raise_if_thrown_in(exc)
+            raise BadMessage("undecodable", type(exc).__name__) from exc
+        return _checked(meta, correlation_id)
+
+    def _is_accepted(self, content_type: str) -> bool:
+        return self.accept is None or content_type in self.accept
+
+    def _report(self, correlation_id: bytes | None, exc: BadMessage) -> None:
+        self.stats.bad_messages[exc.reason] += 1
+        now = time.monotonic()
+        level = logging.DEBUG
+        if now >= self._next_report.get(exc.reason, 0.0):
+            self._next_report[exc.reason] = now + BAD_MESSAGE_WARNING_INTERVAL
+            level = logging.WARNING
+        shown = (correlation_id or b"none").decode("utf-8", "backslashreplace")
+        if not shown.isprintable():
+            shown = repr(shown)
+        logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
+
+
+def load_large(text: str) -> Any:
+    """What is in a large JSON text, or MISS: ``ResultMatcher.deliver`` says what is wrong with it.
+
+    By kombu: orjson would copy the text first.
+    """
+    try:
+        return kombu_loads(text)
+    except Exception as exc:
+        raise_if_thrown_in(exc)
+        return MISS
+
+
+def _is_plain(cls: type) -> bool:
+    """Whether results of ``cls`` become ready the way Celery's own AsyncResult does."""
+    return issubclass(cls, AsyncResult) and all(
+        getattr(cls, name) is getattr(AsyncResult, name)
+        for name in ("_maybe_set_cache", "_set_cache", "_on_fulfilled")
+    )
+
+
+def _result_of(waiter: Any) -> Any:
+    """The AsyncResult that waits; None if it was held weakly and went."""
+    return waiter() if type(waiter) is weakref.ref else waiter
+
+
+def _log_callback_error(result: Any, error: Exception) -> None:
+    logger.error("a callback of the result of task %s failed", result.id, exc_info=error)
+
+
+def raise_if_thrown_in(exc: BaseException) -> None:
+    """Raise the soft time limit that caused ``exc``, if one did: the message is not at fault."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, SoftTimeLimitExceeded):
+            raise cause from None
+        cause = cause.__context__
+
+
+def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:
+    """``meta`` if it is the meta of a result, else BadMessage."""
+    if not isinstance(meta, dict) or "result" not in meta:
+        raise BadMessage("not a result")
+    if not isinstance(meta.get("status"), str):
+        raise BadMessage("not a result", "no status")
+    if not isinstance(meta.get("task_id"), str):
+        if meta.get("task_id") is not None or not correlation_id:
+            raise BadMessage("not a result", "no task id")
+        meta["task_id"] = correlation_id.decode("utf-8", "surrogateescape")
+    elif not _is_id(meta["task_id"]):
+        raise BadMessage("not a result", "no usable task id")
+    return meta
+
+
+def _is_id(task_id: str) -> bool:
+    """Whether anybody could wait for it."""
+    try:
+        return 0 < len(task_id.encode()) <= MAX_ID
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False

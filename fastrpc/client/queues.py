@@ -1,0 +1,178 @@
+"""The reply queues of this process, and when one must be declared (again).
+
+A queue that was declared can be gone at the next call: it expired unused, somebody deleted
+it, the broker lost it. So every call repeats the declaration ahead of the task, on the same
+channel; only the first on a connection waits for the answer, the others ask for none
+(``no-wait``, AMQP 0-9-1 1.7.2.1) and cost no round trip. A declaration without an answer
+does not renew RabbitMQ's ``x-expires``, so a waiting one is due well before that time is up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from amqp import spec
+from amqp.exceptions import PreconditionFailed, RecoverableConnectionError
+from amqp.serialization import dumps
+from kombu import Queue
+from kombu.common import maybe_declare
+
+from ..errors import ReplyQueueMismatch, ReplyQueueRefused
+from ..wire._poll import hung_up
+
+__all__ = ["ReplyQueues", "make_queue"]
+
+#: The part of ``x-expires`` after which a waiting declaration renews it.
+RENEW_AFTER = 0.25
+
+#: How often a quorum queue may deliver a result again before it drops it: each time a client
+#: reconnects is one, and RabbitMQ 4 allows 20. Its own word for «no limit», -1, means «not once»
+#: to the versions before.
+DELIVERY_LIMIT = 2**31 - 1
+
+
+def make_queue(
+    name: str,
+    *,
+    queue_class: type[Queue],
+    exchange: Any,
+    expires: float | None,
+    queue_type: str,
+) -> Queue:
+    """The reply queue ``name``; ``expires`` in seconds, None or 0 for never."""
+    arguments: dict[str, Any] = {"x-queue-type": queue_type}
+    if queue_type == "quorum":
+        arguments["x-delivery-limit"] = DELIVERY_LIMIT
+    return queue_class(
+        name,
+        exchange,
+        name,
+        durable=True,
+        auto_delete=False,
+        expires=expires or None,
+        queue_arguments=arguments,
+    )
+
+
+class ReplyQueues:
+    """The queues this process gets its results on: one for each thread that sends tasks.
+
+    Args:
+        make: Makes the queue of a name, unbound.
+        expires: Seconds after which the broker drops an unused queue, or None.
+    """
+
+    def __init__(self, make: Callable[[str], Queue], expires: float | None) -> None:
+        self.make = make
+        self.expires = expires
+        self._renew_at: dict[str, float] = {}
+        self._encoded: dict[str, bytes] = {}
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._renew_at)
+
+    def __len__(self) -> int:
+        return len(self._renew_at)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._renew_at
+
+    def clear(self) -> None:
+        self._renew_at.clear()
+        self._encoded.clear()
+
+    def use_at_least(self, name: str) -> None:
+        """Have a queue to wait on, also where this process has sent no task yet."""
+        if not self._renew_at:
+            self._renew_at[name] = 0.0
+
+    def doubt(self, name: str) -> None:
+        """Have the next call wait for the broker's word on ``name``."""
+        if name in self._renew_at:
+            self._renew_at[name] = 0.0
+
+    def declare_for_call(self, name: str, channel: Any) -> None:
+        """Make sure that ``name`` exists when what is published next on ``channel`` arrives.
+
+        Raises:
+            ReplyQueueMismatch: a queue of that name exists with other arguments.
+            ReplyQueueRefused: the broker does not make it.
+        """
+        if channel.connection is None:  # closed while the producer was kept, as stock says
+            raise RecoverableConnectionError("channel disconnected")
+        client = channel.connection.client
+        if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
+            if not speaks_amqp(channel):
+                return
+            # A connection that died while nobody looked is made anew below, as stock does. What
+            # is written after the peer's FIN is accepted, and lost: the task would go over the
+            # next connection then, the declaration would not.
+            with suppress(*client.recoverable_connection_errors):
+                if not hung_up(channel.connection.sock.fileno()):
+                    self._repeat(name, channel)
+                    return
+        queue = self.make(name)(channel)
+        with explained_refusal(name):
+            maybe_declare(queue, retry=True)
+        self._declared(name, queue.channel)
+
+    def _repeat(self, name: str, channel: Any) -> None:
+        """Declare ``name`` once more without waiting; its arguments are encoded only once."""
+        arguments = self._encoded.get(name)
+        if arguments is None:
+            queue: Any = self.make(name)
+            table = channel.prepare_queue_arguments(queue.queue_arguments, expires=queue.expires)
+            passive, exclusive, auto_delete, nowait = False, False, queue.auto_delete, True
+            arguments = self._encoded[name] = dumps(
+                "BsbbbbbF", (0, name, passive, queue.durable, exclusive, auto_delete, nowait, table)
+            )
+        channel.connection.frame_writer(1, channel.channel_id, spec.Queue.Declare, arguments, None)
+
+    def declare(self, name: str, channel: Any) -> int:
+        """Declare ``name`` now; returns the number of messages in it.
+
+        Raises:
+            ReplyQueueMismatch: a queue of that name exists with other arguments.
+            ReplyQueueRefused: the broker does not make it.
+        """
+        with explained_refusal(name):
+            _, messages, _ = self.make(name)(channel).queue_declare()
+        self._declared(name, channel)
+        return int(messages)
+
+    def _declared(self, name: str, channel: Any) -> None:
+        channel.connection.client.declared_entities.add(name)
+        self._renew_at[name] = time.monotonic() + (self.expires or float("inf")) * RENEW_AFTER
+
+    def delete(self, channel: Any) -> None:
+        """Delete all queues of this process, with whatever is in them."""
+        while self._renew_at:
+            name, _ = self._renew_at.popitem()
+            self._encoded.pop(name, None)
+            self.make(name)(channel).delete()
+
+
+@contextmanager
+def explained_refusal(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PreconditionFailed as exc:
+        if "inequivalent" not in exc.reply_text:
+            raise ReplyQueueRefused(
+                f"the broker refuses to make the reply queue {name}: {exc.reply_text}; "
+                "see result_expires, and the limits of the virtual host"
+            ) from exc
+        raise ReplyQueueMismatch(
+            f"the reply queue {name} exists on the broker with other arguments, as rpc:// or "
+            "other settings of fastrpc:// make it; delete it, or restart this process to get "
+            f"another name ({exc.reply_text})"
+        ) from exc
+
+
+def speaks_amqp(channel: Any) -> bool:
+    """Whether ``channel`` is AMQP's own, not an imitation over some other store."""
+    return bool(channel.connection.client.transport.driver_type == "amqp")

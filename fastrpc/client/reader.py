@@ -1,0 +1,398 @@
+"""Who reads the socket, and who sleeps until their result is there.
+
+One connection serves the process. A waiting thread that finds no reader becomes the reader: it
+reads, hands every result to whoever waits for it, and goes on until its own is there; then it hands
+the role to one of the sleepers. A thread that finds a reader sleeps, and is woken when its own
+result is there, or to become the reader. There is no background thread. Locks are ``threading``'s,
+so gevent and eventlet work once they have patched it. Among greenlets one reads for as long as
+anything is waited for, as Celery's own backends do there: ``then`` calls back without anybody
+waiting.
+
+The reader mends a lost connection: it reconnects, within its caller's deadline, and consumes the
+same queues again. What was not acknowledged comes a second time and is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from celery.exceptions import TimeoutError
+from kombu.exceptions import OperationalError
+
+from ..options import Options
+from ..retry import backoff
+from ..stats import Stats
+from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure, is_refusal
+from ..transport.transports import is_amqp, use_our_transport
+from ._wait import ReadingRole, Wait
+from .amqp_intake import AMQPIntake
+from .intake import INTERVAL, Intake
+from .kombu_intake import KombuIntake
+from .matcher import ResultMatcher
+from .queues import ReplyQueues
+
+__all__ = ["ResultConsumer"]
+
+logger = logging.getLogger("fastrpc")
+
+#: Least time allowed for connecting, even where the caller's own timeout is shorter.
+LEAST_CONNECT_TIMEOUT = 0.2
+
+#: A back-off pause shorter than this never makes a wait give up before it has tried to connect.
+LEAST_PAUSE = 0.01
+
+#: Each attempt to connect may take this many seconds, less with a shorter timeout of the caller.
+CONNECT_TIMEOUT = 10.0
+
+#: What was handed over is acknowledged this many seconds later, if no reader did it before.
+ACKNOWLEDGE_AFTER = 1.0
+
+#: How long, in seconds, each answer may take when the connection is closed.
+GOODBYE_TIMEOUT = 2.0
+
+#: How long, in seconds, a first look waits for what the queues hold already.
+BACKLOG_TIMEOUT = 2.0
+
+
+class ResultConsumer:
+    """Reads results for all threads of the process.
+
+    Args:
+        app: The Celery app; its broker settings are used.
+        queues: The reply queues to consume.
+        options: The settings of the backend.
+        stats: Counters to keep.
+    """
+
+    #: Set by the backend, which needs a consumer to make one.
+    matcher: ResultMatcher
+
+    def __init__(self, app: Any, queues: ReplyQueues, options: Options, stats: Stats) -> None:
+        self.app = app
+        self.queues = queues
+        self.options = options
+        self.stats = stats
+        self._begin()
+
+    def after_fork(self) -> None:
+        """Begin anew in the child, leaving the parent's connection alone."""
+        if self._intake is not None:
+            self._intake.abandon()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._intake: Intake | None = None
+        self._acknowledger: threading.Timer | None = None
+        self._pauses = backoff()
+        self._connect_at = 0.0
+        self._background: threading.Thread | None = None
+
+    # -- waiting -----------------------------------------------------------------------------
+
+    def until_news(self, wait: Wait) -> None:
+        """Return once there is news for ``wait``.
+
+        Raises:
+            celery.exceptions.TimeoutError: its deadline passed.
+            kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
+            RuntimeError: this thread is in the midst of a read (a signal handler, a destructor).
+        """
+        self.queues.use_at_least(wait.queue)
+        self.consume_new()
+        looked = False
+        while not wait.news:
+            if looked and not wait.remaining():
+                raise TimeoutError("The operation timed out.")
+            try:
+                self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
+            finally:
+                self._acknowledge_soon()
+            looked = True
+            if wait.on_interval is not None:
+                wait.on_interval()
+
+    def read_in_background(self, queue: str) -> None:
+        """Have a thread, which should be a greenlet, read as long as anything is waited for."""
+        if self._background is None or not self._background.is_alive():
+            self._background = threading.Thread(
+                target=self._read_while_waited_for,
+                args=(queue,),
+                name="fastrpc-results",
+                daemon=True,
+            )
+            self._background.start()
+
+    def _read_while_waited_for(self, queue: str) -> None:
+        try:
+            while self.matcher.table.waiting:
+                with suppress(TimeoutError):
+                    self.until_news(Wait(INTERVAL, None, queue))
+        except OperationalError as exc:
+            logger.warning("background result reader stopped: %s", exc)
+        finally:
+            self._background = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether some thread has the reading role."""
+        return self._role.reading
+
+    @property
+    def _role(self) -> ReadingRole:
+        return self.matcher.role
+
+    def look(self, queue: str) -> int:
+        """Take in what has arrived, without waiting for more.
+
+        The first look connects, and does wait for what is in the queues already. In a signal
+        handler or a destructor that interrupts a read it leaves the reading to what it interrupts.
+
+        Returns:
+            How many messages waited in the queues at that first look, else 0.
+
+        Raises:
+            kombu.exceptions.OperationalError: the first look could not connect.
+        """
+        if self._role.interrupted:
+            return 0
+        try:
+            # Whoever reads takes in whatever arrives.
+            return self._role.run(self._look, queue) or 0
+        finally:
+            self._acknowledge_soon()
+
+    def _acknowledge_soon(self) -> None:
+        """Have what was handed over be acknowledged also if nobody reads for a while.
+
+        Without the reading role: starting a thread waits until the thread runs.
+        """
+        intake, timer = self._intake, self._acknowledger
+        if self._role.reading or intake is None or not intake.owes_acknowledgement:
+            return
+        if timer is not None and timer.is_alive():
+            return
+        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
+        timer.name = "fastrpc-acknowledge"
+        timer.daemon = True
+        self._acknowledger = timer
+        try:
+            timer.start()
+        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
+            self._role.run(self._acknowledge)
+
+    def _acknowledge_later(self) -> None:
+        self._acknowledger = None
+        self._role.run(self._acknowledge)  # a reader does it itself, before it waits
+
+    # -- reading: only with the reading role --------------------------------------------------
+
+    def _read(self, wait: Wait) -> None:
+        """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
+        end = time.monotonic() + wait.remaining(INTERVAL)
+        while not wait.news:
+            intake = self._usable_intake() or self._connect(wait)
+            if intake is None:
+                return
+            try:
+                if intake.behind:
+                    intake.catch_up()
+                # The same time at each read, if it can be: one that changes costs system calls.
+                arrived = self._take_in(intake, wait.remaining(intake.interval))
+                if self._intake is intake:  # a callback may have reconnected, or forked
+                    intake.tend()
+            except intake.errors as exc:
+                self._lost(intake, exc)
+                continue
+            if wait.news or not arrived or time.monotonic() >= end:
+                return
+            if wait.on_interval is not None:
+                self._role.call_out(wait.on_interval)
+
+    def _look(self, queue: str) -> int:
+        intake = self._usable_intake()
+        if intake is None:
+            return self._first_look(queue)
+        try:
+            if intake.readable():
+                self._take_in(intake, 0)
+            if self._intake is intake:
+                intake.tend()
+        except intake.errors as exc:
+            self._lost(intake, exc)
+        return 0
+
+    def _first_look(self, queue: str) -> int:
+        self.queues.use_at_least(queue)
+        intake = self._open(CONNECT_TIMEOUT)
+        end = time.monotonic() + BACKLOG_TIMEOUT
+        try:
+            while intake.taken < intake.backlog and (left := end - time.monotonic()) > 0:
+                self._take_in(intake, left)
+        except intake.errors as exc:
+            self._lost(intake, exc)
+        return intake.backlog
+
+    def _take_in(self, intake: Intake, timeout: float) -> bool:
+        """Deliver what is buffered, else what the socket has within ``timeout`` seconds.
+
+        Returns:
+            Whether anything came.
+        """
+        watchers, stats = self.matcher.watchers, self.stats
+        received = stats.received
+        try:
+            if intake.holds_some:  # what a reader before us left behind comes before the socket
+                intake.pump(self._deliver, watchers.listening)
+                if stats.received != received:
+                    return True
+            if not intake.read(timeout):
+                return False
+            intake.pump(self._deliver, watchers.listening)
+            self._pauses = backoff()
+            return True
+        finally:
+            watchers.wake()
+            self.matcher.tidy(time.monotonic())
+
+    def _deliver(
+        self, correlation_id: bytes | None, body: bytes, format: bytes, queue: str
+    ) -> None:
+        wanted = None
+        if self.matcher.watchers.listening:
+
+            def wanted(meta: dict[str, Any]) -> None:
+                self.matcher.watchers.tell(queue, meta)
+
+        self.matcher.deliver(correlation_id, body, format, wanted)
+
+    def _acknowledge(self) -> None:
+        intake = self._usable_intake()
+        if intake is None:
+            return
+        try:
+            intake.acknowledge()
+        except intake.errors as exc:
+            self._lost(intake, exc)
+
+    # -- the connection -----------------------------------------------------------------------
+
+    def consume_new(self) -> None:
+        """Have the intake, if there is one, consume the queues that were declared since.
+
+        Of all threads: the one that waits for a result need not be the one that sent the task.
+        """
+        intake = self._intake
+        # A signal handler that interrupts a read leaves it to the reader.
+        if intake is None or not intake.behind or self._role.interrupted:
+            return
+        if intake.readers_only:
+            self._role.run(intake.catch_up)
+        else:
+            intake.catch_up()
+
+    def _usable_intake(self) -> Intake | None:
+        intake = self._intake
+        if intake is not None and intake.spoiled:
+            self._lost(intake, "its use was interrupted")
+            return None
+        return intake
+
+    def _connect(self, wait: Wait) -> Intake | None:
+        """Connect, trying until the deadline of ``wait``; None if that passed."""
+        while True:
+            remaining = wait.remaining()
+            pause = max(self._connect_at - time.monotonic(), 0.0)
+            if pause >= max(remaining, LEAST_PAUSE):
+                # Kept for the next wait: one of many short waits must be the one that connects.
+                time.sleep(remaining)
+                return None
+            time.sleep(pause)
+            timeout = min(CONNECT_TIMEOUT, max(remaining - pause, LEAST_CONNECT_TIMEOUT))
+            try:
+                return self._open(timeout)
+            except OperationalError as exc:
+                if is_refusal(exc.__cause__):
+                    raise
+                logger.warning(
+                    "no connection to the broker for results, trying again: %s", str(exc)
+                )
+            finally:
+                self._connect_at = time.monotonic() + next(self._pauses)
+            if not wait.remaining():
+                return None
+
+    def _open(self, timeout: float) -> Intake:
+        """Connect once and consume, or raise OperationalError."""
+        intake = make_intake(self.app, self.queues, self.options, self.matcher)
+        try:
+            intake.open(timeout)
+            self._intake = intake
+        except intake.errors as exc:
+            raise OperationalError(failure(intake.connection, exc)) from exc
+        finally:
+            # However it ended: a connection that nobody reads would keep results to itself.
+            if self._intake is not intake:
+                intake.close()
+        intake.catch_up()
+        return intake
+
+    def _lost(self, intake: Intake, why: Exception | str) -> None:
+        logger.warning("lost the connection for results, reconnecting: %s", str(why) or repr(why))
+        self.stats.reconnects += 1
+        intake.close()
+        if self._intake is intake:  # else a callback that waited has reconnected already
+            self._intake = None
+
+    def close(self, delete_queues: bool) -> None:
+        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them.
+
+        Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
+        """
+        wait = Wait(GOODBYE_TIMEOUT)
+        while wait.remaining() and not self._role.interrupted:
+            if self._role.run_or_sleep(wait, wait.remaining(), self._close, delete_queues):
+                return
+        logger.debug("not closing the connection for results: a thread waits on it")
+
+    def _close(self, delete_queues: bool) -> None:
+        intake, self._intake = self._intake, None
+        if intake is not None:
+            self._say_goodbye(intake, delete_queues)
+        elif delete_queues and self.queues.names:
+            self._delete_queues()
+
+    def _say_goodbye(self, intake: Intake, delete_queues: bool) -> None:
+        try:
+            intake.goodbye(GOODBYE_TIMEOUT, delete_queues)
+        except intake.errors as exc:
+            logger.debug("closing the connection for results: %s", exc)
+
+    def _delete_queues(self) -> None:
+        """Delete the queues where tasks were sent and nobody waited for their results."""
+        connection = self.app.connection_for_write()
+        if is_amqp(connection):
+            use_our_transport(connection, answer_timeout=GOODBYE_TIMEOUT)
+        try:
+            connect(connection, GOODBYE_TIMEOUT)
+            self.queues.delete(connection.default_channel)
+            connection.close()
+        except errors_of(connection) as exc:
+            logger.debug("cannot delete the reply queues: %s", exc)
+
+
+def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher) -> Intake:
+    """The way in that fits the broker of ``app``; not yet connected."""
+    heartbeat = options.heartbeat if options.heartbeat is not None else app.conf.broker_heartbeat
+    connection = app.connection_for_read(heartbeat=heartbeat)
+    if is_amqp(connection):
+        return AMQPIntake(
+            use_our_transport(connection, max_body=options.max_body, answer_timeout=ANSWER_TIMEOUT),
+            queues,
+            options,
+            matcher,
+        )
+    return KombuIntake(connection, queues, options, matcher)

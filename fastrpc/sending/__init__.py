@@ -1,0 +1,1 @@
+"""Confirmed sending over a connection of its own."""

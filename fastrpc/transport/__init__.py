@@ -1,0 +1,1 @@
+"""kombu and py-amqp over our frames."""

@@ -1,0 +1,179 @@
+"""py-amqp's connection, whose inbound frames come through our reader.
+
+Handshake, SASL, TLS, heartbeats, channels and all methods stay py-amqp's; only how bytes
+become frames and deliveries is ours. Once the reader owns the bytes nothing else may read
+the socket, so it does from the first one on.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from ssl import SSLWantReadError, SSLWantWriteError
+from typing import Any
+
+from amqp import spec
+from amqp.basic_message import Message
+from kombu.transport import pyamqp
+from vine import promise
+
+from ..errors import ProtocolError
+from ..wire._poll import readable
+from ..wire._reader import DELIVERY, FrameReader
+
+__all__ = ["Connection", "PendingAnswer"]
+
+#: From this many seconds on a read's timeout stays set on the socket.
+STICKY_TIMEOUT = 1.0
+
+#: Seconds that a TLS peer has to answer our goodbye.
+HANG_UP_TIMEOUT = 0.1
+
+#: What py-amqp's handlers raise of a method that is cut short, unknown, or for no channel.
+MALFORMED = (LookupError, TypeError, ValueError, struct.error)
+
+#: Errors of a read that only mean «not now».
+NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
+
+
+class Connection(pyamqp.Connection):
+    """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
+
+    _transport: Any
+
+    #: Called when more was read than was served: no readable socket will tell an event loop of it.
+    on_rest: Callable[[], None] | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        max_body: int = 512 * 1024 * 1024,
+        answer_timeout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``answer_timeout``: seconds that the answer to a method may take; py-amqp waits for
+        ever, and so does None."""
+        super().__init__(*args, **kwargs)
+        self.answer_timeout = answer_timeout
+        self.reader = FrameReader(self.frame_max, max_body)
+
+    def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
+        super()._on_tune(channel_max, frame_max, *args, **kwargs)
+        self.reader.frame_max = self.frame_max
+
+    def blocking_read(self, timeout: float | None = None) -> Any:
+        """Serve one frame or delivery, from the buffer before the socket.
+
+        Raises:
+            socket.timeout: nothing whole arrived in ``timeout`` seconds.
+            ProtocolError: the peer does not speak AMQP 0-9-1.
+        """
+        while not (kind := self.reader.next()):
+            self.fill(self.answer_timeout if timeout is None else timeout)
+        try:
+            return self.dispatch(kind)
+        finally:
+            self.tell_of_rest()
+
+    def tell_of_rest(self) -> None:
+        """Call ``on_rest`` if the buffer holds something."""
+        if self.on_rest is not None and self.reader.buffered:
+            self.on_rest()
+
+    def fill(self, timeout: float | None = None) -> int:
+        """Read once from the socket, as much as is there.
+
+        A timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket, which saves two
+        system calls for each read; writes then fail after that time without progress, too.
+
+        Raises:
+            TimeoutError: nothing came in ``timeout`` seconds.
+        """
+        transport = self.transport
+        sock = transport.sock
+        before = sock.gettimeout()
+        try:
+            if before != timeout:
+                sock.settimeout(timeout)
+            return self.reader.recv(sock.recv_into)
+        except OSError as exc:
+            if isinstance(exc, TimeoutError):
+                raise
+            if exc.errno in NOT_NOW or isinstance(exc, (SSLWantReadError, SSLWantWriteError)):
+                raise TimeoutError(*exc.args) from exc
+            transport.connected = False
+            raise
+        finally:
+            if before != timeout and (timeout is None or timeout < STICKY_TIMEOUT):
+                sock.settimeout(before)
+
+    def readable(self, busy_wait: float = 0) -> bool:
+        """Whether ``fill`` would find bytes at once (TLS may hold some decrypted).
+
+        Looks again and again for ``busy_wait`` seconds before it says no.
+        """
+        sock = self.transport.sock
+        pending = getattr(sock, "pending", None)
+        return bool(pending and pending()) or readable(sock.fileno(), busy_wait)
+
+    def collect(self) -> None:
+        """Hang up. TLS says goodbye and waits for the answer: of a silent peer for ever."""
+        transport = self._transport
+        if transport is not None and transport.sock is not None:
+            with suppress(OSError):  # it is closed already
+                transport.sock.settimeout(HANG_UP_TIMEOUT)
+        super().collect()
+
+    def abandon(self) -> None:
+        """Close our copy of the socket and nothing else: it is another process's connection."""
+        transport, self._transport = self._transport, None
+        if transport is not None and transport.sock is not None:
+            sock, transport.sock = transport.sock, None
+            sock.close()
+
+    def dispatch(self, kind: int) -> Any:
+        """Serve what the reader shows: ``on_delivery``, or py-amqp's handlers for all else.
+
+        Raises:
+            ProtocolError: py-amqp can make nothing of it.
+        """
+        reader = self.reader
+        if kind == DELIVERY:
+            self.bytes_recv += 1
+            return self.on_delivery()
+        try:
+            return self.on_inbound_frame((reader.frame_type, reader.channel, reader.payload))
+        except MALFORMED as exc:
+            raise ProtocolError(
+                f"malformed frame of type {reader.frame_type} on channel {reader.channel}"
+                f" ({type(exc).__name__}: {exc})"
+            ) from exc
+
+    def on_delivery(self) -> Any:
+        """Give the delivery that the reader shows to py-amqp's consumers."""
+        reader = self.reader
+        if reader.body_dropped:
+            raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
+        message = Message(frame_method=spec.Basic.Deliver, frame_args=reader.method_args)
+        message.inbound_header(reader.header)
+        message.body = reader.body
+        message.ready = True
+        self.on_inbound_method(reader.channel, spec.Basic.Deliver, reader.method_args, message)
+        return True
+
+
+class PendingAnswer:
+    """The answer to a method for which nobody waits.
+
+    RabbitMQ serves the methods of a channel one by one: until it comes nothing else does.
+    """
+
+    def __init__(self, channel: Any, method: tuple[int, int]) -> None:
+        self.channel = channel
+        self._promise = channel._pending[method] = promise()
+
+    @property
+    def came(self) -> bool:
+        return bool(self._promise.ready)

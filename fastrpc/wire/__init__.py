@@ -1,0 +1,1 @@
+"""Bytes to Python objects and back: frames, deliveries, header tables."""

@@ -1,0 +1,1 @@
+"""The way out of results: what store_result sends."""

@@ -1,0 +1,777 @@
+"""fastrpc.matching: bodies in, fulfilled results out; no server, no socket.
+
+`Result` stands in for AsyncResult: what the matcher asks of one, and no more.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import pickle
+import zlib
+from types import SimpleNamespace
+
+import pytest
+from celery import Celery, states
+from celery.exceptions import SecurityError, SoftTimeLimitExceeded
+from kombu.serialization import registry
+
+from fastrpc import ResultDropped
+from fastrpc.client import matcher as matching_module
+from fastrpc.client._matcher import Fulfiller
+from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
+from fastrpc.client.matcher import JSON, ResultMatcher, body_format, load_large
+from fastrpc.stats import Stats
+from tests.support.results import meta
+
+READY = states.READY_STATES
+
+
+class Result:
+    def __init__(self, task_id: str, callback=None, fulfilled: list | None = None) -> None:
+        self.id = task_id
+        self.callback = callback
+        self.fulfilled = [] if fulfilled is None else fulfilled
+        self.on_ready = SimpleNamespace(ready=False)
+        self._cache = None
+
+    def _maybe_set_cache(self, meta) -> None:
+        if meta["status"] in READY:
+            self._cache = meta
+            self.on_ready.ready = True
+            self.fulfilled.append(self)
+            if self.callback is not None:
+                self.callback(self)
+
+
+class Matching:
+    """A matcher and what it did."""
+
+    def __init__(self, accept=("application/json",), max_age=None, to_python=dict, **limits):
+        self.table = PendingTable(**limits)
+        self.stats = Stats()
+        self.fulfilled: list = []
+        self.errors: list = []
+        self.matcher = ResultMatcher(
+            table=self.table,
+            accept=None if accept is None else frozenset(accept),
+            to_python=to_python,
+            stats=self.stats,
+            max_age=max_age,
+        )
+        self.matcher.fulfiller = Fulfiller(
+            self.table,
+            self.matcher.watchers,
+            self.matcher.role,
+            is_plain=lambda cls: False,
+            as_python=self.matcher._as_python,
+            on_error=lambda result, error: self.errors.append(error),
+            thrown_in=(SoftTimeLimitExceeded,),
+        )
+
+    def wait_for(self, task_id: str, **options) -> Result:
+        result = Result(task_id, options.pop("callback", None), self.fulfilled)
+        self.matcher.add(result, **options)
+        return result
+
+    def deliver(self, task_id, body, format=JSON, **kwargs) -> None:
+        correlation_id = task_id.encode() if isinstance(task_id, str) else task_id
+        self.matcher.deliver(correlation_id, body, format, **kwargs)
+        self.matcher.tidy(matching_module.time.monotonic())  # as after each batch
+
+
+@pytest.fixture
+def m() -> Matching:
+    return Matching()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of the matcher, which the test moves."""
+
+    class Clock:
+        now = 1000.0
+
+        def monotonic(self):
+            return self.now
+
+    clock = Clock()
+    monkeypatch.setattr(matching_module, "time", clock)
+    return clock
+
+
+class TestMatching:
+    def test_who_waits_gets_the_result(self, m):
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 42))
+        assert result._cache["result"] == 42
+        assert m.fulfilled == [result]
+        assert m.table.state("a") == DONE
+        assert m.matcher.fulfiller.fulfilled == 1
+
+    def test_nobody_else_does(self, m):
+        other = m.wait_for("b")
+        m.deliver("a", meta("a"))
+        assert other._cache is None
+        assert m.table.state("b") == WAITING
+
+    def test_all_who_wait_for_the_same_get_it_each_their_own_meta(self, m):
+        first, second = m.wait_for("a"), m.wait_for("a")
+        m.deliver("a", meta("a", [1]))
+        assert first._cache == second._cache
+        assert first._cache is not second._cache
+        assert m.fulfilled == [first, second]
+
+    def test_what_nobody_waits_for_is_kept_as_it_came_until_asked_for(self, m):
+        m.deliver("a", meta("a", 42))
+        assert m.table.state("a") == UNCLAIMED
+        assert m.matcher.fulfiller.fulfilled == 0
+        result = m.wait_for("a")
+        assert result._cache["result"] == 42
+        assert m.table.state("a") == DONE
+        assert m.table.unclaimed_bytes == 0
+
+    def test_what_is_kept_is_not_decoded(self, m, monkeypatch):
+        monkeypatch.setattr(matching_module, "decode", lambda *args: pytest.fail("decoded"))
+        m.deliver("a", meta("a"))
+
+    def test_looking_leaves_it_there(self, m):
+        m.deliver("a", meta("a", 42))
+        assert m.matcher.newest("a")["result"] == 42
+        assert m.matcher.newest("a")["result"] == 42
+        assert m.table.state("a") == UNCLAIMED
+        assert m.matcher.newest("b") is None
+
+    def test_who_waits_no_longer_gets_nothing_and_the_result_is_kept(self, m):
+        result = m.wait_for("a")
+        m.matcher.discard(result)
+        m.deliver("a", meta("a"))
+        assert result._cache is None
+        assert m.table.state("a") == UNCLAIMED
+
+    def test_a_weak_waiter_is_served_while_it_lives(self, m):
+        result = m.wait_for("a", weak=True)
+        m.deliver("a", meta("a"))
+        assert result._cache is not None
+
+    def test_a_weak_waiter_can_stop_waiting(self, m):
+        result = m.wait_for("a", weak=True)
+        m.matcher.discard(result)
+        assert m.table.state("a") == UNKNOWN
+
+    def test_a_weak_waiter_that_is_gone_disturbs_nobody(self, m):
+        result = m.wait_for("a", weak=True)
+        other = m.wait_for("a")
+        del result
+        gc.collect()
+        m.deliver("a", meta("a"))
+        assert m.fulfilled == [other]
+        assert other._cache is not None
+
+    def test_a_weak_waiter_that_the_collector_took_keeps_nothing_from_others(self, m):
+        result = m.wait_for("a", weak=True)
+        result.callback = result  # a cycle: the collector clears the weak reference first
+        del result
+        gc.collect()
+        m.deliver("a", meta("a", 1))
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_one_that_is_ready_does_not_wait_again(self, m):
+        """As in a ResultSet of results that were got long ago."""
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 1))
+        m.table.clear()
+        assert m.matcher.add(result)
+        assert m.table.waiting == 0
+
+    def test_an_id_that_is_not_ascii(self, m):
+        result = m.wait_for("zürich ☃")
+        m.deliver("zürich ☃", meta("zürich ☃", 1))
+        assert result._cache["result"] == 1
+
+    @pytest.mark.parametrize("spacing", [(",", ":"), (", ", ": ")])
+    def test_a_body_that_names_another_task_than_the_correlation_id_is_that_tasks(self, m, spacing):
+        """As where a caller chose the correlation id: rpc:// goes by the body too."""
+        result = m.wait_for("a")
+        body = json.dumps(json.loads(meta("a", 1)), separators=spacing).encode()
+        m.deliver("chosen by the caller", body)
+        assert result._cache["result"] == 1
+
+    def test_nor_does_it_reach_who_waits_for_the_correlation_id(self, m):
+        wrong = m.wait_for("wrong")
+        m.deliver("wrong", meta("a", 1))
+        assert wrong._cache is None
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_it_is_also_found_when_it_was_kept_under_the_correlation_id(self, m):
+        m.deliver("wrong", meta("a", 1))
+        assert m.matcher.newest("wrong") is None
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_without_a_correlation_id_the_body_says_whose_it_is(self, m):
+        result = m.wait_for("a")
+        m.deliver(None, meta("a", 1))
+        assert result._cache["result"] == 1
+
+    def test_without_a_task_id_in_the_body_the_correlation_id_says_whose_it_is(self, m):
+        result = m.wait_for("a")
+        m.deliver("a", json.dumps({"status": "SUCCESS", "result": 1}).encode())
+        assert result._cache["result"] == 1
+
+    def test_a_kombu_message_is_taken_too(self, m):
+        class Message:
+            body = meta("a", 5).decode()
+            content_type = "application/json"
+            content_encoding = "utf-8"
+
+        m.matcher.deliver_message("a", Message())
+        assert m.wait_for("a")._cache["result"] == 5
+
+
+class TestStates:
+    def test_progress_is_kept_and_the_end_ends_the_waiting(self, m):
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", {"step": 1}, "PROGRESS"))
+        m.deliver("a", meta("a", {"step": 2}, "PROGRESS"))
+        assert result._cache is None
+        assert m.table.state("a") == WAITING
+        assert m.matcher.newest("a")["result"] == {"step": 2}
+        m.deliver("a", meta("a", "end"))
+        assert result._cache["result"] == "end"
+
+    def test_progress_that_nobody_waits_for_makes_way_for_the_end(self, m):
+        m.deliver("a", meta("a", 1, "PROGRESS"))
+        m.deliver("a", meta("a", "end"))
+        assert m.matcher.newest("a")["result"] == "end"
+        assert m.stats.duplicates == 0
+
+    def test_waiting_after_the_progress_came_goes_on_until_the_end(self, m):
+        m.deliver("a", meta("a", 1, "PROGRESS"))
+        result = m.wait_for("a")
+        assert result._cache is None
+        assert m.matcher.newest("a")["result"] == 1
+        m.deliver("a", meta("a", "end"))
+        assert result._cache["result"] == "end"
+
+    @pytest.mark.parametrize("late", ["STARTED", "RETRY", "PROGRESS"])
+    def test_a_state_that_comes_after_the_end_is_dropped(self, m, late):
+        m.deliver("a", meta("a", "end"))
+        m.deliver("a", meta("a", None, late))
+        assert m.stats.duplicates == 1
+        assert m.wait_for("a")._cache["result"] == "end"
+        m.deliver("a", meta("a", None, late))
+        assert m.stats.duplicates == 2
+        assert m.table.state("a") == DONE
+
+    @pytest.mark.parametrize("end", sorted(READY))
+    def test_every_final_state_ends_the_waiting(self, m, end):
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", None, end))
+        assert result._cache["status"] == end
+
+    def test_whoever_wants_to_see_them_all_is_shown_every_state(self, m):
+        seen: list = []
+        result = m.wait_for("a")
+        for body in (meta("a", 1, "PROGRESS"), meta("b", "other"), meta("a", "end")):
+            m.deliver(json.loads(body)["task_id"], body, wanted=seen.append)
+        assert [s["result"] for s in seen] == [1, "other", "end"]
+        assert result._cache["result"] == "end"
+        assert m.wait_for("b")._cache["result"] == "other"
+
+
+class TestDuplicates:
+    def test_a_result_that_comes_twice_is_handed_out_once(self, m):
+        m.wait_for("a")
+        m.deliver("a", meta("a"))
+        m.deliver("a", meta("a"))
+        assert len(m.fulfilled) == 1
+        assert m.stats.duplicates == 1
+        assert m.table.unclaimed == 0
+
+    def test_one_that_nobody_waits_for_is_kept_once(self, m):
+        m.deliver("a", meta("a"))
+        m.deliver("a", meta("a"))
+        assert m.table.unclaimed == 1
+        m.wait_for("a")
+        assert len(m.fulfilled) == 1
+
+    def test_asking_again_for_what_was_handed_out_is_an_error_at_once(self, m):
+        m.wait_for("a")
+        m.deliver("a", meta("a"))
+        with pytest.raises(ResultDropped, match="a was handed out already"):
+            m.matcher.check_obtainable("a")
+
+
+class TestEviction:
+    def test_the_oldest_goes_and_asking_for_it_is_an_error_at_once(self, caplog):
+        m = Matching(max_unclaimed=2)
+        for task_id in ("a", "b", "c"):
+            m.deliver(task_id, meta(task_id))
+        assert m.table.state("a") == LOST
+        with pytest.raises(ResultDropped, match=r"task a arrived but was dropped.*max_unclaimed"):
+            m.matcher.check_obtainable("a")
+        m.matcher.check_obtainable("b")
+        m.matcher.check_obtainable("never heard of")
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert "1 results nobody had asked for were dropped" in record.getMessage()
+
+    def test_by_their_bytes_too(self):
+        body = meta("a", "x" * 1000)
+        m = Matching(max_unclaimed_bytes=2500)
+        for task_id in ("a", "b", "c"):
+            m.deliver(task_id, body.replace(b'"a"', f'"{task_id}"'.encode()))
+        assert [m.table.state(i) for i in "abc"] == [LOST, UNCLAIMED, UNCLAIMED]
+
+    def test_the_log_is_not_flooded_but_the_numbers_are_right(self, caplog, clock):
+        m = Matching(max_unclaimed=1)
+        for n in range(100):
+            m.deliver(f"t{n}", meta(f"t{n}"))
+        assert len(caplog.records) == 1
+        clock.now += 61
+        m.deliver("last", meta("last"))
+        assert len(caplog.records) == 2
+        assert "99 results" in caplog.records[1].getMessage()
+        assert m.table.evicted == 100
+
+    def test_who_waits_is_never_evicted(self):
+        m = Matching(max_unclaimed=1)
+        result = m.wait_for("a")
+        for n in range(10):
+            m.deliver(f"t{n}", meta(f"t{n}"))
+        m.deliver("a", meta("a", 1))
+        assert result._cache["result"] == 1
+
+    def test_what_is_not_asked_for_in_time_goes(self, monkeypatch):
+        m = Matching(max_age=5)
+        now = [1000.0]
+        monkeypatch.setattr(matching_module.time, "monotonic", lambda: now[0])
+        m.deliver("a", meta("a"))
+        now[0] += 10
+        m.deliver("b", meta("b"))
+        assert m.table.state("a") == LOST
+        assert m.table.state("b") == UNCLAIMED
+
+    def test_one_that_comes_again_after_all_is_kept(self):
+        m = Matching(max_unclaimed=1)
+        m.deliver("a", meta("a", 1))
+        m.deliver("b", meta("b"))
+        m.deliver("a", meta("a", 1))
+        assert m.wait_for("a")._cache["result"] == 1
+
+
+def kombu_json(value) -> bytes:
+    return json.dumps(value).encode()
+
+
+PICKLE = body_format("application/x-python-serialize", "binary")
+
+#: name -> (body, format, correlation id, reason)
+BAD = {
+    "malformed JSON": (b'{"status": "SUCC', JSON, "id-a", "undecodable"),
+    "not UTF-8": (b'{"status": "\xff"}', JSON, "id-a", "undecodable"),
+    "empty": (b"", JSON, "id-a", "empty body"),
+    "a number": (b"42", JSON, "id-a", "not a result"),
+    "a list": (b"[1, 2]", JSON, "id-a", "not a result"),
+    "null": (b"null", JSON, "id-a", "not a result"),
+    "a dict that is no meta": (b'{"hello": "world"}', JSON, "id-a", "not a result"),
+    "no result": (
+        kombu_json({"status": "SUCCESS", "task_id": "id-a"}),
+        JSON,
+        "id-a",
+        "not a result",
+    ),
+    "no status": (kombu_json({"result": 1, "task_id": "id-a"}), JSON, "id-a", "not a result"),
+    "a status that is no text": (
+        kombu_json({"status": 1, "result": 1, "task_id": "id-a"}),
+        JSON,
+        "id-a",
+        "not a result",
+    ),
+    "a task id that is no text": (
+        kombu_json({"status": "SUCCESS", "result": 1, "task_id": 5}),
+        JSON,
+        "id-a",
+        "not a result",
+    ),
+    "refused content type": (pickle.dumps({}), PICKLE, "id-a", "content type not accepted"),
+    "unknown content type": (
+        b"x",
+        body_format("x/y", "utf-8"),
+        "id-a",
+        "content type not accepted",
+    ),
+    "unknown compression": (
+        meta("id-a"),
+        body_format("application/json", "utf-8", "x/y"),
+        "id-a",
+        "undecodable",
+    ),
+    "not compressed after all": (
+        meta("id-a"),
+        body_format("application/json", "utf-8", "application/x-gzip"),
+        "id-a",
+        "undecodable",
+    ),
+    "neither correlation id nor task id": (
+        kombu_json({"status": "SUCCESS", "result": 1}),
+        JSON,
+        None,
+        "not a result",
+    ),
+    "empty correlation id and no task id": (
+        kombu_json({"status": "SUCCESS", "result": 1}),
+        JSON,
+        "",
+        "not a result",
+    ),
+}
+
+
+class TestBadMessages:
+    @pytest.mark.parametrize("name", BAD)
+    def test_one_is_reported_and_counted_once_and_nobody_notices(self, m, name, caplog):
+        body, format, correlation_id, reason = BAD[name]
+        result, other = m.wait_for("id-a"), m.wait_for("id-b")
+        m.deliver(correlation_id, body, format)
+        assert m.stats.bad_messages == {reason: 1}
+        (record,) = caplog.records
+        assert record.levelno == logging.WARNING
+        assert reason in record.getMessage()
+        assert record.getMessage().endswith(f"correlation id {correlation_id or 'none'}")
+        assert result._cache is None
+        assert m.table.waiting == 2
+        m.deliver("id-b", meta("id-b", 2))
+        m.deliver("id-a", meta("id-a", 1))
+        assert (result._cache["result"], other._cache["result"]) == (1, 2)
+
+    @pytest.mark.parametrize("name", BAD)
+    def test_one_that_nobody_waits_for_is_found_out_when_it_is_asked_for(self, m, name, caplog):
+        body, format, correlation_id, reason = BAD[name]
+        m.deliver(correlation_id, body, format)
+        result = m.wait_for("id-a")
+        assert result._cache is None
+        assert m.stats.bad_messages == {reason: 1}
+        assert len(caplog.records) == 1
+        m.deliver("id-a", meta("id-a", 1))
+        assert result._cache["result"] == 1
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            name
+            for name in BAD
+            if name
+            not in (
+                "no result",
+                "no status",
+                "a status that is no text",
+                "unknown compression",
+                "not compressed after all",
+            )
+        ],
+    )
+    def test_what_does_not_end_with_its_id_is_not_even_kept(self, m, name, caplog):
+        """Only what looks like a result of that task is kept undecoded."""
+        body, format, correlation_id, reason = BAD[name]
+        m.deliver(correlation_id, body, format)
+        assert m.stats.bad_messages == {reason: 1}
+        assert m.table.unclaimed == 0
+        assert len(caplog.records) == 1
+
+    def test_the_log_never_shows_the_body(self, m, caplog):
+        caplog.set_level(logging.DEBUG)
+        for n, body in enumerate((b'{"secret', b'"secret"', b'{"secret": 1}', b"secret\xff")):
+            m.wait_for(f"t{n}")
+            m.deliver(f"t{n}", body)
+            m.deliver(f"t{n}", body, PICKLE)
+        assert len(caplog.records) == 8
+        assert "secret" not in caplog.text
+
+    def test_the_log_shows_a_hostile_correlation_id_harmlessly(self, m, caplog):
+        m.deliver(b"\xff\x00\nERROR all is lost", b"")
+        (record,) = caplog.records
+        assert "\n" not in record.getMessage()
+        assert "\\xff" in record.getMessage()
+
+    def test_a_flood_is_counted_but_logged_once_a_second_for_each_reason(self, m, caplog, clock):
+        caplog.set_level(logging.DEBUG)
+        m.wait_for("id-a")
+        for _ in range(50):
+            m.deliver("id-a", b"{")
+            m.deliver("id-a", b"")
+        assert m.stats.bad_messages == {"undecodable": 50, "empty body": 50}
+        assert [r.levelno for r in caplog.records].count(logging.WARNING) == 2
+        assert len(caplog.records) == 100
+        clock.now += 1.1
+        m.deliver("id-a", b"{")
+        assert caplog.records[-1].levelno == logging.WARNING
+
+    def test_a_refused_type_is_refused_before_it_is_decompressed(self, m, monkeypatch):
+        monkeypatch.setattr(matching_module, "decompress", lambda *a: pytest.fail("decompressed"))
+        m.wait_for("id-a")
+        format = body_format("application/x-python-serialize", "binary", "application/x-gzip")
+        m.deliver("id-a", b"x", format)
+        assert m.stats.bad_messages == {"content type not accepted": 1}
+
+
+class TestFormats:
+    def test_plain_json_needs_no_room(self):
+        assert body_format("application/json", "utf-8") == b""
+
+    def test_what_is_accepted_is_decoded(self):
+        m = Matching(accept=["application/x-python-serialize"])
+        result = m.wait_for("a")
+        m.deliver(
+            "a", pickle.dumps({"status": "SUCCESS", "result": {1, 2}, "task_id": "a"}), PICKLE
+        )
+        assert result._cache["result"] == {1, 2}
+
+    def test_without_a_list_kombus_own_decides(self):
+        m = Matching(accept=None)
+        m.wait_for("a")
+        m.deliver("a", pickle.dumps({"status": "SUCCESS", "result": 1, "task_id": "a"}), PICKLE)
+        refused = "application/x-python-serialize" in registry._disabled_content_types
+        assert bool(m.stats.bad_messages) == refused
+
+    def test_a_compressed_body_is_opened(self, m):
+        result = m.wait_for("a")
+        format = body_format("application/json", "utf-8", "application/x-gzip")
+        m.deliver("a", zlib.compress(meta("a", 7)), format)
+        assert result._cache["result"] == 7
+
+    def test_the_format_is_kept_with_the_body(self):
+        m = Matching(accept=["application/x-python-serialize"])
+        m.deliver("a", pickle.dumps({"status": "SUCCESS", "result": {1}, "task_id": "a"}), PICKLE)
+        assert m.wait_for("a")._cache["result"] == {1}
+
+
+class Interrupted:
+    """A table between two calls of which another thread gets its turn: `then` runs once."""
+
+    def __init__(self, table, after: str, then) -> None:
+        self._table, self._after, self._then = table, after, then
+
+    def __getattr__(self, name):
+        value = getattr(self._table, name)
+        if name != self._after or self._then is None:
+            return value
+
+        def call(*args):
+            outcome = value(*args)
+            then, self._then = self._then, None
+            if then is not None:
+                then()
+            return outcome
+
+        return call
+
+
+class TestOtherThreads:
+    """Each call of the table is atomic; whatever happens between two must lose nothing."""
+
+    def interrupt(self, m, after, then):
+        m.matcher.table = Interrupted(m.table, after, then)
+
+    @pytest.mark.parametrize("body", [meta("id-a", 1), meta("id-a", 1) + b" " * 100])
+    def test_waiting_begins_while_the_result_is_being_kept(self, m, body):
+        results: list = []
+        self.interrupt(m, "waiters", lambda: results.append(m.wait_for("id-a")))
+        m.deliver("id-a", body)
+        assert results[0]._cache["result"] == 1
+        assert m.table.waiting == 0
+
+    def test_waiting_begins_while_others_are_told(self, m):
+        results = [m.wait_for("a")]
+        self.interrupt(m, "waiters", None)
+        results[0].callback = lambda result: results.append(m.wait_for("a"))
+        m.deliver("a", meta("a", 1))
+        assert [r._cache["result"] for r in results] == [1, 1]
+        assert len(m.fulfilled) == 2
+
+    def test_the_result_comes_while_waiting_begins_on_progress(self, m):
+        m.deliver("a", meta("a", 1, "PROGRESS"))
+        self.interrupt(m, "take", lambda: m.deliver("a", meta("a", "end")))
+        result = m.wait_for("a")
+        assert result._cache["result"] == "end"
+
+    @pytest.mark.parametrize("where", ["_decode", "fulfiller.hand_out"])
+    def test_an_exception_is_thrown_in_while_waiting_begins_on_what_is_kept(
+        self, m, monkeypatch, where
+    ):
+        """Ctrl-C in a `get()`: the next one finds the result."""
+        m.deliver("a", meta("a", 1))
+
+        def thrown_in(*args):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if where == "_decode":
+                patch.setattr(m.matcher, where, thrown_in)
+            else:
+                patch.setattr(m.matcher, "fulfiller", SimpleNamespace(hand_out=thrown_in))
+            with pytest.raises(KeyboardInterrupt):
+                m.wait_for("a")
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_newer_progress_comes_while_waiting_begins_on_older(self, m):
+        m.deliver("a", meta("a", 1, "PROGRESS"))
+        self.interrupt(m, "take", lambda: m.deliver("a", meta("a", 2, "PROGRESS")))
+        m.wait_for("a")
+        assert m.matcher.newest("a")["result"] == 2
+
+    def test_two_begin_to_wait_at_once_for_what_is_kept(self, m):
+        m.deliver("a", meta("a", 1))
+        others: list = []
+        self.interrupt(m, "peek", lambda: others.append(m.wait_for("a")))
+        result = m.wait_for("a")
+        assert result._cache["result"] == others[0]._cache["result"] == 1
+        assert m.table.waiting == 0
+
+    def test_another_takes_it_first(self, m):
+        m.deliver("a", meta("a", 1))
+        self.interrupt(m, "add", lambda: m.table.take("a"))
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 2))
+        assert result._cache["result"] == 2
+
+
+class TestCallbacks:
+    def test_a_callback_that_raises_harms_nobody_else(self, m):
+        def fails(result):
+            raise RuntimeError("from the application")
+
+        first = m.wait_for("a", callback=fails)
+        second, other = m.wait_for("a"), m.wait_for("b")
+        m.deliver("a", meta("a", 1))
+        m.deliver("b", meta("b", 2))
+        assert (first._cache["result"], second._cache["result"], other._cache["result"]) == (
+            1,
+            1,
+            2,
+        )
+        assert [str(e) for e in m.errors] == ["from the application"]
+        assert m.fulfilled == [first, second, other]
+
+    def test_one_that_was_kept_reports_it_too(self, m):
+        m.deliver("a", meta("a"))
+        m.wait_for("a", callback=lambda result: 1 / 0)
+        assert [type(e) for e in m.errors] == [ZeroDivisionError]
+
+    def test_a_callback_may_wait_for_more(self, m):
+        more: list = []
+        m.wait_for("a", callback=lambda result: more.append(m.wait_for("b")))
+        m.deliver("b", meta("b", 2))
+        m.deliver("a", meta("a"))
+        assert more[0]._cache["result"] == 2
+
+    @pytest.mark.parametrize("thrown", [KeyboardInterrupt, SoftTimeLimitExceeded])
+    def test_what_is_thrown_into_one_is_raised_once_all_have_the_result(self, m, thrown):
+        def interrupted(result):
+            raise thrown
+
+        first, second = m.wait_for("a", callback=interrupted), m.wait_for("a")
+        with pytest.raises(thrown):
+            m.deliver("a", meta("a", 1))
+        assert m.fulfilled == [first, second]
+        assert m.table.state("a") == DONE
+        assert not m.errors
+
+    def test_also_where_the_result_was_kept(self, m):
+        def interrupted(result):
+            raise SoftTimeLimitExceeded
+
+        m.deliver("a", meta("a", 1))
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.wait_for("a", callback=interrupted)
+        assert m.table.state("a") == DONE
+
+    def test_a_failure_is_rebuilt_again_if_that_was_interrupted(self):
+        """The message is not at fault, and the result is not the soft time limit."""
+        interruptions = [SoftTimeLimitExceeded()]
+
+        def to_python(meta):
+            if interruptions:
+                raise interruptions.pop()
+            return meta
+
+        m = Matching(to_python=to_python)
+        result = m.wait_for("a")
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.deliver("a", meta("a", 1))
+        assert result._cache["result"] == 1
+
+
+class TestUntrustedExceptions:
+    """What Celery refuses to rebuild becomes the result, and stays among those who asked."""
+
+    @pytest.fixture
+    def backend(self):
+        app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+        return app.backend
+
+    def test_a_class_that_is_no_exception_is_a_security_error(self, backend):
+        m = Matching(to_python=backend.meta_from_decoded)
+        result, other = m.wait_for("a"), m.wait_for("b")
+        evil = {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"}
+        m.deliver("a", meta("a", evil, states.FAILURE))
+        m.deliver("b", meta("b", 2))
+        assert result._cache["status"] == states.FAILURE
+        assert isinstance(result._cache["result"], SecurityError)
+        assert other._cache["result"] == 2
+
+    def test_one_that_was_kept_is_one_too(self, backend):
+        m = Matching(to_python=backend.meta_from_decoded)
+        evil = {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"}
+        m.deliver("a", meta("a", evil, states.FAILURE))
+        assert isinstance(m.matcher.newest("a")["result"], SecurityError)
+        assert isinstance(m.wait_for("a")._cache["result"], SecurityError)
+
+    def test_an_honest_exception_is_rebuilt(self, backend):
+        m = Matching(to_python=backend.meta_from_decoded)
+        honest = {"exc_type": "KeyError", "exc_message": ["k"], "exc_module": "builtins"}
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", honest, states.FAILURE))
+        assert isinstance(result._cache["result"], KeyError)
+        assert result._cache["result"].args == ("k",)
+
+    def test_one_that_cannot_be_rebuilt_fails_the_task_and_nothing_else(self):
+        def to_python(meta):
+            raise RuntimeError("cannot")
+
+        m = Matching(to_python=to_python)
+        result = m.wait_for("a")
+        m.deliver("a", meta("a"))
+        assert result._cache["status"] == states.FAILURE
+        assert str(result._cache["result"]) == "cannot"
+
+
+class Slow:
+    """A soft time limit hits while it is unpickled."""
+
+    def __reduce__(self):
+        return _hit, ()
+
+
+def _hit():
+    raise SoftTimeLimitExceeded
+
+
+class TestSoftTimeLimit:
+    """It is thrown into a thread that decodes; kombu takes it for a fault of the message."""
+
+    def test_it_is_raised_and_the_message_is_no_bad_one(self):
+        m = Matching(accept=["application/x-python-serialize"])
+        result = m.wait_for("a")
+        format = body_format("application/x-python-serialize", "binary")
+        with pytest.raises(SoftTimeLimitExceeded):
+            m.deliver("a", pickle.dumps({"result": Slow()}), format)
+        assert not m.stats.bad_messages
+        m.deliver("a", pickle.dumps(json.loads(meta("a", 1))), format)
+        assert result._cache["result"] == 1
+
+    def test_also_in_a_large_body(self, monkeypatch):
+        monkeypatch.setattr(matching_module, "kombu_loads", lambda text: _hit())
+        with pytest.raises(SoftTimeLimitExceeded):
+            load_large("{}")

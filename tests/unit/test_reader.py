@@ -1,0 +1,90 @@
+"""fastrpc.consumer: who reads and who is told, over an intake that brings nothing."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from fastrpc.client import reader as consumer_module
+from fastrpc.client._pending import PendingTable
+from fastrpc.client._wait import Wait
+from fastrpc.client.matcher import ResultMatcher
+from fastrpc.client.queues import ReplyQueues
+from fastrpc.client.reader import ResultConsumer
+from fastrpc.options import Options
+from fastrpc.stats import Stats
+
+
+class SilentIntake:
+    """Nothing comes; what the consumer does to keep the connection is counted."""
+
+    readers_only = False
+    interval = 1.0
+    errors = (OSError,)
+    holds_some = False
+    spoiled = behind = False
+
+    def __init__(self) -> None:
+        self.tended = 0
+        self.owes_acknowledgement = False
+
+    def readable(self) -> bool:
+        return False
+
+    def tend(self) -> None:
+        self.tended += 1
+
+    def acknowledge(self) -> None:
+        self.owes_acknowledgement = False
+
+
+@pytest.fixture
+def consumer() -> ResultConsumer:
+    stats = Stats()
+    consumer = ResultConsumer(None, ReplyQueues(SimpleNamespace, None), Options.parse({}), stats)
+    consumer.matcher = ResultMatcher(PendingTable(), None, dict, stats, None)
+    consumer._intake = SilentIntake()
+    return consumer
+
+
+def test_who_only_polls_keeps_the_connection_alive(consumer):
+    for _ in range(3):
+        consumer.look("queue")
+    assert consumer._intake.tended == 3
+
+
+def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypatch):
+    """As in a thread that outlives the main one, from Python 3.12 on."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(consumer_module.threading.Thread, "start", start)
+    consumer._intake.owes_acknowledgement = True
+    consumer.look("queue")
+    assert not consumer._intake.owes_acknowledgement
+    assert not consumer.reading
+
+
+def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
+    """In a destructor, or a signal handler, it answers from memory."""
+    tended = consumer.matcher.role.run(lambda: consumer.look("queue") or consumer._intake.tended)
+    assert tended == 0
+
+
+def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
+    """It could never end: what it interrupts would have to read for it."""
+    with pytest.raises(RuntimeError, match="in the midst of reading"):
+        consumer.matcher.role.run(consumer.until_news, Wait(None))
+    assert not consumer.reading
+
+
+def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(consumer):
+    """An exception may be thrown in just before its timer starts."""
+    consumer._acknowledger = threading.Timer(0, print)
+    consumer._intake.owes_acknowledgement = True
+    consumer.look("queue")
+    assert consumer._acknowledger.is_alive()
+    consumer._acknowledger.cancel()
