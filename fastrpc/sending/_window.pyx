@@ -1,4 +1,11 @@
 # The documentation of all public names is in _window.pyi.
+#
+# Each change of two places is one compiled call: an exception that is thrown into the thread
+# between two bytecodes finds a message in one of them. It goes into the new place first, so that
+# running out of memory leaves it in both rather than in none.
+from collections import deque
+from time import monotonic
+
 from libc.stdint cimport uint8_t, uint64_t
 from libc.string cimport memcmp
 
@@ -17,40 +24,102 @@ cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
 
 
 cdef class ConfirmWindow:
-    """What was sent in confirm mode and is not confirmed yet, by delivery tag."""
+    """All that is not confirmed: in flight, to be sent again, or refused."""
 
-    cdef dict messages
-    cdef readonly list refused
+    cdef dict messages  # in flight, by delivery tag
+    cdef dict retried  # delivery tag -> refusals, of those in flight that were refused before
+    cdef readonly object again
+    cdef readonly object refused
     cdef readonly Py_ssize_t bytes
+    cdef readonly Py_ssize_t refused_bytes
     cdef public uint64_t confirmed
 
     def __cinit__(self):
         self.messages = {}
-        self.refused = []
+        self.retried = {}
+        self.again = deque()
+        self.refused = deque()
 
     def __len__(self):
-        return len(self.messages)
+        return len(self.messages) + len(self.again) + len(self.refused)
 
     def __iter__(self):
-        return iter(self.messages.values())
+        return iter([self.messages[tag] for tag in self.messages if tag not in self.retried])
+
+    @property
+    def in_flight(self):
+        return len(self.messages)
+
+    @property
+    def refused_count(self):
+        return len(self.retried) + len(self.refused)
+
+    def has_room(self, Py_ssize_t count, Py_ssize_t size):
+        """Whether fewer than ``count`` and than ``size`` bytes were never refused."""
+        return (
+            len(self.messages) - len(self.retried) + len(self.again) < count and self.bytes < size
+        )
 
     def add(self, uint64_t tag, message):
-        """The message was sent under this delivery tag; tags only grow."""
+        """``message`` was sent; tags only grow."""
         self.messages[tag] = message
+        if self.again and self.again[0] is message:
+            self.again.popleft()
+        elif self.refused and self.refused[0][2] is message:
+            self.retried[tag] = self.refused[0][1]
+            self.refused.popleft()
+        else:
+            self.bytes += len(message.body)
+
+    def forget(self, message):
+        """``message`` was sent and will not be confirmed."""
+        if self.again and self.again[0] is message:
+            self.again.popleft()
+            self.bytes -= len(message.body)
+
+    def append(self, message):
+        """``message`` is to be sent after those of ``again``."""
+        self.again.append(message)
         self.bytes += len(message.body)
 
-    def drain_into(self, again):
-        """Move all messages, in the order of their tags, to the left end of a deque."""
-        again.extendleft(reversed(list(self.messages.values())))
+    def lose(self):
+        """The link is lost: what is in flight goes to ``again`` and ``refused``."""
+        for tag in reversed(list(self.messages)):
+            message = self.messages[tag]
+            if tag in self.retried:
+                self.refused.appendleft((0.0, self.retried[tag], message))
+            else:
+                self.again.appendleft(message)
         self.messages.clear()
-        self.bytes = 0
+        self.retried.clear()
+
+    def replace(self, message, substitute):
+        """Put ``substitute``, or nothing, in the place of one of ``again``."""
+        place = self.again.index(message)
+        self.bytes -= len(message.body)
+        if substitute is None:
+            del self.again[place]
+        else:
+            self.again[place] = substitute
+            self.bytes += len(substitute.body)
+
+    def give_up(self):
+        """Drop the first of ``refused``; how often it was refused, and the message."""
+        _, refusals, message = self.refused.popleft()
+        self.refused_bytes -= len(message.body)
+        return refusals, message
+
+    def count_into(self, stats):
+        """Move ``confirmed`` to the counter of that name."""
+        stats.confirmed += self.confirmed
+        self.confirmed = 0
 
     def confirm(self, uint64_t tag, bint multiple, bint taken):
-        """basic.ack (taken) or basic.nack came for that tag."""
+        """``basic.ack`` (``taken``) or ``basic.nack`` came for ``tag``."""
         self.settle(tag, multiple, taken)
 
     def read(self, FrameReader reader not None):
-        """Take confirms out of the reader; returns the kind of the next other event."""
+        """Take confirms out of ``reader`` up to the next other event; returns that event's kind."""
         cdef frame_event *e = &reader.event
         cdef const uint8_t *payload
         cdef int kind
@@ -78,12 +147,21 @@ cdef class ConfirmWindow:
         return 0
 
     cdef int settle_one(self, uint64_t tag, bint taken) except -1:
-        message = self.messages.pop(tag, None)
+        message = self.messages.get(tag)
         if message is None:
             return 0
-        self.bytes -= len(message.body)
+        cdef Py_ssize_t size = len(message.body)
+        cdef bint retried = tag in self.retried
+        if not taken:
+            self.refused.append((monotonic(), self.retried.get(tag, 0) + 1, message))
+        del self.messages[tag]
+        self.retried.pop(tag, None)
+        if not retried:
+            self.bytes -= size
         if taken:
             self.confirmed += 1
-        else:
-            self.refused.append(message)
+            if retried:
+                self.refused_bytes -= size
+        elif not retried:
+            self.refused_bytes += size
         return 0

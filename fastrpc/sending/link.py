@@ -6,8 +6,12 @@ It lives as long as the socket: what must outlive it, the window, is the publish
 from __future__ import annotations
 
 import logging
+import selectors
 import socket
 import time
+from contextlib import suppress
+from selectors import EVENT_READ, EVENT_WRITE
+from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any, NamedTuple
 
 from amqp.serialization import dumps
@@ -18,24 +22,41 @@ from ..transport.transports import use_our_transport
 from ..wire._encoder import PublishEncoder
 from ._window import ConfirmWindow
 
-__all__ = ["Link", "Lost", "Message"]
+__all__ = ["Link", "Lost", "Message", "Silent"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Seconds after which a write that makes no progress means that the connection is lost.
+#: Seconds that a write may make no progress, without a word from the broker, either.
 WRITE_TIMEOUT = 30
 
-#: py-amqp has the kernel give up a connection on which the broker reads nothing for one second;
-#: a busy broker may well take longer.
-PATIENT_SOCKET = (
-    {socket.TCP_USER_TIMEOUT: WRITE_TIMEOUT * 1000} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+#: The kernel shall not give up a connection on which the broker reads nothing: that is how it
+#: blocks those who publish, for as long as its alarm lasts. (py-amqp's own setting: one second.)
+#: Without confirms nobody else finds out that the path is dead, so the kernel has to.
+PATIENT, WATCHFUL = (
+    {socket.TCP_USER_TIMEOUT: milliseconds} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+    for milliseconds in (0, WRITE_TIMEOUT * 1000)
 )
 
+#: How often, in seconds, a write that makes no progress looks at the clock.
+STALLED_INTERVAL = 1.0
+
+#: Bytes for one TLS write: what did not go out whole has to be written again just as it was.
+TLS_CHUNK = 1 << 16
+
+#: What a write or read of a socket raises that does not wait.
+WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
+
 NO_HEADERS = dumps("F", [{}])
+
+HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 
 class Lost(Exception):
     """The link cannot be used any more; the cause says why."""
+
+
+class Silent(Lost):
+    """Nothing was heard of the broker, and nothing else says that the connection is gone."""
 
 
 class Message(NamedTuple):
@@ -46,12 +67,14 @@ class Message(NamedTuple):
     body: bytes
     content_type: str
     content_encoding: str
-    #: How often the broker has refused it (``basic.nack``).
-    refusals: int = 0
 
 
 class Link:
     """An open connection for sending results. Not thread-safe: the publisher's lock guards it.
+
+    Its socket does not block: an ordinary write is one system call. Where the kernel takes less
+    than all, the rest waits for the socket and for the broker's word at once, which may be that
+    it blocks us.
 
     Args:
         connection: A kombu connection to an AMQP broker, not yet opened.
@@ -70,62 +93,148 @@ class Link:
         self.blocked = False
         #: Nothing may be sent or read any more.
         self.closed = False
+        #: A write or a read has begun. Where it is still so afterwards an exception was thrown
+        #: into its thread: half of a frame may have been written, or a whole message without a
+        #: delivery tag here, or something was read and not served.
+        self.busy = False
+        #: The broker has said something since the link was open.
+        self.answered = False
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
+        self._confirms = confirms
+        self._in_frame = False
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
         given = connection.transport_options
+        self._write_timeout = given.get("write_timeout") or WRITE_TIMEOUT
+        settings = PATIENT if confirms else WATCHFUL
         self._connection = use_our_transport(
             connection,
-            write_timeout=given.get("write_timeout") or WRITE_TIMEOUT,
+            write_timeout=self._write_timeout,
             answer_timeout=ANSWER_TIMEOUT,
-            socket_settings={**PATIENT_SOCKET, **(given.get("socket_settings") or {})},
+            socket_settings={**settings, **(given.get("socket_settings") or {})},
             confirm_publish=False,  # py-amqp's own way waits for each message
         )
         self._errors = errors_of(connection)
         try:
-            self._open(confirms)
+            self._open()
         except self._errors as exc:
             self.close()
             raise Lost(failure(connection, exc)) from exc
 
-    def _open(self, confirms: bool) -> None:
+    def _open(self) -> None:
         connect(self._connection)
-        self._amqp = self._connection.connection
-        self._amqp.on_blocked = self._on_blocked
-        self._amqp.on_unblocked = self._on_unblocked
+        amqp = self._amqp = self._connection.connection
+        amqp.on_blocked = self._on_blocked
+        amqp.on_unblocked = self._on_unblocked
         self._channel = self._connection.default_channel
         self._channel.events["basic_return"].add(self._on_return)
-        if confirms:
+        if self._confirms:
             self._channel.confirm_select()
-        # What is left of waiting for answers; SO_SNDTIMEO bounds a write without progress.
-        self._amqp.sock.settimeout(None)
-        #: By time.monotonic().
-        self.opened_at = time.monotonic()
+        self._write_frame = amqp.frame_writer
+        amqp.frame_writer = self._reply
+        amqp.sock.settimeout(0)
+        self._write = self._write_tls if hasattr(amqp.sock, "pending") else amqp.sock.send
+        #: Seconds between heartbeats, 0 for none.
+        self.heartbeat = amqp.heartbeat
+        #: All by time.monotonic().
+        self.opened_at = self.heard_at = self._heartbeat_at = time.monotonic()
 
     def _lose(self, exc: BaseException) -> Lost:
         self.close()
         return Lost(str(exc) or repr(exc))
 
-    def send(self, message: Message) -> int:
-        """Write ``message`` to the socket, in one write; returns its delivery tag.
+    def send(self, message: Message, window: ConfirmWindow) -> None:
+        """Write ``message`` to the socket and add it to ``window``.
+
+        Where it does not go out at once ``window`` gets the confirms that come meanwhile.
 
         Raises:
+            Silent: for ``WRITE_TIMEOUT`` nothing moved, and nothing was heard.
             Lost: the connection is gone; whether the broker got the message is not known.
         """
         key = (message.content_type, message.content_encoding)
         encoder = self._encoders.get(key) or self._new_encoder(*key)
         frames = encoder.encode(message.routing_key, message.correlation_id, message.body)
+        self.busy = True
         try:
-            self._amqp.transport.write(frames)
+            written = self._write(frames)
+        except WOULD_BLOCK:
+            written = 0
         except self._errors as exc:
             raise self._lose(exc) from exc
-        except BaseException:
-            # Thrown into this thread, as a soft time limit is: half of a frame may be on its way,
-            # or a whole message that has no delivery tag here.
-            self.close()
-            raise
+        if written < len(frames):
+            self._finish(frames[written:], window)
         self.sent += 1
-        return self.sent
+        if self._confirms:
+            window.add(self.sent, message)
+        else:
+            window.forget(message)
+        self.busy = False
+
+    def _write_tls(self, data: Any) -> int:
+        return int(self._amqp.sock.write(data[:TLS_CHUNK]))
+
+    def _finish(self, rest: Any, window: ConfirmWindow) -> None:
+        """Write what is left of a frame, or of several, as the broker takes it.
+
+        A broker that blocks us stops reading, maybe in the middle of a large message; it is no
+        loss then, however long it takes, as long as the broker is heard.
+        """
+        self._in_frame = True
+        moved_at = time.monotonic()
+        try:
+            while rest:
+                try:
+                    written = self._write(rest)
+                except WOULD_BLOCK:
+                    written = 0
+                if written:
+                    rest, moved_at = rest[written:], time.monotonic()
+                    continue
+                self._await(EVENT_READ | EVENT_WRITE, STALLED_INTERVAL)
+                self._take_in(window)
+                if time.monotonic() - max(moved_at, self.heard_at) > self._write_timeout:
+                    self.close()
+                    raise Silent(f"no progress and no word in {self._write_timeout:g} seconds")
+        except self._errors as exc:
+            raise self._lose(exc) from exc
+        self._in_frame = False
+
+    def _await(self, events: int, timeout: float) -> bool:
+        """Wait for the socket; also among greenlets, which replace the selectors."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._amqp.sock, events)
+            return bool(selector.select(timeout))
+
+    def keep_alive(self, window: ConfirmWindow) -> None:
+        """Send a heartbeat if one is due, where the broker wants them.
+
+        Not where it would have to wait: what is to be written then is as good a sign of life.
+
+        Raises:
+            Lost: the connection is gone.
+        """
+        now = time.monotonic()
+        if not self.heartbeat or now - self._heartbeat_at < self.heartbeat / 3:
+            return
+        self._heartbeat_at = now
+        self.busy = True
+        try:
+            if self._await(EVENT_WRITE, 0):
+                self._finish(HEARTBEAT_FRAME, window)
+        except self._errors as exc:
+            raise self._lose(exc) from exc
+        self.busy = False
+
+    def _reply(self, *frame: Any) -> None:
+        """What py-amqp writes by itself: it agrees that the channel, or connection, is closed.
+
+        What it raises then, why it was closed, is more important. In the middle of a frame
+        nothing else can be written.
+        """
+        if not self._in_frame:
+            with suppress(*WOULD_BLOCK):
+                self._write_frame(*frame)
 
     def _new_encoder(self, content_type: str, content_encoding: str) -> PublishEncoder:
         encoder = PublishEncoder(
@@ -150,23 +259,27 @@ class Link:
         Raises:
             Lost: the connection is gone.
         """
-        amqp = self._amqp
-        heard = False
+        self.busy = True
         try:
-            while timeout or amqp.readable():
-                try:
-                    amqp.fill(timeout)
-                except TimeoutError:
-                    break
-                heard, timeout = True, 0
-                while kind := window.read(amqp.reader):
-                    amqp.dispatch(kind)
+            heard = self._take_in(window, timeout)
         except self._errors as exc:
             raise self._lose(exc) from exc
-        except BaseException:
-            # As above: nobody would look at what was read and not served.
-            self.close()
-            raise
+        self.busy = False
+        return heard
+
+    def _take_in(self, window: ConfirmWindow, timeout: float = 0) -> bool:
+        amqp = self._amqp
+        heard = False
+        while timeout or amqp.readable():
+            try:
+                amqp.fill(timeout)
+            except TimeoutError:
+                break
+            heard, timeout = True, 0
+            while kind := window.read(amqp.reader):
+                amqp.dispatch(kind)
+        if heard:
+            self.answered, self.heard_at = True, time.monotonic()
         return heard
 
     def close(self) -> None:
@@ -176,7 +289,8 @@ class Link:
 
     def goodbye(self, timeout: float) -> None:
         """Close in order, so that the broker has taken in all that was sent."""
-        if not self._connection.connected:
+        if self.busy or not self._connection.connected:
+            self.close()
             return
         try:
             self._amqp.sock.settimeout(timeout)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
@@ -22,13 +21,14 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from .._lock import Lock
 from ..options import Options
 from ..retry import backoff
 from ..stats import Stats
 from ..transport.dial import is_refusal
 from ..transport.transports import is_amqp
 from ._window import ConfirmWindow
-from .link import Link, Lost, Message
+from .link import Link, Lost, Message, Silent
 
 __all__ = ["AMQPPublisher", "KombuPublisher", "Message", "make_publisher"]
 
@@ -55,10 +55,23 @@ TOO_LARGE = "message size"
 #: Seconds without a word from the broker after which what is unconfirmed is sent again.
 SILENCE = 30.0
 
-#: A connection of this age, in seconds, is given up before what the broker refused is sent again.
+#: Seconds between heartbeats on the connection that follows a silent one, which broker and path
+#: have to outlive, at ``SILENCE``: RabbitMQ sends one for each half of it, also while it blocks us.
+#: Not on every connection: RabbitMQ expects ours in turn, and hangs up and logs an error where
+#: nobody is there to send them, as in a worker between two results.
+HEARTBEAT = 20
+
+#: A connection of this age, in seconds, is replaced before what the broker refused is sent again.
 #: RabbitMQ refuses all that comes for a quorum queue on a channel that was used for it first while
 #: the queue had no leader, for ever; on the channels opened after the election it takes it.
-REFUSED_FOR_GOOD = 1.0
+#: Doubled each time, up to the second number, while it goes on refusing: it has other reasons then.
+REFUSED_FOR_GOOD, REFUSED_AT_MOST = 1.0, 8.0
+
+#: Of what was refused, messages and bytes that are sent again at a time.
+SLICE, SLICE_BYTES = 100, 1 << 20
+
+#: Seconds until the next slice.
+SLICE_INTERVAL = 0.01
 
 
 def make_publisher(
@@ -139,15 +152,18 @@ class AMQPPublisher:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._link: Link | None = None
-        #: What was sent and is not confirmed.
+        #: All that is not confirmed.
         self._window = ConfirmWindow()
-        #: To be sent again: their link was lost, or the broker refused them.
-        self._again: deque[Message] = deque()
-        self._again_at = 0.0
-        self._sent_at = self._heard_at = 0.0
+        self._sent_at = 0.0
+        #: For the next link: what was heard, or not, of the last one.
+        self._heartbeat = 0
+        #: The age at which a link is given up that the broker refuses results on.
+        self._patience = REFUSED_FOR_GOOD
         self._watcher: threading.Thread | None = None
+        #: Seconds until its next look.
+        self._pause = WATCH_INTERVAL
 
     def after_fork(self) -> None:
         """Begin anew in the child: connection and window are the parent's."""
@@ -158,7 +174,7 @@ class AMQPPublisher:
     @property
     def unconfirmed(self) -> int:
         """Results that the broker has not confirmed yet."""
-        return len(self._window) + len(self._again)
+        return len(self._window)
 
     def publish(self, message: Message) -> None:
         """Send one result; returns when it is written, and keeps it until it is confirmed.
@@ -169,17 +185,23 @@ class AMQPPublisher:
             kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
                 the broker refuses us.
         """
-        delays = None
+        if self._lock.mine:
+            # A signal handler, or a destructor, in the midst of a send of the same thread.
+            self._window.append(message)
+            self.stats.published += 1
+            self._ensure_watched()
+            return
+        delays = pauses = None
         while True:
             with self._lock:
                 try:
                     self._publish(message)
                     return
                 except Lost as exc:
-                    self._drop_link(exc)
-                    lost = exc
+                    lost, in_vain = exc, self._drop_link(exc)
             delays = delays or self.options.retry_policy.delays()
-            delay = next(delays, None)
+            pauses = pauses or backoff()
+            delay = next(delays if in_vain else pauses, None)
             if delay is None or is_refusal(lost.__cause__):
                 raise OperationalError(str(lost)) from lost.__cause__
             time.sleep(delay)
@@ -189,49 +211,65 @@ class AMQPPublisher:
     def _publish(self, message: Message) -> None:
         now = time.monotonic()
         link = self._open_link()
+        window, options = self._window, self.options
         # Before it is sent: once it is in the window a lost connection is no failure of it.
         if link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
-        self._send_again(link)
-        self._make_room(link)
+        while (
+            window.again
+            or link.blocked
+            or not window.has_room(options.confirm_window, options.confirm_window_bytes)
+        ):
+            self._send_again(link)
+            self._wait_for_room(link)
         self._send(link, message)
         self._sent_at = now
         self.stats.published += 1
 
     def _open_link(self) -> Link:
-        link = self._link or self._connect()
-        if link.closed:
+        link = self._link
+        if link is None:
+            link = self._link = self._connect()
+        if link.closed or link.busy:
+            link.close()
             raise Lost("it was interrupted")
         return link
 
     def _connect(self) -> Link:
-        link = Link(
-            self.app.connection_for_write(heartbeat=0),
+        return Link(
+            self.app.connection_for_write(heartbeat=self._heartbeat),
             self.delivery_mode,
             self.options.publisher_confirms,
             self.stats,
         )
-        self._link = link
-        self._heard_at = self._sent_at = time.monotonic()
-        return link
 
-    def _drop_link(self, lost: Lost) -> None:
-        """What was not confirmed on it is to be sent again, before anything new."""
-        if self._link is not None:
-            logger.warning(
-                "lost the connection for sending results, %d are sent again: %s",
-                self.unconfirmed,
-                lost,
-            )
+    def _drop_link(self, lost: Lost) -> bool:
+        """What was not confirmed on it is to be sent again, before anything new.
+
+        Returns whether that uses up a retry: there was no link, or none that was of any use.
+        """
+        link = self._link
+        if link is None:
+            return True
+        # A blocked broker says nothing, unless it sends heartbeats: that is no loss yet.
+        as_expected = isinstance(lost, Silent) and link.blocked and not link.heartbeat
+        logger.log(
+            logging.WARNING if self.unconfirmed and not as_expected else logging.INFO,
+            "lost the connection for sending results, %d are sent again: %s",
+            self.unconfirmed,
+            lost,
+        )
         too_large = None
         if TOO_LARGE in str(lost):
             # What it does not take it does not confirm: the largest of these is such a one.
             too_large = max(self._window, key=lambda message: len(message.body), default=None)
-        self._window.drain_into(self._again)
+        self._window.lose()
         if too_large is not None:
             self._replace(too_large)
+        self._heartbeat = HEARTBEAT if isinstance(lost, Silent) else 0
         self._link = None
         self._ensure_watched()
+        return not link.answered
 
     def _replace(self, too_large: Message) -> None:
         """Sent again, it would have the broker close every further connection."""
@@ -240,126 +278,186 @@ class AMQPPublisher:
             too_large.correlation_id,
             len(too_large.body),
         )
-        place = self._again.index(too_large)
-        del self._again[place]
         apology = self.apologize(too_large)
-        if apology is not None and len(apology.body) < len(too_large.body):  # else it is one
-            self._again.insert(place, apology)
+        if apology is not None and len(apology.body) >= len(too_large.body):
+            apology = None  # it is one
+        self._window.replace(too_large, apology)
 
     def _send(self, link: Link, message: Message) -> None:
-        tag = link.send(message)
-        if self.options.publisher_confirms:
-            if not self._window:  # nothing was to be heard until now
-                self._heard_at = time.monotonic()
-            self._window.add(tag, message)
-            if self._watcher is None:
-                self._ensure_watched()
+        if not self._window.in_flight:  # nothing was to be heard until now
+            link.heard_at = time.monotonic()
+        link.send(message, self._window)
+        if self._watcher is None:
+            self._ensure_watched()
 
     def _send_again(self, link: Link) -> None:
-        again = self._again
-        if not again or link.blocked or time.monotonic() < self._again_at:
-            return
-        self._check_refused(link)
-        while again:
+        """Send what was on a lost link, as long as the broker does not ask us to wait."""
+        again = self._window.again
+        while again and not link.blocked:
             self._send(link, again[0])
-            again.popleft()
             self.stats.resent += 1
+            self._look(link)
 
-    def _make_room(self, link: Link) -> None:
-        """Wait while the window is full or the broker asked us to wait."""
-        while not self._has_room(link):
+    def _wait_for_room(self, link: Link) -> None:
+        """Wait for a while, where the window is full or the broker asked us to wait."""
+        window, options = self._window, self.options
+        if link.blocked or not window.has_room(
+            options.confirm_window, options.confirm_window_bytes
+        ):
             self._look(link, timeout=ROOM_INTERVAL)
             self._check_heard(link)
-            self._send_again(link)
-
-    def _has_room(self, link: Link) -> bool:
-        options, window, again = self.options, self._window, self._again
-        size = window.bytes
-        if again:
-            size += sum(len(message.body) for message in again)
-        return (
-            len(window) + len(again) < options.confirm_window
-            and size < options.confirm_window_bytes
-            and not link.blocked
-        )
 
     def _look(self, link: Link, timeout: float = 0) -> None:
-        window = self._window
+        window, options = self._window, self.options
+        link.keep_alive(window)
         try:
-            if link.read(window, timeout):
-                self._heard_at = time.monotonic()
+            link.read(window, timeout)
         finally:
-            self.stats.confirmed += window.confirmed
-            window.confirmed = 0
-            while window.refused:
-                self._refused(window.refused[0])
-                del window.refused[0]
+            window.count_into(self.stats)
+        while window.refused and (
+            window.refused_count > options.confirm_window
+            or (window.refused_bytes > options.confirm_window_bytes and window.refused_count > 1)
+        ):
+            self._give_up()
 
     def _check_heard(self, link: Link) -> None:
-        if self._window and not link.blocked and time.monotonic() - self._heard_at > SILENCE:
+        expected = self._window.in_flight or link.blocked
+        if expected and time.monotonic() - link.heard_at > SILENCE:
             link.close()
-            raise Lost(f"{len(self._window)} results not confirmed in {SILENCE:g} seconds")
+            raise Silent(f"the broker has said nothing for {SILENCE:g} seconds")
 
-    def _check_refused(self, link: Link) -> None:
-        is_old = time.monotonic() - link.opened_at > REFUSED_FOR_GOOD
-        if is_old and any(message.refusals for message in self._again):
-            link.close()
-            raise Lost("the broker refused some of them on it")
+    # -- what the broker refused (basic.nack): sent again by the watching thread alone, so that
+    # -- it holds up nobody
 
-    def _refused(self, message: Message) -> None:
-        """The broker did not take ``message`` (``basic.nack``): again, under the retry policy."""
-        policy = self.options.retry_policy
-        delay = next(islice(policy.delays(), message.refusals, None), None)
-        if delay is None:
-            logger.error(
-                "the broker refused the result of task %s %d times, it is given up",
-                message.correlation_id,
-                message.refusals + 1,
-            )
-            return
-        self._again.append(message._replace(refusals=message.refusals + 1))
-        # One that is refused for the first time must not hasten those that wait already.
-        self._again_at = max(self._again_at, time.monotonic() + delay)
+    def _send_refused(self, link: Link) -> bool:
+        """Send a slice of what is due; whether there is more."""
+        size = 0
+        for _ in range(SLICE):
+            if self._is_worn_out(link) or not self._can_send_refused(link):
+                return False
+            message = self._window.refused[0][2]
+            self._send(link, message)
+            self.stats.resent += 1
+            size += len(message.body)
+            if size > SLICE_BYTES:
+                break
+        return True
+
+    def _can_send_refused(self, link: Link) -> bool:
+        return not link.blocked and self._is_refused_due()
+
+    def _is_refused_due(self) -> bool:
+        """Whether it is time for the first one, under the retry policy; gives up those before."""
+        refused = self._window.refused
+        while refused:
+            refused_at, refusals, _ = refused[0]
+            delay = next(islice(self.options.retry_policy.delays(), refusals - 1, None), None)
+            if delay is not None:
+                return time.monotonic() >= refused_at + delay
+            self._give_up()
+        return False
+
+    def _give_up(self) -> None:
+        refusals, message = self._window.give_up()
+        logger.error(
+            "the broker refused the result of task %s %d times, it is given up",
+            message.correlation_id,
+            refusals,
+        )
+
+    def _is_worn_out(self, link: Link) -> bool:
+        return time.monotonic() - link.opened_at > self._patience
 
     # -- while nobody sends --------------------------------------------------------------------
 
     def _ensure_watched(self) -> None:
         if self._watcher is None and self.unconfirmed:
-            watcher = threading.Thread(target=self._watch, name="fastrpc-confirms", daemon=True)
+            watcher = threading.Thread(
+                target=lambda: self._watch(watcher), name="fastrpc-confirms", daemon=True
+            )
             with suppress(RuntimeError):  # no more threads: the next send, or close(), looks
                 watcher.start()
                 self._watcher = watcher
 
-    def _watch(self) -> None:
+    def _watch(self, me: threading.Thread) -> None:
         """Look for confirms, and mend the connection, until nothing is unconfirmed."""
         pauses = backoff()
+        pause = WATCH_INTERVAL
         while True:
-            time.sleep(WATCH_INTERVAL)
+            time.sleep(pause)
             with self._lock:
+                if self._watcher is None:  # who started us was interrupted before saying so
+                    self._watcher = me
+                if self._watcher is not me:
+                    return
                 if not self.unconfirmed:
                     self._watcher = None
-                    return
+                    unheeded = self._take_unheeded()
+                    break
                 confirmed = self.stats.confirmed
                 try:
-                    lost = self._tend() is not None
-                except Exception as exc:  # the application's, which may make the password
-                    logger.error("cannot connect to send results, trying again", exc_info=exc)
-                    lost = True
+                    lost = self._tend()
+                except Exception as exc:
+                    lost = cannot_connect(exc)
+            if lost is None:
+                try:
+                    lost = self._renew()
+                except Exception as exc:
+                    lost = cannot_connect(exc)
             if self.stats.confirmed != confirmed:
                 pauses = backoff()
-            if lost:
-                time.sleep(next(pauses))
+            pause = self._pause if lost is None else WATCH_INTERVAL + next(pauses)
+        if unheeded is not None:
+            unheeded.goodbye(LEAST_GOODBYE)
+
+    def _take_unheeded(self) -> Link | None:
+        """The link, if it wants heartbeats: from now on there is nobody to send them."""
+        link = self._link
+        if link is None or not link.heartbeat:
+            return None
+        self._link = None
+        return link
 
     def _tend(self, timeout: float = 0) -> Lost | None:
         """Send again what has to be, read confirms; says if the link was lost over it."""
         try:
             link = self._open_link()
             self._send_again(link)
+            self._pause = SLICE_INTERVAL if self._send_refused(link) else WATCH_INTERVAL
             self._look(link, timeout)
             self._check_heard(link)
         except Lost as exc:
             self._drop_link(exc)
             return exc
+        if not self._window.refused_count:
+            self._patience = REFUSED_FOR_GOOD
+        return None
+
+    def _renew(self) -> Lost | None:
+        """Replace a link on which the broker goes on refusing results; says if that failed.
+
+        Nobody who sends waits until the new one is open.
+        """
+        if not self._window.refused:
+            return None
+        with self._lock:
+            link = self._link
+            if link is None or not self._is_worn_out(link) or not self._can_send_refused(link):
+                return None
+        try:
+            fresh = self._connect()
+        except Lost as exc:
+            return exc
+        with self._lock:
+            if self._link is not link:
+                fresh.close()
+                return None
+            with suppress(Lost):
+                self._look(link)  # what is confirmed by now is not sent twice
+            link.close()
+            self._drop_link(Lost("the broker refused some of them on it"))
+            self._link = fresh
+            self._patience = min(2 * self._patience, REFUSED_AT_MOST)
         return None
 
     def close(self, timeout: float) -> None:
@@ -368,12 +466,11 @@ class AMQPPublisher:
         pauses = backoff()
         while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
             # A send that waits for room holds the lock, and reads confirms itself.
-            if not self._lock.acquire(timeout=left):
-                break
-            try:
+            with self._lock.within(left) as taken:
+                if not taken:
+                    break
                 lost = self._tend(timeout=min(left, 0.1))
-            finally:
-                self._lock.release()
+            lost = lost or self._renew()
             if lost is not None:
                 time.sleep(min(next(pauses), left))
         if self.unconfirmed:
@@ -382,13 +479,16 @@ class AMQPPublisher:
                 self.unconfirmed,
                 timeout,
             )
-        if not self._lock.acquire(timeout=LEAST_GOODBYE):
-            return  # it is not ours to close while somebody sends
-        try:
+        with self._lock.within(LEAST_GOODBYE) as taken:
+            if not taken:
+                return  # it is not ours to close while somebody sends
             self._window = ConfirmWindow()  # with what is given up, the watching thread ends
-            self._again.clear()
             link, self._link = self._link, None
             if link is not None:
                 link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))
-        finally:
-            self._lock.release()
+
+
+def cannot_connect(exc: Exception) -> Lost:
+    """What the application raised, which may make the password."""
+    logger.error("cannot connect to send results, trying again", exc_info=exc)
+    return Lost(str(exc))

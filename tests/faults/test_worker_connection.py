@@ -19,7 +19,7 @@ from tests.support import inside
 from tests.support.amqp_bytes import NOT_AMQP
 from tests.support.apps import client
 from tests.support.broker import RabbitMQ
-from tests.support.proxy import TO_SERVER
+from tests.support.proxy import TO_SERVER, Proxy
 from tests.support.results import answer, await_confirms, expect, new_ids
 from tests.support.threads import Background
 from tests.support.waiting import stopwatch, wait_until
@@ -126,18 +126,19 @@ class TestCut:
         oid = app.backend.oid
         answer(cut_sender, oid, [first])
         await_confirms(cut_sender)
-        transport = inside.link_amqp(cut_sender).transport
+        link = inside.link(cut_sender)
+        just_write = link._write
 
-        def write(frames, write=transport.write):
-            write(frames[: int(len(frames) * part)])
+        def write(frames):
+            just_write(frames[: int(len(frames) * part)])
             raise SoftTimeLimitExceeded
 
-        transport.write = write
+        link._write = write
         with pytest.raises(SoftTimeLimitExceeded):
             answer(cut_sender, oid, [hit])
         time.sleep(0.3)  # the broker confirms it, if it came
         proxy.freeze()
-        del transport.write
+        link._write = just_write
         sending = Background(lambda: answer(cut_sender, oid, [last], "the last"))
         time.sleep(0.3)
         proxy.cut()
@@ -385,6 +386,26 @@ class TestRefused:
         given_up = records.count("the broker refused some of them on it")
         assert 1 <= given_up <= time.monotonic() - started
 
+    @pytest.mark.parametrize("retries", [3, None], ids=["given up", "tried for ever"])
+    def test_more_refusals_than_the_window_holds_take_up_nobodys_room(
+        self, full, private_broker, make_client, app, retries
+    ):
+        policy = {"max_retries": retries, "interval_start": 0, "interval_step": 1}
+        sender = make_client(
+            private_broker.url, options={"confirm_window": 100, "retry_policy": policy}
+        )
+        results = new_ids(400)
+        oid, full_oid = app.backend.oid, full.backend.oid  # a thread has its own
+        Background(lambda: answer(sender, full_oid, results)).result(3)
+        for _ in range(10):
+            results = expect(app, 50)
+            with stopwatch(2, "all of them"):
+                answer(sender, oid, results)
+                assert [result.get(timeout=5) for result in results] == list(range(50))
+        assert sender.backend._publisher._window.refused_count <= 100
+        full.backend.close()  # its queue is gone, and with it who refuses
+        await_confirms(sender)
+
 
 class TestBlocked:
     """The broker's alarm: publishing has to wait (connection.blocked)."""
@@ -420,6 +441,67 @@ class TestBlocked:
         sending.result(30)
         assert [result.get(timeout=10) for result in results] == [0, *([n] for n in range(1, 20))]
         assert records.count("takes results again") == 1
+
+    @pytest.fixture
+    def brief(self, monkeypatch):
+        """What takes half a minute otherwise takes seconds."""
+        monkeypatch.setattr(publisher, "SILENCE", 3.0)
+        monkeypatch.setattr(publisher, "HEARTBEAT", 2, raising=False)
+        monkeypatch.setattr(link, "WRITE_TIMEOUT", 3)
+
+    @pytest.mark.usefixtures("brief")
+    @pytest.mark.parametrize(
+        ("size", "count"), [(24 << 20, 1), (200_000, 60)], ids=["a large one", "many"]
+    )
+    def test_a_long_alarm_is_no_loss(self, own_broker, make_client, alarm, records, size, count):
+        """Longer than a silent broker is waited for, and than a write may make no progress."""
+        app = make_client(own_broker.url)
+        once = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1}
+        sender = make_client(own_broker.url, options={"retry_policy": once})
+        results = expect(app, count)
+        oid = app.backend.oid
+        alarm(True)
+        sending = Background(lambda: answer(sender, oid, results, "x" * size))
+        sending.thread.join(12)
+        assert sending.running
+        assert records.count("blocks publishing") == 2, "on the first connection, and on its heir"
+        assert not [r for r in records.records if "lost" in r.getMessage() and r.levelno > 20]
+        alarm(False)
+        sending.result(30)
+        assert [result.get(timeout=20) for result in results] == ["x" * size] * count
+        await_confirms(sender)
+        # Nobody sends heartbeats on an idle connection: this one is closed in order.
+        wait_until(lambda: not link_is_open(sender), 5, "it is closed")
+        assert sender.backend.stats()["published"] == count
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("brief")
+    @pytest.mark.parametrize("mid_frame", [False, True], ids=["between results", "in one"])
+    def test_a_path_that_falls_silent_while_blocked_is_given_up(
+        self, own_broker, make_client, alarm, mid_frame
+    ):
+        """Its TCP answers, so the alarm's end is not heard of, nor of the broker's anything."""
+        with Proxy(own_broker.host, own_broker.port) as proxy:
+            app, sender = make_client(own_broker.url), make_client(own_broker.url_for(proxy.port))
+            first, last = expect(app, 2)
+            oid = app.backend.oid
+            answer(sender, oid, expect(app, 1))
+            await_confirms(sender)
+            alarm(True)
+            answer(sender, oid, [first])
+            wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+            value = "x" * (24 << 20 if mid_frame else 1)
+            sending = Background(lambda: answer(sender, oid, [last], value))
+            time.sleep(8)  # more than the silence of an alarm is waited for
+            silent = sender.backend._publisher._link
+            assert silent.blocked
+            proxy.freeze()
+            alarm(False)
+            wait_until(lambda: sender.backend._publisher._link is not silent, 10, "it is given up")
+            proxy.thaw()
+            sending.result(20)
+            assert (first.get(timeout=20), last.get(timeout=20)) == (0, value)
+            await_confirms(sender)
 
     def test_shutting_down_while_blocked_does_not_hang(self, own_broker, make_client, alarm):
         app = make_client(own_broker.url)

@@ -36,7 +36,7 @@ class Broker:
             raise Lost("refused") from AccessRefused("no such user")
         if self.down:
             raise Lost("down") from ConnectionRefusedError("down")
-        link = FakeLink(self)
+        link = FakeLink(self, confirms)
         self.links.append(link)
         return link
 
@@ -46,20 +46,25 @@ class Broker:
 
 
 class FakeLink:
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, confirms: bool) -> None:
         self.broker = broker
+        self.confirms = confirms
         self.sent = 0
         self.opened_at = time.monotonic()
         self.blocked = False
         self.reason = "cut"
-        self.cut = self.closed = self.said_goodbye = self.abandoned = False
+        self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
+        self.heartbeat = 0
+        self.heard_at = 0.0
+        self.answered = True
+        self.heartbeats = 0
         self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
         self.interrupt: BaseException | None = None
 
-    def send(self, message: Message) -> int:
+    def send(self, message: Message, window: ConfirmWindow) -> None:
         if self.interrupt is not None:
-            self.closed = True
+            self.busy = True
             raise self.interrupt
         if self.cut:
             raise Lost(self.reason) from ConnectionResetError("cut")
@@ -67,7 +72,13 @@ class FakeLink:
         self.broker.got.append(message.correlation_id)
         if self.broker.confirms_at_once:
             self.frames.append((self.sent, False, True))
-        return self.sent
+        if self.confirms:
+            window.add(self.sent, message)
+        else:
+            window.forget(message)
+
+    def keep_alive(self, window: ConfirmWindow) -> None:
+        self.heartbeats += 1
 
     def read(self, window, timeout=0) -> bool:
         self.looks += 1
@@ -78,6 +89,7 @@ class FakeLink:
             return False
         while self.frames:  # other threads append to it
             window.confirm(*self.frames.popleft())
+        self.heard_at = time.monotonic()
         return True
 
     def confirm(self, tag: int, multiple: bool = False) -> None:
@@ -119,7 +131,6 @@ def make(broker, monkeypatch):
     broker.down = broker.refuses = False
     for publisher in made:
         publisher._window = ConfirmWindow()
-        publisher._again.clear()
         watcher = publisher._watcher
         if watcher is not None:
             watcher.join(10)
@@ -287,13 +298,12 @@ class TestALostConnection:
         publisher = make()
         names = [str(n) for n in range(count)]
         send(publisher, *names[:-1])
-        link = publisher._link or publisher._connect()
+        link = publisher._open_link()
         just_send = link.send
 
-        def send_and_break(message: Message) -> int:
-            tag = just_send(message)
+        def send_and_break(message: Message, window: ConfirmWindow) -> None:
+            just_send(message, window)
             link.cut = True
-            return tag
 
         link.send = send_and_break
         send(publisher, names[-1])
@@ -462,7 +472,9 @@ class TestRefusals:
         first.refuse(3)
         publisher._tend()
         first.opened_at -= REFUSED_FOR_GOOD
-        assert str(publisher._tend()) == "the broker refused some of them on it"
+        publisher._tend()
+        assert (broker.got, first.closed) == (["a", "b", "a"], False), "not on this one"
+        publisher._renew()
         assert first.closed
         broker.confirms_at_once = True
         publisher._tend()
@@ -494,17 +506,108 @@ class TestRefusals:
         assert broker.got.count("a") <= 2
         assert publisher.unconfirmed == 8
 
-    @pytest.mark.usefixtures("unwatched")
-    def test_what_is_refused_counts_as_unconfirmed(self, make, broker):
-        policy = {"max_retries": 9, "interval_start": 0.1, "interval_max": 1}
-        publisher = make(confirm_window=2, retry_policy=policy)
+    def test_a_link_that_refuses_is_kept_until_there_is_another(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
+        send(publisher, "a")
+        first = broker.link
+        first.refuse(1)
+        publisher._tend()
+        first.opened_at -= REFUSED_FOR_GOOD
+        broker.down = True
+        assert isinstance(publisher._renew(), Lost)
+        assert not first.closed
+        send(publisher, "b")
+        assert (broker.got, publisher.unconfirmed) == (["a", "b"], 2)
+
+    def test_a_broker_that_goes_on_refusing_is_connected_to_less_and_less(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 99, "interval_max": 0})
+        send(publisher, "a")
+        ages = []
+        for _ in range(6):
+            broker.link.refuse(broker.link.sent)
+            publisher._tend()
+            link, age = broker.link, 0.0
+            while broker.link is link and age < 60:
+                age += 0.5
+                link.opened_at -= 0.5
+                publisher._renew()
+            ages.append(age)
+            publisher._tend()
+        assert ages == [1, 2, 4, 8, 8, 8]
+        broker.link.confirm(broker.link.sent)
+        publisher._tend()
+        assert publisher._patience == REFUSED_FOR_GOOD
+
+    def test_what_is_refused_takes_up_no_room(self, make, broker):
+        """Neither while it waits nor while it is tried again."""
+        policy = {"max_retries": 9, "interval_start": 0, "interval_max": 0}
+        publisher = make(confirm_window=2, confirm_window_bytes=20, retry_policy=policy)
         send(publisher, *"ab")
         broker.link.refuse(2, multiple=True)
         publisher._tend()
-        assert (len(publisher._window), publisher.unconfirmed) == (0, 2)
-        broker.confirms_at_once = True
+        assert (publisher._window.refused_count, publisher.unconfirmed) == (2, 2)
         send(publisher, "c")
-        assert broker.got == ["a", "b", "a", "b", "c"]
+        publisher._tend()
+        assert (broker.got, publisher._window.in_flight) == (["a", "b", "c", "a", "b"], 3)
+        send(publisher, "d")
+        assert publisher.unconfirmed == 4
+        broker.confirms_at_once = True
+        broker.link.confirm(6, multiple=True)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher._window.bytes == publisher._window.refused_bytes == 0
+
+    @pytest.mark.parametrize("limit", [{"confirm_window": 3}, {"confirm_window_bytes": 30}])
+    def test_of_more_than_the_limit_the_oldest_is_given_up(self, make, broker, caplog, limit):
+        policy = {"max_retries": 9, "interval_start": 99, "interval_max": 99}
+        publisher = make(retry_policy=policy, **limit)
+        for tag, name in enumerate("abcde", 1):
+            send(publisher, name)
+            broker.link.refuse(tag)
+            publisher._tend()
+        assert [m.correlation_id for _, _, m in publisher._window.refused] == ["c", "d", "e"]
+        for name in "ab":
+            assert f"refused the result of task {name} 1 times, it is given up" in caplog.text
+
+    def test_one_that_is_larger_than_the_limit_is_tried_again_all_the_same(self, make, broker):
+        publisher = make(confirm_window_bytes=10)
+        publisher.publish(message("a", 1000))
+        broker.link.refuse(1)
+        publisher._tend()
+        publisher._tend()
+        assert broker.got == ["a", "a"]
+
+    def test_they_are_sent_again_in_slices(self, make, broker, monkeypatch):
+        monkeypatch.setattr(publisher_module, "SLICE", 2)
+        publisher = make(retry_policy={"max_retries": 9, "interval_max": 0})
+        send(publisher, *"abcde")
+        broker.link.refuse(5, multiple=True)
+        publisher._look(broker.link)
+        for sent in (7, 9, 10):
+            publisher._tend()
+            assert len(broker.got) == sent
+            waits = (
+                publisher_module.SLICE_INTERVAL if sent < 10 else publisher_module.WATCH_INTERVAL
+            )
+            assert publisher._pause == waits
+
+    def test_one_whose_link_is_lost_keeps_its_place(self, make, broker):
+        publisher = make(retry_policy={"max_retries": 1, "interval_max": 0})
+        send(publisher, *"ab")
+        broker.link.refuse(2, multiple=True)
+        publisher._tend()
+        publisher._tend()
+        assert broker.got == ["a", "b", "a", "b"]
+        send(publisher, "c")
+        broker.link.cut = True
+        publisher._tend()
+        assert publisher._window.refused_count == 2
+        publisher._tend()
+        assert broker.got[5:] == ["c", "a", "b"]
+        broker.link.confirm(3, multiple=True)
+        publisher._tend()
+        assert publisher.unconfirmed == 0
+        assert publisher._window.bytes == publisher._window.refused_bytes == 0
 
 
 class TestWhileNobodySends:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import count
 from struct import pack
+from time import monotonic
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastrpc.errors import ProtocolError
 from fastrpc.sending._window import ConfirmWindow
+from fastrpc.stats import Stats
 from fastrpc.wire._reader import FRAME, NEED_MORE, FrameReader
 from tests.support.amqp_bytes import frame
 
@@ -43,6 +44,11 @@ def sizes(messages) -> list[int]:
     return [len(message.body) for message in messages]
 
 
+def refused(window: ConfirmWindow) -> list[tuple[int, int]]:
+    """How often, and the size."""
+    return [(refusals, len(message.body)) for _, refusals, message in window.refused]
+
+
 def read(window: ConfirmWindow, data: bytes) -> int:
     reader = FrameReader()
     reader.feed(data)
@@ -70,8 +76,41 @@ def test_all_up_to_one_are_confirmed():
 def test_what_the_broker_refuses_is_there_to_be_sent_again(requeue):
     window = window_of(3, 1, 2)
     read(window, nack(2, multiple=True, requeue=requeue))
-    assert (window.bytes, window.confirmed) == (2, 0)
-    assert (sizes(window), sizes(window.refused)) == ([2], [3, 1])
+    assert (window.bytes, window.refused_bytes, window.confirmed) == (2, 4, 0)
+    assert (sizes(window), refused(window)) == ([2], [(1, 3), (1, 1)])
+    assert (len(window), window.in_flight, window.refused_count) == (3, 1, 2)
+
+
+def test_what_was_refused_takes_up_no_room():
+    window = window_of(3, 1)
+    assert not window.has_room(2, 100)
+    assert not window.has_room(100, 4)
+    read(window, nack(1))
+    assert window.has_room(2, 2)
+    window.add(3, window.refused[0][2])
+    assert (len(window), window.in_flight, sizes(window)) == (2, 2, [1])
+    assert (window.bytes, window.refused_bytes, window.refused_count) == (1, 3, 1)
+    assert window.has_room(2, 2)
+
+
+def test_refusals_are_counted_until_it_is_confirmed():
+    window = window_of(3)
+    for tag in (1, 2, 3):
+        read(window, nack(tag))
+        assert refused(window) == [(tag, 3)]
+        assert 0 <= monotonic() - window.refused[0][0] < 10
+        window.add(tag + 1, window.refused[0][2])
+        assert refused(window) == []
+    read(window, ack(4))
+    assert (len(window), window.bytes, window.refused_bytes, window.confirmed) == (0, 0, 0, 1)
+
+
+def test_given_up():
+    window = window_of(3, 1)
+    read(window, nack(2, multiple=True))
+    refusals, given_up = window.give_up()
+    assert (refusals, len(given_up.body)) == (1, 3)
+    assert (len(window), window.refused_bytes, refused(window)) == (1, 1, [(1, 1)])
 
 
 @pytest.mark.parametrize("tag", [0, 1, 4, 2**64 - 1])
@@ -87,14 +126,48 @@ def test_the_largest_tag_with_multiple_is_all():
     assert (len(window), window.bytes) == (0, 0)
 
 
-def test_drained_messages_come_before_those_that_wait_already():
-    window, again = window_of(3, 1, 2), deque([message(9)])
-    window.drain_into(again)
-    assert sizes(again) == [3, 1, 2, 9]
+def test_what_was_on_a_lost_link_comes_before_what_waits_already():
+    window = window_of(3, 1, 2)
+    window.append(message(9))
+    read(window, nack(2))
+    window.add(4, window.refused[0][2])
+    read(window, nack(1))
+    window.lose()
+    assert (sizes(window.again), refused(window)) == ([2, 9], [(1, 1), (1, 3)])
+    assert window.refused[0][0] == 0.0
+    assert (len(window), window.in_flight) == (4, 0)
+    assert (window.bytes, window.refused_bytes) == (11, 4)
+    window.add(1, window.again[0])  # the tags of the next connection begin anew
+    window.add(2, window.refused[0][2])
+    assert (sizes(window), sizes(window.again), refused(window)) == ([2], [9], [(1, 3)])
+    read(window, ack(2, multiple=True))
+    assert (len(window), window.bytes, window.refused_bytes, window.confirmed) == (2, 9, 3, 2)
+
+
+def test_one_that_waits_is_replaced():
+    window = window_of(3, 1, 2)
+    window.lose()
+    window.replace(window.again[1], message(7))
+    assert (sizes(window.again), window.bytes) == ([3, 7, 2], 12)
+    window.replace(window.again[1], None)
+    assert (sizes(window.again), window.bytes) == ([3, 2], 5)
+
+
+def test_one_that_will_not_be_confirmed():
+    window = ConfirmWindow()
+    window.append(message(3))
+    window.forget(message(9))
+    assert (len(window), window.bytes) == (1, 3)
+    window.forget(window.again[0])
     assert (len(window), window.bytes) == (0, 0)
-    window.add(1, message(4))  # the tags of the next connection begin anew
-    read(window, ack(1))
-    assert (len(window), window.bytes, window.confirmed) == (0, 0, 1)
+
+
+def test_the_confirmed_are_counted_once():
+    window, stats = window_of(3, 1, 2), Stats()
+    read(window, ack(2, multiple=True))
+    window.count_into(stats)
+    window.count_into(stats)
+    assert (stats.confirmed, window.confirmed) == (2, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,20 +203,21 @@ confirms = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()),
 
 @given(confirms, st.data())
 def test_it_does_as_a_plain_dict_would_wherever_the_bytes_are_cut(confirms, data):
-    window, plain, refused = window_of(*range(10)), dict(zip(count(1), range(10))), []
+    window, plain, nacked = window_of(*range(10)), dict(zip(count(1), range(10))), []
     frames = b""
     for tag, multiple, taken in confirms:
         frames += ack(tag, multiple) if taken else nack(tag, multiple)
         for sent in [t for t in plain if t == tag or (multiple and t < tag)]:
             size = plain.pop(sent)
             if not taken:
-                refused.append(size)
+                nacked.append(size)
     cut = data.draw(st.integers(0, len(frames)))
     reader = FrameReader()
     for part in (frames[:cut], frames[cut:]):
         reader.feed(part)
         assert window.read(reader) == NEED_MORE
     assert sizes(window) == list(plain.values())
-    assert sizes(window.refused) == refused
-    assert window.confirmed == 10 - len(plain) - len(refused)
+    assert [size for _, size in refused(window)] == nacked
+    assert window.confirmed == 10 - len(plain) - len(nacked)
+    assert window.refused_bytes == sum(nacked)
     assert window.bytes == sum(plain.values())
