@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -36,7 +37,7 @@ class Broker:
             raise Lost("refused") from AccessRefused("no such user")
         if self.down:
             raise Lost("down") from ConnectionRefusedError("down")
-        link = FakeLink(self, confirms)
+        link = FakeLink(self, confirms, connection["heartbeat"])
         self.links.append(link)
         return link
 
@@ -46,7 +47,7 @@ class Broker:
 
 
 class FakeLink:
-    def __init__(self, broker: Broker, confirms: bool) -> None:
+    def __init__(self, broker: Broker, confirms: bool, heartbeat: int) -> None:
         self.broker = broker
         self.confirms = confirms
         self.sent = 0
@@ -54,13 +55,14 @@ class FakeLink:
         self.blocked = False
         self.reason = "cut"
         self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
-        self.heartbeat = 0
+        self.heartbeat = heartbeat
         self.heard_at = 0.0
         self.answered = True
         self.heartbeats = 0
         self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
         self.interrupt: BaseException | None = None
+        self.on_send: Callable[[], object] | None = None
 
     def send(self, message: Message, window: ConfirmWindow) -> None:
         if self.interrupt is not None:
@@ -68,6 +70,8 @@ class FakeLink:
             raise self.interrupt
         if self.cut:
             raise Lost(self.reason) from ConnectionResetError("cut")
+        if self.on_send is not None:
+            self.on_send()
         self.sent += 1
         self.broker.got.append(message.correlation_id)
         if self.broker.confirms_at_once:
@@ -120,7 +124,7 @@ def make(broker, monkeypatch):
     """make(confirm_window=2) -> a publisher; no thread of one outlives its test."""
     monkeypatch.setattr(publisher_module, "WATCH_INTERVAL", 0.01)
     made: list[AMQPPublisher] = []
-    app = SimpleNamespace(connection_for_write=lambda **kwargs: None)
+    app = SimpleNamespace(connection_for_write=dict)
 
     def make(**options) -> AMQPPublisher:
         given = {"retry_policy": {"max_retries": 3, "interval_max": 0.01}, **options}
@@ -331,6 +335,63 @@ class TestALostConnection:
             send(publisher, "a")
         assert len(tried) == 4
         assert publisher.unconfirmed == 0
+
+    @pytest.mark.parametrize("answered", [True, False])
+    def test_a_link_that_was_of_use_uses_up_no_retry(self, make, broker, monkeypatch, answered):
+        publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
+        cuts = iter(range(6))
+
+        def connect(*args) -> FakeLink:
+            link = Broker.connect(broker, *args)
+            link.answered = answered
+            link.cut = next(cuts, None) is not None
+            return link
+
+        monkeypatch.setattr(publisher_module, "Link", connect)
+        if answered:
+            send(publisher, "a")
+            assert (broker.got, len(broker.links)) == (["a"], 7)
+        else:
+            with pytest.raises(OperationalError, match="cut"):
+                send(publisher, "a")
+            assert len(broker.links) == 3
+
+    def test_sending_again_stops_where_the_broker_asks_to_wait(self, make, broker):
+        publisher = make()
+        send(publisher, *"abcde")
+        broker.link.cut = True
+        publisher._tend()
+        link = publisher._open_link()
+
+        def block() -> None:
+            link.blocked = link.sent == 2
+
+        link.on_send = block
+        publisher._tend()
+        assert broker.got[5:] == ["a", "b", "c"]
+        publisher._tend()
+        assert broker.got[5:] == ["a", "b", "c"]
+        link.blocked = False
+        send(publisher, "f")
+        assert broker.got[5:] == list("abcdef")
+
+    def test_after_a_silent_link_there_is_one_with_heartbeats(self, make, broker, monkeypatch):
+        """A blocked broker says nothing else; without them it would be taken for a dead path."""
+        monkeypatch.setattr(publisher_module, "SILENCE", 0.05)
+        publisher = make(retry_policy={"max_retries": 0})
+        send(publisher, "a")
+        first = broker.link
+        first.confirm(1)
+        publisher._tend()
+        first.blocked = True
+        assert first.heartbeat == 0
+        send(publisher, "b")
+        assert first.closed
+        second = broker.link
+        assert (broker.got, second.heartbeat) == (["a", "b"], publisher_module.HEARTBEAT)
+        second.cut = True
+        send(publisher, "c")
+        assert (broker.got[2:], broker.link.heartbeat) == (["b", "c"], 0)
 
     def test_a_refusal_is_final(self, make, broker):
         publisher = make(retry_policy={"max_retries": 1000, "interval_start": 1})
@@ -610,7 +671,67 @@ class TestRefusals:
         assert publisher._window.bytes == publisher._window.refused_bytes == 0
 
 
+@pytest.mark.usefixtures("unwatched")
+class TestASendInTheMidstOfASend:
+    """A signal handler or a destructor sends a result; the lock is its own thread's."""
+
+    @pytest.mark.parametrize("confirms", [True, False])
+    def test_it_is_sent_after_the_other(self, make, broker, confirms):
+        publisher = make(publisher_confirms=confirms)
+        send(publisher, "a")
+        inner = iter(["inner"])
+        broker.link.on_send = lambda: send(publisher, *inner)
+        send(publisher, "outer")
+        assert broker.got == ["a", "outer"]
+        send(publisher, "next")
+        assert broker.got == ["a", "outer", "inner", "next"]
+        assert publisher.stats.published == 4
+        assert publisher.unconfirmed == (4 if confirms else 0)
+
+    def test_it_is_sent_also_where_nothing_follows(self, make, broker):
+        publisher = make()
+        send(publisher, "a")
+        inner = iter(["inner"])
+        broker.link.on_send = lambda: send(publisher, *inner)
+        send(publisher, "outer")
+        publisher._tend()
+        assert broker.got == ["a", "outer", "inner"]
+
+
 class TestWhileNobodySends:
+    def test_a_link_that_wants_heartbeats_is_closed_when_nobody_is_left_to_send_them(
+        self, make, broker
+    ):
+        publisher = make()
+        publisher._heartbeat = 20
+        send(publisher, "a")
+        wait_until(lambda: broker.link.heartbeats >= 5, 5, "they are sent")
+        assert not broker.link.said_goodbye
+        broker.link.confirm(1)
+        wait_until(lambda: broker.link.said_goodbye, 5, "it is closed in order")
+        send(publisher, "b")
+        assert [link.heartbeat for link in broker.links] == [20, 20]
+
+    def test_a_thread_whose_start_was_interrupted_watches_all_the_same(
+        self, make, broker, monkeypatch
+    ):
+        publisher = make()
+        start = threading.Thread.start
+
+        def start_and_break(self) -> None:
+            start(self)
+            raise SoftTimeLimitExceeded
+
+        monkeypatch.setattr(threading.Thread, "start", start_and_break)
+        with pytest.raises(SoftTimeLimitExceeded):
+            send(publisher, "a")
+        monkeypatch.undo()
+        monkeypatch.setattr(publisher_module, "Link", broker.connect)
+        wait_until(lambda: publisher._watcher is not None, 5, "it says so itself")
+        broker.link.confirm(1)
+        wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
+        assert publisher.stats.confirmed == 1
+
     def test_confirms_are_looked_for_all_the_same_and_the_thread_ends(self, make, broker):
         publisher = make()
         send(publisher, "a")

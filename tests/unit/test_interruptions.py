@@ -1,0 +1,154 @@
+"""An exception is thrown into a thread that sends, at each point where Python lets one in."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable
+from types import FrameType, SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+
+from fastrpc.options import Options
+from fastrpc.sending import publisher as publisher_module
+from fastrpc.sending.publisher import AMQPPublisher
+from fastrpc.stats import Stats
+from tests.unit.test_publisher import Broker, apology, message, send
+
+#: The interpreter looks for signals and asynchronous exceptions as it enters a frame and after
+#: these instructions, and nowhere else: not on the way out of a `with` block.
+LETS_IN = (
+    ("CALL", "JUMP_ABSOLUTE", "POP_JUMP_IF")
+    if sys.version_info < (3, 11)
+    else ("CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD", "RESUME")
+)
+ENTERED = LETS_IN[0]
+
+
+class Interrupter:
+    """Throws SoftTimeLimitExceeded at the `at`-th such point in the source of the publisher."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.before: dict[FrameType, str] = {}
+
+    def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code.co_filename != publisher_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            before, self.before[frame] = self.before.get(frame, ENTERED), name
+            if before.startswith(LETS_IN):
+                self.left -= 1
+                if self.left == 0:
+                    raise SoftTimeLimitExceeded
+        return self
+
+
+def interrupted(at: int, action: Callable[[], object]) -> bool:
+    """Whether it came that far before `action` was over."""
+    sys._getframe().f_trace_opcodes = True  # 3.12: not heeded in the frame that is first to ask
+    before = sys.gettrace()
+    sys.settrace(Interrupter(at))
+    try:
+        action()
+    except SoftTimeLimitExceeded:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def after_a_loss(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    broker.link.cut = True
+    return lambda: send(publisher, "new")
+
+
+def refused(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    broker.link.refuse(2)
+    broker.link.confirm(1)
+    return publisher._tend
+
+
+def tried_again(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    broker.link.refuse(3, multiple=True)
+    publisher._tend()
+    return publisher._tend
+
+
+def tried_again_elsewhere(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    broker.link.refuse(1)
+    publisher._tend()
+    broker.link.opened_at -= 10
+    return publisher._renew
+
+
+def too_large(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    publisher.publish(message("large", 99))
+    broker.link.cut = True
+    broker.link.reason = "(406) PRECONDITION_FAILED - message size 99 is larger than 50"
+    return publisher._tend
+
+
+def many(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
+    broker.confirms_at_once = True
+    broker.link.confirm(3, multiple=True)
+    return lambda: send(publisher, *(str(n) for n in range(40)))
+
+
+@pytest.fixture
+def make(monkeypatch) -> Callable[[], tuple[AMQPPublisher, Broker]]:
+    """A publisher that has sent three results, and what it has sent them to."""
+    monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
+    app = SimpleNamespace(connection_for_write=dict)
+    policy = {"max_retries": 99, "interval_start": 0, "interval_max": 0}
+
+    def make() -> tuple[AMQPPublisher, Broker]:
+        broker = Broker()
+        monkeypatch.setattr(publisher_module, "Link", broker.connect)
+        options = Options.parse({"retry_policy": policy})
+        publisher = AMQPPublisher(app, 1, options, Stats(), apology)
+        send(publisher, *"abc")
+        return publisher, broker
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [after_a_loss, refused, tried_again, tried_again_elsewhere, too_large, many],
+    ids=lambda prepare: prepare.__name__,
+)
+def test_none_is_lost_or_doubled_wherever_it_strikes(make, prepare):
+    came, at = True, 0
+    while came:
+        at += 1
+        publisher, broker = make()
+        came = interrupted(at, prepare(publisher, broker))
+        assert not publisher._lock.locked(), at
+        broker.confirms_at_once = True
+        for _ in range(4):
+            broker.link.confirm(broker.link.sent, multiple=True)
+            publisher._tend()
+            publisher._renew()
+        window = publisher._window
+        assert len(window) == window.bytes == window.refused_bytes == 0, at
+        assert publisher.stats.confirmed == len(set(broker.got) - {"sorry, large"}), at
+    assert at > 20, "it was never interrupted"
+
+
+def test_no_lock_is_held_wherever_it_strikes_at_the_end(make):
+    came, at = True, 0
+    while came:
+        at += 1
+        publisher, broker = make()
+        broker.link.confirm(3, multiple=True)
+        came = interrupted(at, lambda: publisher.close(1))  # noqa: B023
+        assert not publisher._lock.locked(), at
+        send(publisher, "new")
+        publisher.close(0)
+        assert publisher.unconfirmed == 0
+    assert at > 20, "it was never interrupted"
