@@ -161,6 +161,8 @@ class Squall:
         self.sender = client(url)
         #: Nobody throws at this one.
         self.calm_sender = client(url)
+        for app in (self.app, self.sender, self.calm_sender):
+            _ = app.amqp  # imported at its first use, and a finalizer may be the second
         self.to_send: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self.pace = self.rng.choice(PACES)
         self.thrower = Thrower(random.Random(self.rng.random()))
@@ -247,7 +249,8 @@ class Squall:
         unable = sum(not succeeds(wait) for wait in waits)
         self.count(unable=unable)
         for result, size in list(self.outstanding.values()):
-            self.count(**{"unreached" if unable else "lost": int(not self.comes(result, size))})
+            missing = "unreached" if unable else "lost"
+            self.count(**{"received" if self.comes(result, size) else missing: 1})
         sends = Background(lambda: answer(self.sender, "nobody", new_ids(1)))
         self.count(unsent=int(not succeeds(sends)))
         heard = Counter(self.heard)

@@ -1,0 +1,352 @@
+"""What strikes in the midst of a call: a signal handler, a finalizer, a callback, an exception.
+
+Each of these is one kind of what tests/storm.py throws at random, at the moment where it hurts.
+"""
+
+from __future__ import annotations
+
+import gc
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
+from celery.result import AsyncResult
+
+from tests.faults.support import Background, answer, await_confirms, await_true, expect
+from tests.support.inside import has_dead_watcher, held_locks, leftovers, role_is_taken
+from tests.support.steps import each_step
+
+#: Where an interruption may part what belongs together.
+FILES = ("/fastrpc/", "/threading.py")
+
+#: As a list of this many dicts a result has more than 4 MiB; kombu decodes it, in Python.
+LARGE = [{"n": n, "text": "x" * 90} for n in range(100_000)]
+
+
+@contextmanager
+def on_signal(handler: Callable[[int, Any], None], every: float) -> Iterator[None]:
+    """Within, `handler` interrupts the main thread, each time it has used `every` seconds of CPU.
+
+    Not SIGALRM, by which pytest-timeout ends a test.
+    """
+    usual = signal.signal(signal.SIGPROF, handler)
+    signal.setitimer(signal.ITIMER_PROF, every, every)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, usual)
+
+
+@contextmanager
+def garbage_that_calls(finalizer: Callable[[], Any], pieces: int = 10) -> Iterator[None]:
+    """Within, the collector runs often, and each time for cyclic garbage that calls `finalizer`."""
+    wanted = True
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            if wanted:
+                Garbage()
+                finalizer()
+
+    usual = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # else a full collection takes a while
+    gc.set_threshold(50, 2, 2)
+    try:
+        for _ in range(pieces):
+            Garbage()
+        yield
+    finally:
+        wanted = False
+        gc.set_threshold(*usual)
+        gc.unfreeze()
+        gc.collect()
+
+
+def strike() -> None:
+    raise SoftTimeLimitExceeded
+
+
+def await_reader(app: Any) -> None:
+    end = time.monotonic() + 0.01
+    while not role_is_taken(app) and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def decodes(frame: Any) -> bool:
+    """Whether `frame` was entered by the decoding of JSON."""
+    while frame is not None:
+        if frame.f_code.co_name == "object_hook" or "/json/" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def nothing_is_left(app: Any) -> None:
+    with suppress(AssertionError):
+        await_true(lambda: not leftovers(app), 5, "nothing is left")
+    assert leftovers(app) == {}
+
+
+class TestSomebodyPolls:
+    """It is told that the reader is in use; whom it interrupts notices nothing."""
+
+    def test_in_a_signal_handler_while_a_large_result_is_decoded(self, app, sender):
+        small, large = expect(app, 2)
+        others = expect(app, 1_000)
+        oid = app.backend.oid
+        other = app.AsyncResult("other")
+        answer(sender, app.backend.oid, [small])
+        assert small.get(timeout=10) == 0
+        answer(sender, oid, [large], LARGE)
+        await_confirms(sender)
+        struck = 0
+        decoding = threading.Event()
+        messages: list[str] = []
+
+        def poll(signum: int, frame: Any) -> None:
+            nonlocal struck
+            if decodes(frame):
+                struck += 1
+                decoding.set()
+                try:
+                    other.ready()
+                except RuntimeError as exc:
+                    messages.append(str(exc))
+
+        def send_others() -> None:
+            decoding.wait(30)
+            answer(sender, oid, others, "x" * 200)
+
+        sending = Background(send_others)
+        with on_signal(poll, 0.002):
+            assert large.get(timeout=30) == LARGE
+        sending.result(10)
+        assert struck > 5
+        assert all("in use" in message for message in messages)
+        assert [result.get(timeout=5) for result in others] == ["x" * 200] * len(others)
+        nothing_is_left(app)
+
+    def test_in_finalizers_while_small_results_are_decoded(self, app, sender):
+        """Up to Python 3.11 the collector runs wherever memory is asked for: in the decoder too."""
+        [first, *results] = expect(app, 6_001)
+        oid = app.backend.oid
+        other = app.AsyncResult("other")
+        answer(sender, app.backend.oid, [first])
+        assert first.get(timeout=10) == 0
+        errors: list[BaseException] = []
+
+        def poll() -> None:
+            try:
+                other.ready()
+            except BaseException as exc:
+                errors.append(exc)
+
+        with garbage_that_calls(poll):
+            group = app.ResultSet(results, app=app)
+            waiting = Background(lambda: group.get(timeout=20))
+            # A few at a time: a finalizer takes in all that is there, and is not interrupted.
+            answer(sender, oid, results)
+            assert waiting.result(60) == list(range(6_000))
+        assert all("in use" in str(error) for error in errors), errors
+        nothing_is_left(app)
+
+    @pytest.mark.timeout(120)  # it may wait for a lock of its own; a signal ends that
+    def test_at_each_step_of_a_wait(self, private_broker, make_client, sender):
+        """Also of an acknowledgement, here of each result: none may overtake the one before."""
+        app = make_client(private_broker.url, options={"prefetch": 4})
+        oid = app.backend.oid
+        other = app.AsyncResult("other")
+        meanwhile = expect(app, 2_000)
+        unsent = iter(meanwhile)
+
+        def send() -> Any:
+            [result] = expect(app, 1)
+            answer(sender, oid, [result], result.id)
+            return result
+
+        def wait(result: Any) -> None:
+            assert result.get(timeout=5) == result.id
+
+        def poll() -> None:
+            result = next(unsent)
+            answer(sender, oid, [result], result.id)
+            time.sleep(0.005)  # it is there
+            with suppress(RuntimeError):
+                other.ready()
+
+        wait(send())
+        for where, _, exc in each_step(send, wait, poll, (*FILES, "/amqp/")):
+            assert exc is None, where
+            assert app.backend.stats()["reconnects"] == 0, where
+        came = meanwhile[: meanwhile.index(next(unsent))]
+        assert [result.get(timeout=5) for result in came] == [result.id for result in came]
+        nothing_is_left(app)
+
+    @pytest.mark.timeout(40)  # it may wait for a lock of its own; a signal ends that
+    def test_at_each_step_while_another_thread_is_woken(self, app, sender):
+        """Whoever gives the role back is interrupted in it, by somebody who does the same."""
+        first, mine, yours = expect(app, 3)
+        other = app.AsyncResult("other")
+        answer(sender, app.backend.oid, [first])
+        assert first.get(timeout=10) == 0
+
+        def wait(result: Any, timeout: float) -> None:
+            with suppress(TimeoutError):
+                result.get(timeout=timeout)
+
+        def let_another_sleep() -> Background:
+            return Background(lambda: (await_reader(app), wait(yours, 0.03)))
+
+        def read(sleeper: Background) -> None:
+            wait(mine, 0.015)
+            sleeper.result(10)
+
+        def poll() -> None:
+            with suppress(RuntimeError):
+                other.ready()
+
+        for where, _, exc in each_step(let_another_sleep, read, poll, FILES):
+            assert exc is None, where
+        nothing_is_left(app)
+
+
+class TestThrownIn:
+    def test_the_reading_role_is_given_back(self, app, sender):
+        """However often, and wherever, an exception strikes: the others can wait afterwards."""
+        never, first = expect(app, 2)
+        oid = app.backend.oid
+        answer(sender, oid, [first])
+        assert first.get(timeout=10) == 0
+        exposed, struck = False, 0
+        end = time.monotonic() + 8
+
+        def strike(signum: int, frame: Any) -> None:
+            if exposed:
+                raise SoftTimeLimitExceeded
+
+        with on_signal(strike, 0.0007):
+            while struck < 3_000 and time.monotonic() < end:
+                try:
+                    exposed = True
+                    with suppress(TimeoutError):
+                        never.get(timeout=0)
+                    exposed = False
+                except SoftTimeLimitExceeded:
+                    exposed = False
+                    struck += 1
+        assert struck > 100
+        [second] = expect(app, 1)
+        answer(sender, oid, [second], "second")
+        assert Background(lambda: second.get(timeout=5)).result(10) == "second"
+        nothing_is_left(app)
+
+    def test_each_step_of_a_wait_in_vain(self, app, sender):
+        never, first = expect(app, 2)
+        answer(sender, app.backend.oid, [first])
+        assert first.get(timeout=10) == 0
+        nothing_is_left(app)
+
+        def wait(result: Any) -> None:
+            with suppress(TimeoutError):
+                result.get(timeout=0)
+
+        for where, _, exc in each_step(lambda: never, wait, strike, FILES):
+            assert isinstance(exc, SoftTimeLimitExceeded), where
+            wait(never)
+            assert leftovers(app) == {}, where
+
+    def test_each_step_of_a_wait_for_what_comes(self, app, sender):
+        oid = app.backend.oid
+
+        def send() -> Any:
+            [result] = expect(app, 1)
+            answer(sender, oid, [result], result.id)
+            return result
+
+        def wait(result: Any) -> None:
+            assert result.get(timeout=5) == result.id
+
+        wait(send())
+        for where, result, exc in each_step(send, wait, strike, FILES):
+            assert isinstance(exc, SoftTimeLimitExceeded), where
+            assert not role_is_taken(app), where
+            wait(result)
+            assert leftovers(app).keys() <= {"timers", "threads", "unacknowledged"}, where
+        nothing_is_left(app)
+
+    def test_each_step_of_a_look(self, app, sender):
+        [first] = expect(app, 1)
+        answer(sender, app.backend.oid, [first])
+        assert first.get(timeout=10) == 0
+        nothing_is_left(app)
+        other = app.AsyncResult("other")
+        for where, _, exc in each_step(lambda: other, AsyncResult.ready, strike, FILES):
+            assert isinstance(exc, SoftTimeLimitExceeded), where
+            assert leftovers(app) == {}, where
+
+    def test_each_step_of_a_send(self, app, sender):
+        """It is sent or not, and whoever sends next can do so; then it may be sent again."""
+        oid = app.backend.oid
+        results = expect(app, 1_000)
+        unsent = iter(results)
+
+        def send(task_id: str) -> None:
+            answer(sender, oid, [task_id], task_id)
+
+        def sweep() -> None:
+            for where, task_id, exc in each_step(lambda: next(unsent).id, send, strike, FILES):
+                assert isinstance(exc, SoftTimeLimitExceeded), where
+                assert held_locks(sender) == [], where
+                assert not has_dead_watcher(sender), where
+                send(task_id)
+
+        Background(sweep).result(60)
+        sent = results[: results.index(next(unsent))]
+        assert [result.get(timeout=5) for result in sent] == [result.id for result in sent]
+        nothing_is_left(sender)
+
+    @pytest.mark.parametrize("thrown", [SoftTimeLimitExceeded, KeyboardInterrupt])
+    def test_it_goes_out_of_the_thread_whose_callback_it_strikes(self, app, sender, thrown):
+        first, second = expect(app, 2)
+        called = []
+
+        def callback(result: Any) -> None:
+            called.append(result.id)
+            raise thrown
+
+        first.then(callback)
+        answer(sender, app.backend.oid, [first, second])
+        await_confirms(sender)
+        with pytest.raises(thrown):
+            second.get(timeout=5)
+        assert second.get(timeout=5) == 1
+        assert first.get(timeout=5) == 0
+        assert called == [first.id]
+        nothing_is_left(app)
+
+    @pytest.mark.parametrize("thrown", [SoftTimeLimitExceeded, KeyboardInterrupt])
+    def test_it_strikes_a_callback_that_has_read_meanwhile(self, app, sender, thrown):
+        """The delivery whose callback it was is over and done with, too."""
+        first, second, third = expect(app, 3)
+
+        def callback(result: Any) -> None:
+            assert second.get(timeout=5) == 1
+            raise thrown
+
+        first.then(callback)
+        answer(sender, app.backend.oid, [first, second, third])
+        await_confirms(sender)
+        with pytest.raises(thrown):
+            third.get(timeout=5)
+        assert [result.get(timeout=5) for result in (first, second, third)] == [0, 1, 2]
+        nothing_is_left(app)
