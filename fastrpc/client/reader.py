@@ -14,6 +14,7 @@ same queues again. What was not acknowledged comes a second time and is known.
 
 from __future__ import annotations
 
+import _thread
 import logging
 import threading
 import time
@@ -86,7 +87,8 @@ class ResultConsumer:
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
-        self._acknowledger: threading.Timer | None = None
+        #: Until then a thread counts as being on its way to acknowledge, by time.monotonic().
+        self._acknowledger_until = 0.0
         self._pauses = backoff()
         self._connect_at = 0.0
         self._background: threading.Thread | None = None
@@ -166,26 +168,22 @@ class ResultConsumer:
             self._acknowledge_soon()
 
     def _acknowledge_soon(self) -> None:
-        """Have what was handed over be acknowledged also if nobody reads for a while.
-
-        Without the reading role: starting a thread waits until the thread runs.
-        """
-        intake, timer = self._intake, self._acknowledger
+        """Have what was handed over be acknowledged also if nobody reads for a while."""
+        intake, now = self._intake, time.monotonic()
         if self._role.reading or intake is None or not intake.owes_acknowledgement:
             return
-        if timer is not None and timer.is_alive():
+        if now < self._acknowledger_until:
             return
-        timer = threading.Timer(ACKNOWLEDGE_AFTER, self._acknowledge_later)
-        timer.name = "fastrpc-acknowledge"
-        timer.daemon = True
-        self._acknowledger = timer
+        self._acknowledger_until = now + 2 * ACKNOWLEDGE_AFTER
         try:
-            timer.start()
+            # Thread.start() is Python code, which an exception thrown in may part.
+            _thread.start_new_thread(self._acknowledge_later, ())
         except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
             self._role.run(self._acknowledge)
 
     def _acknowledge_later(self) -> None:
-        self._acknowledger = None
+        time.sleep(ACKNOWLEDGE_AFTER)
+        self._acknowledger_until = 0.0
         self._role.run(self._acknowledge)  # a reader does it itself, before it waits
 
     # -- reading: only with the reading role --------------------------------------------------

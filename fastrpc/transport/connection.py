@@ -119,12 +119,16 @@ class Connection(pyamqp.Connection):
         return bool(pending and pending()) or readable(sock.fileno(), busy_wait)
 
     def collect(self) -> None:
-        """Hang up. TLS says goodbye and waits for the answer: of a silent peer for ever."""
+        """Hang up. The TLS goodbye is bounded: a silent peer would block it for ever."""
         transport = self._transport
         if transport is not None and transport.sock is not None:
             with suppress(OSError):  # it is closed already
                 transport.sock.settimeout(HANG_UP_TIMEOUT)
-        super().collect()
+        try:
+            super().collect()
+        except AttributeError:
+            # An exception was thrown into the making of a channel. The socket is closed by now.
+            self._transport = self.connection = self.channels = None
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""

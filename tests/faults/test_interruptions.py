@@ -17,9 +17,11 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from celery.result import AsyncResult
 
-from tests.faults.support import Background, answer, await_confirms, await_true, expect
 from tests.support.inside import has_dead_watcher, held_locks, leftovers, role_is_taken
+from tests.support.results import answer, await_confirms, expect
 from tests.support.steps import each_step
+from tests.support.threads import Background
+from tests.support.waiting import wait_until
 
 #: Where an interruption may part what belongs together.
 FILES = ("/fastrpc/", "/threading.py")
@@ -93,7 +95,7 @@ def decodes(frame: Any) -> bool:
 
 def nothing_is_left(app: Any) -> None:
     with suppress(AssertionError):
-        await_true(lambda: not leftovers(app), 5, "nothing is left")
+        wait_until(lambda: not leftovers(app), 5, "nothing is left")
     assert leftovers(app) == {}
 
 

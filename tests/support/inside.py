@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from typing import Any
 
 from celery import Celery
@@ -48,7 +49,7 @@ def sleepers(app: Celery) -> int:
 
 def acknowledgement_is_pending(app: Celery) -> bool:
     """Whether the timer is set that acknowledges what nobody has acknowledged a second later."""
-    return app.backend.result_consumer._acknowledger is not None
+    return app.backend.result_consumer._acknowledger_until > time.monotonic()
 
 
 def owes_acknowledgement(app: Celery) -> bool:

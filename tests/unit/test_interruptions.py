@@ -15,7 +15,7 @@ from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.stats import Stats
-from tests.unit.test_publisher import Broker, apology, message, send
+from tests.support.publishing import Broker, apology, message, send
 
 #: The interpreter looks for signals and asynchronous exceptions as it enters a frame and after
 #: these instructions, and nowhere else: not on the way out of a `with` block.

@@ -1,13 +1,13 @@
-"""fastrpc.consumer: who reads and who is told, over an intake that brings nothing."""
+"""fastrpc.client.reader: who reads and who is told, over an intake that brings nothing."""
 
 from __future__ import annotations
 
-import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from fastrpc.client import reader as consumer_module
+from fastrpc.client import reader as reader_module
 from fastrpc.client._pending import PendingTable
 from fastrpc.client._wait import Wait
 from fastrpc.client.matcher import ResultMatcher
@@ -58,10 +58,10 @@ def test_who_only_polls_keeps_the_connection_alive(consumer):
 def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypatch):
     """As in a thread that outlives the main one, from Python 3.12 on."""
 
-    def start(self) -> None:
+    def start(*args) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(consumer_module.threading.Thread, "start", start)
+    monkeypatch.setattr(reader_module._thread, "start_new_thread", start)
     consumer._intake.owes_acknowledgement = True
     consumer.look("queue")
     assert not consumer._intake.owes_acknowledgement
@@ -81,10 +81,15 @@ def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
     assert not consumer.reading
 
 
-def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(consumer):
-    """An exception may be thrown in just before its timer starts."""
-    consumer._acknowledger = threading.Timer(0, print)
+def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(consumer, monkeypatch):
+    """An exception may be thrown in just before its thread starts."""
+    monkeypatch.setattr(reader_module, "ACKNOWLEDGE_AFTER", 0.01)
+    started: list = []
+    monkeypatch.setattr(reader_module._thread, "start_new_thread", lambda *a: started.append(a))
     consumer._intake.owes_acknowledgement = True
     consumer.look("queue")
-    assert consumer._acknowledger.is_alive()
-    consumer._acknowledger.cancel()
+    consumer.look("queue")
+    assert len(started) == 1
+    time.sleep(0.03)
+    consumer.look("queue")
+    assert len(started) == 2

@@ -1,0 +1,116 @@
+"""A broker that does as it is told, for publishers without a server."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from amqp.exceptions import AccessRefused
+
+from fastrpc.sending._window import ConfirmWindow
+from fastrpc.sending.link import Lost
+from fastrpc.sending.publisher import AMQPPublisher, Message
+
+
+class Broker:
+    """What is sent to it, and what it answers, when the test says so."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []  # correlation ids, in the order of arrival, over all links
+        self.links: list[FakeLink] = []
+        self.down = False
+        self.refuses = False
+        self.confirms_at_once = False
+
+    def connect(self, connection, delivery_mode, confirms, stats) -> FakeLink:
+        if self.refuses:
+            raise Lost("refused") from AccessRefused("no such user")
+        if self.down:
+            raise Lost("down") from ConnectionRefusedError("down")
+        link = FakeLink(self, confirms, connection["heartbeat"])
+        self.links.append(link)
+        return link
+
+    @property
+    def link(self) -> FakeLink:
+        return self.links[-1]
+
+
+class FakeLink:
+    def __init__(self, broker: Broker, confirms: bool, heartbeat: int) -> None:
+        self.broker = broker
+        self.confirms = confirms
+        self.sent = 0
+        self.opened_at = time.monotonic()
+        self.blocked = False
+        self.reason = "cut"
+        self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
+        self.heartbeat = heartbeat
+        self.heard_at = 0.0
+        self.answered = True
+        self.heartbeats = 0
+        self.frames: deque[tuple[int, bool, bool]] = deque()
+        self.looks = 0
+        self.interrupt: BaseException | None = None
+        self.on_send: Callable[[], object] | None = None
+
+    def send(self, message: Message, window: ConfirmWindow) -> None:
+        if self.interrupt is not None:
+            self.busy = True
+            raise self.interrupt
+        if self.cut:
+            raise Lost(self.reason) from ConnectionResetError("cut")
+        if self.on_send is not None:
+            self.on_send()
+        self.sent += 1
+        self.broker.got.append(message.correlation_id)
+        if self.broker.confirms_at_once:
+            self.frames.append((self.sent, False, True))
+        if self.confirms:
+            window.add(self.sent, message)
+        else:
+            window.forget(message)
+
+    def keep_alive(self, window: ConfirmWindow) -> None:
+        self.heartbeats += 1
+
+    def read(self, window, timeout=0) -> bool:
+        self.looks += 1
+        if self.cut:
+            raise Lost(self.reason) from ConnectionResetError("cut")
+        if not self.frames:
+            time.sleep(min(timeout, 0.01))
+            return False
+        while self.frames:  # other threads append to it
+            window.confirm(*self.frames.popleft())
+        self.heard_at = time.monotonic()
+        return True
+
+    def confirm(self, tag: int, multiple: bool = False) -> None:
+        self.frames.append((tag, multiple, True))
+
+    def refuse(self, tag: int, multiple: bool = False) -> None:
+        self.frames.append((tag, multiple, False))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def goodbye(self, timeout: float) -> None:
+        self.said_goodbye = True
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+def message(name: str, size: int = 10) -> Message:
+    return Message("queue", name, b"x" * size, "application/json", "utf-8")
+
+
+def apology(too_large: Message) -> Message:
+    return too_large._replace(correlation_id=f"sorry, {too_large.correlation_id}", body=b"sorry")
+
+
+def send(publisher: AMQPPublisher, *names: str) -> None:
+    for name in names:
+        publisher.publish(message(name))
