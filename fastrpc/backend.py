@@ -1,18 +1,14 @@
 """``fastrpc://``: Celery's result backend API over the reply queues of the process.
 
-The way of a result: the worker's ``store_result`` -> ``publisher`` -> the caller's reply
-queue -> ``intake`` -> ``matching`` -> the AsyncResult that waits in ``consumer``.
+The way of a result: the worker's ``store_result`` -> ``worker`` -> ``sending`` -> the caller's
+reply queue -> ``client`` -> the AsyncResult that waits.
 """
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from operator import methodcaller
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import kombu
@@ -22,29 +18,22 @@ from celery._state import current_task, task_join_will_block
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
-from celery.signals import worker_process_shutdown, worker_shutdown
-from kombu.utils.compat import detect_environment
 
-from .client._pending import PendingTable
-from .client._wait import Wait
-from .client.matcher import ResultMatcher
-from .client.queues import ReplyQueues, make_queue
+from ._lifecycle import making, register
+from .client.queues import make_queue
 from .client.reader import ResultConsumer
-from .errors import BacklogLimitExceeded, BadOption, ResultTooLarge
+from .client.side import ClientSide, client_side, open_channel
+from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .retry import RetryPolicy
-from .sending.publisher import AMQPPublisher, KombuPublisher, Message, make_publisher
-from .serialization import decode, encode
+from .sending.publisher import AMQPPublisher, KombuPublisher, make_publisher
 from .settings import Setting
-from .stats import Stats
+from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
 
 __all__ = ["RPCBackend"]
 
 logger = logging.getLogger("fastrpc")
-
-#: How many ids of results that were handed out are remembered, at least.
-LEAST_REMEMBERED = 10_000
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
@@ -101,45 +90,28 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
-        with _making:
-            twin = next((backend for backend in _living if backend.app is app), None)
-            if twin is None:
-                self._make_client_side()
-            else:
-                self._share_client_side(twin)
-            _living.add(self)
+        with making():
+            self._client = client_side(app, self._make_client_side)
+            register(self)
         self._always_eager = Setting(app, "task_always_eager")
         self._meta = MetaBuilder(self)
         self._publisher: AMQPPublisher | KombuPublisher | None = None
 
-    def _make_client_side(self) -> None:
-        self._counters = Stats()
-        self._queues = ReplyQueues(self._make_queue, self.expires)
-        self.result_consumer = self.ResultConsumer(
-            self.app, self._queues, self.options, self._counters
-        )
-        self._table = PendingTable(
-            max_unclaimed=self.options.max_unclaimed,
-            max_unclaimed_bytes=self.options.max_unclaimed_bytes,
-            # All that the broker may send again after a cut has to be known.
-            max_done=max(LEAST_REMEMBERED, 2 * self.options.prefetch),
-        )
-        self._matcher = self.result_consumer.matcher = ResultMatcher(
-            table=self._table,
+    def _make_client_side(self) -> ClientSide:
+        return ClientSide(
+            self.app,
+            self.options,
+            make_queue=self._make_queue,
+            expires=self.expires,
             accept=self.accept,
             to_python=self.meta_from_decoded,
-            stats=self._counters,
-            max_age=self.expires,
+            consumer_class=self.ResultConsumer,
         )
 
-    def _share_client_side(self, twin: RPCBackend) -> None:
-        # Two consumers of one reply queue would take each other's results. Celery makes a second
-        # backend when two threads ask for the first one at once, or when a result is unpickled.
-        self._counters = twin._counters
-        self._queues = twin._queues
-        self.result_consumer = twin.result_consumer
-        self._table = twin._table
-        self._matcher = twin._matcher
+    @property
+    def result_consumer(self) -> Any:
+        """What reads results, Celery's name for it."""
+        return self._client.reader
 
     def _options(self) -> Options:
         options = self.app.conf.result_backend_transport_options or {}
@@ -167,7 +139,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
     @property
     def oid(self) -> str:
         """The name of the reply queue of the current thread (``app.thread_oid``)."""
-        return self.app.thread_oid
+        return self._client.oid
 
     @property
     def binding(self) -> kombu.Queue:
@@ -182,9 +154,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
         if not task_join_will_block():
-            self._table.reset(task_id)
-            self._queues.declare_for_call(self.oid, open_channel(producer))
-            self.result_consumer.consume_new()
+            self._client.expect(task_id, open_channel(producer))
 
     def ensure_chords_allowed(self) -> None:
         raise NotImplementedError(NO_CHORDS)
@@ -228,42 +198,19 @@ class RPCBackend(AsyncBackendMixin, Backend):
             task_id, state, self.encode_result(result, state), traceback, request
         )
         publisher = self._publisher or self._make_publisher()
-        publisher.publish(self._message(routing_key, correlation_id, meta))
+        publisher.publish(pack(routing_key, correlation_id, meta, self.serializer))
         return result
 
-    def _message(self, routing_key: str, correlation_id: str, meta: dict[str, Any]) -> Message:
-        content_type, content_encoding, body = encode(meta, self.serializer)
-        if isinstance(body, str):  # yaml, or a serializer of the application's own
-            body = body.encode(content_encoding)
-        return Message(routing_key, correlation_id, body, content_type, content_encoding)
-
-    def _apologize(self, message: Message) -> Message | None:
-        """What the caller gets in place of a result that the broker does not take.
-
-        None in place of another state: the task goes on.
-        """
-        accept = frozenset({message.content_type})
-        meta = decode(message.body, message.content_type, message.content_encoding, accept)
-        if meta["status"] not in states.READY_STATES:
-            return None
-        exc = ResultTooLarge(
-            f"the result of task {meta['task_id']} is larger than the broker takes "
-            f"(max_message_size): {len(message.body)} bytes"
-        )
-        failure = self.encode_result(exc, states.FAILURE)
-        meta.update(status=states.FAILURE, result=failure, traceback=None, children=[])
-        return self._message(message.routing_key, message.correlation_id, meta)
-
     def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
-        with _making:
+        with making():
             if self._publisher is None:
                 self._publisher = make_publisher(
                     self.app,
                     self.exchange,
                     self.delivery_mode,
                     self.options,
-                    self._counters,
-                    self._apologize,
+                    self._client.stats,
+                    partial(too_large_failure, backend=self),
                 )
             return self._publisher
 
@@ -276,9 +223,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
         With ``start_drainer`` and among greenlets also while nobody waits for it, as in Celery.
         """
-        self._matcher.add(result, weak=weak)
-        if start_drainer and detect_environment() != "default" and not result._cache:
-            self.result_consumer.read_in_background(self.oid)
+        self._client.add(result, weak=weak, read=start_drainer)
         return result
 
     def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:
@@ -286,7 +231,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def remove_pending_result(self, result: Any) -> Any:
         """``result`` waits no longer; what arrives for its id is kept for others."""
-        self._matcher.discard(result)
+        self._client.matcher.discard(result)
         return result
 
     def on_result_fulfilled(self, result: Any) -> None:
@@ -310,7 +255,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             Exception: with ``propagate``, what the task raised.
         """
         self._ensure_not_eager()
-        for _ in self._ready_ones([result], timeout, on_interval, on_message):
+        for _ in self._client.ready_ones([result], timeout, on_interval, on_message):
             pass
         return result.maybe_throw(callback=callback, propagate=propagate)
 
@@ -336,52 +281,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
         for node in groups:
             yield node.id, node.children
         results = [node for node in result.results if hasattr(node, "_cache")]
-        for node in self._ready_ones(results, timeout, on_interval, on_message):
+        for node in self._client.ready_ones(results, timeout, on_interval, on_message):
             yield node.id, node._cache
-
-    def _ready_ones(
-        self, results: list[Any], timeout: float | None, on_interval: Any, on_message: Any
-    ) -> Iterator[Any]:
-        """Yield each of ``results`` once it is ready, until all are."""
-        waiting: dict[int, Any] = {}
-        for node in results:
-            if node._cache:
-                yield node
-            else:
-                waiting[id(node)] = node
-        nodes = list(waiting.values())
-        if nodes and task_join_will_block():
-            self._declare_for_wait()
-        consumer, matcher = self.result_consumer, self._matcher
-        wait = Wait(timeout, on_message, self.oid, on_interval)
-        try:
-            # Within: an exception thrown in may follow any call.
-            matcher.watchers.watch(nodes, wait)
-            for node in nodes:
-                # Once more, now that it is watched: another wait for it may just have ended.
-                waits = matcher.add(node)
-                # The reader fills in a result before its id counts as handed out.
-                if node._cache:  # it came before it was watched
-                    wait.arrived.append(node)
-                elif not waits:
-                    matcher.check_obtainable(node.id)
-            while waiting:
-                consumer.until_news(wait)
-                wait.run_on_message()
-                wait.raise_errors()
-                while wait.arrived:
-                    node = wait.arrived.popleft()
-                    if waiting.pop(id(node), None) is not None:
-                        yield node
-        finally:
-            matcher.fulfiller.give_up(nodes, wait)
-
-    def _declare_for_wait(self) -> None:
-        """Have this thread's queue exist where sends, in tasks, declare none: as in Celery."""
-        # The first queue of a process is declared when the intake opens, within the deadline.
-        if len(self._queues) and self.oid not in self._queues:
-            with self.app.producer_or_acquire() as producer:
-                self._queues.declare_for_call(self.oid, open_channel(producer))
 
     def get_many(
         self,
@@ -406,7 +307,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 if meta["status"] in READY_STATES:
                     yield task_id, meta
             return
-        for node in self._ready_ones(list(results.values()), timeout, on_interval, on_message):
+        waits = self._client.ready_ones(results.values(), timeout, on_interval, on_message)
+        for node in waits:
             yield node.id, node._cache
 
     # -- looking at a result -------------------------------------------------------------------
@@ -418,31 +320,32 @@ class RPCBackend(AsyncBackendMixin, Backend):
             BacklogLimitExceeded: this process had not yet consumed its results, and more than
                 ``backlog_limit`` messages were found; they are being read, look again.
         """
-        waiters = self._table.waiters(task_id)
-        if self.result_consumer.look(self.oid) > backlog_limit:
+        client = self._client
+        waiters = client.table.waiters(task_id)
+        if client.look() > backlog_limit:
             raise self.BacklogLimitExceeded(task_id)
-        meta = self._matcher.newest(task_id) or self._matcher.handed_to(waiters)
+        meta = client.matcher.newest(task_id) or client.matcher.handed_to(waiters)
         return {"status": states.PENDING, "result": None} if meta is None else meta
 
     poll = get_task_meta
 
     def is_cached(self, task_id: str) -> bool:
         """Whether a result of ``task_id`` is kept in this process."""
-        return self._table.peek(task_id) is not None
+        return self._client.is_kept(task_id)
 
     def on_out_of_band_result(self, task_id: str, message: Any) -> None:
         """Keep a kombu message nobody waits for, for later."""
-        self._matcher.deliver_message(task_id, message)
+        self._client.matcher.deliver_message(task_id, message)
         message.ack()
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether any state of ``task_id`` is known."""
-        self.result_consumer.look(self.oid)
+        self._client.look()
         return self.is_cached(task_id)
 
     def forget(self, task_id: str) -> None:
         """Drop whatever is kept for ``task_id``."""
-        self._table.forget(task_id)
+        self._client.table.forget(task_id)
 
     # -- the rest of Celery's API --------------------------------------------------------------
 
@@ -470,15 +373,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def stats(self) -> dict[str, Any]:
         """Counters since this process began; see docs/stats.md."""
-        return {
-            **self._counters.as_dict(),
-            "fulfilled": self._matcher.fulfiller.fulfilled,
-            "waiting": self._table.waiting,
-            "unclaimed": self._table.unclaimed,
-            "unclaimed_bytes": self._table.unclaimed_bytes,
-            "evicted": self._table.evicted,
-            "unconfirmed": self._publisher.unconfirmed if self._publisher else 0,
-        }
+        unconfirmed = self._publisher.unconfirmed if self._publisher else 0
+        return {**self._client.counters(), "unconfirmed": unconfirmed}
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
@@ -499,20 +395,18 @@ class RPCBackend(AsyncBackendMixin, Backend):
         The reply queues of this process are deleted, unless ``auto_delete=False``.
         """
         try:
-            self._flush()
+            self.flush()
         finally:
-            self.result_consumer.close(delete_queues=self.auto_delete)
+            self._client.close(delete_queues=self.auto_delete)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Wait until the results sent are confirmed, for ``shutdown_timeout`` at most."""
         if self._publisher is not None:
             self._publisher.close(self.options.shutdown_timeout)
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
-        self._counters.reset()
-        self._queues.clear()
-        self._matcher.clear()
-        self.result_consumer.after_fork()
+        self._client.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()
         # Celery caches the name of the thread's reply queue, and keeps pooled connections. Not
@@ -521,54 +415,3 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.app._pool = None
         if "amqp" in vars(self.app):
             self.app.amqp._producer_pool = None
-
-
-def open_channel(producer: Any) -> Any:
-    """The channel of a producer; one from the pool may have lost its connection meanwhile."""
-    channel = producer.channel
-    if channel.connection is None and producer.__connection__ is not None:
-        producer.revive(producer.__connection__.default_channel)
-        channel = producer.channel
-    return channel
-
-
-#: Every backend of this process, and the lock under which they, and their parts, are made.
-_living: weakref.WeakSet[RPCBackend] = weakref.WeakSet()
-_making = threading.Lock()
-
-
-def _close_all(**kwargs: Any) -> None:
-    _with_all(methodcaller("close"))
-
-
-def _flush_all(**kwargs: Any) -> None:
-    _with_all(methodcaller("_flush"))
-
-
-def _with_all(end: Callable[[RPCBackend], None]) -> None:
-    for backend in list(_living):
-        try:
-            end(backend)
-        except Exception as exc:  # the others must not lose what they have not sent yet
-            logger.error("a result backend was not closed in order", exc_info=exc)
-
-
-def _after_fork_in_child() -> None:
-    global _making
-    _making = threading.Lock()
-    # Only forgotten: to close one would say goodbye on the parent's socket. That is what
-    # kombu has multiprocessing do in a moment, but for pools that are closed already.
-    for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):
-        pool._closed = True
-    kombu.pools.connections.clear()
-    kombu.pools.producers.clear()
-    for backend in list(_living):
-        backend._after_fork()
-
-
-# A prefork child leaves without running atexit's; Celery tells it first. The process of a
-# worker may live on, and wait for results, as it does in tests.
-worker_process_shutdown.connect(_close_all, weak=False)
-worker_shutdown.connect(_flush_all, weak=False)
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)

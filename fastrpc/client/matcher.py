@@ -75,6 +75,8 @@ class ResultMatcher:
 
     Args:
         table: Correlation id -> waiters, or the undecoded body.
+        watchers: Who is told when a result is ready.
+        role: The reader's; only callbacks of results may read in between.
         accept: Content types that may be decoded (``result_accept_content``).
         to_python: Celery's ``Backend.meta_from_decoded``.
         stats: Counters to keep.
@@ -84,6 +86,9 @@ class ResultMatcher:
     def __init__(
         self,
         table: PendingTable,
+        watchers: Watchers,
+        role: ReadingRole,
+        *,
         accept: frozenset[str] | None,
         to_python: Callable[[dict[str, Any]], dict[str, Any]],
         stats: Stats,
@@ -94,15 +99,11 @@ class ResultMatcher:
         self.to_python = to_python
         self.stats = stats
         self.max_age = max_age
-        #: Who waits for which AsyncResult, and for which messages.
-        self.watchers = Watchers()
-        #: Who reads; only callbacks of results may read in between.
-        self.role = ReadingRole(self.watchers)
         #: Makes AsyncResults ready and tells those who watch them.
         self.fulfiller = Fulfiller(
             table,
-            self.watchers,
-            self.role,
+            watchers,
+            role,
             is_plain=_is_plain,
             as_python=self._as_python,
             on_error=_log_callback_error,
@@ -118,8 +119,6 @@ class ResultMatcher:
         """Forget everything, as in a forked child."""
         self.table.clear()
         self._seen.clear()
-        self.watchers.clear()
-        self.role.after_fork()
         self.fulfiller.fulfilled = 0
 
     # -- waiting -----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from ..retry import backoff
 from ..stats import Stats
 from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure, is_refusal
 from ..transport.transports import is_amqp, use_our_transport
-from ._wait import ReadingRole, Wait
+from ._wait import ReadingRole, Wait, Watchers
 from .amqp_intake import AMQPIntake
 from .intake import INTERVAL, Intake
 from .kombu_intake import KombuIntake
@@ -67,16 +67,28 @@ class ResultConsumer:
         queues: The reply queues to consume.
         options: The settings of the backend.
         stats: Counters to keep.
+        matcher: What takes in the messages.
+        watchers: Who waits for which result.
+        role: The right to read.
     """
 
-    #: Set by the backend, which needs a consumer to make one.
-    matcher: ResultMatcher
-
-    def __init__(self, app: Any, queues: ReplyQueues, options: Options, stats: Stats) -> None:
+    def __init__(
+        self,
+        app: Any,
+        queues: ReplyQueues,
+        options: Options,
+        stats: Stats,
+        matcher: ResultMatcher,
+        watchers: Watchers,
+        role: ReadingRole,
+    ) -> None:
         self.app = app
         self.queues = queues
         self.options = options
         self.stats = stats
+        self.matcher = matcher
+        self._watchers = watchers
+        self._role = role
         self._begin()
 
     def after_fork(self) -> None:
@@ -142,10 +154,6 @@ class ResultConsumer:
     def reading(self) -> bool:
         """Whether some thread has the reading role."""
         return self._role.reading
-
-    @property
-    def _role(self) -> ReadingRole:
-        return self.matcher.role
 
     def look(self, queue: str) -> int:
         """Take in what has arrived, without waiting for more.
@@ -240,7 +248,7 @@ class ResultConsumer:
         Returns:
             Whether anything came.
         """
-        watchers, stats = self.matcher.watchers, self.stats
+        watchers, stats = self._watchers, self.stats
         received = stats.received
         try:
             if intake.holds_some:  # what a reader before us left behind comes before the socket
@@ -260,10 +268,10 @@ class ResultConsumer:
         self, correlation_id: bytes | None, body: bytes, format: bytes, queue: str
     ) -> None:
         wanted = None
-        if self.matcher.watchers.listening:
+        if self._watchers.listening:
 
             def wanted(meta: dict[str, Any]) -> None:
-                self.matcher.watchers.tell(queue, meta)
+                self._watchers.tell(queue, meta)
 
         self.matcher.deliver(correlation_id, body, format, wanted)
 

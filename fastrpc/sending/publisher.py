@@ -80,14 +80,14 @@ def make_publisher(
     delivery_mode: int,
     options: Options,
     stats: Stats,
-    apologize: Callable[[Message], Message | None],
+    substitute: Callable[[Message], Message | None],
 ) -> AMQPPublisher | KombuPublisher:
     """The way out that fits the broker of ``app``; not yet connected.
 
-    ``apologize`` makes what is sent, if anything, in place of one that is too large for the broker.
+    ``substitute`` makes what is sent, if anything, in place of one too large for the broker.
     """
     if is_amqp(app.connection_for_write()):
-        return AMQPPublisher(app, delivery_mode, options, stats, apologize)
+        return AMQPPublisher(app, delivery_mode, options, stats, substitute)
     return KombuPublisher(app, exchange, delivery_mode, options, stats)
 
 
@@ -142,13 +142,13 @@ class AMQPPublisher:
         delivery_mode: int,
         options: Options,
         stats: Stats,
-        apologize: Callable[[Message], Message | None],
+        substitute: Callable[[Message], Message | None],
     ) -> None:
         self.app = app
         self.delivery_mode = delivery_mode
         self.options = options
         self.stats = stats
-        self.apologize = apologize
+        self.substitute = substitute
         self._begin()
 
     def _begin(self) -> None:
@@ -278,10 +278,10 @@ class AMQPPublisher:
             too_large.correlation_id,
             len(too_large.body),
         )
-        apology = self.apologize(too_large)
-        if apology is not None and len(apology.body) >= len(too_large.body):
-            apology = None  # it is one
-        self._window.replace(too_large, apology)
+        substitute = self.substitute(too_large)
+        if substitute is not None and len(substitute.body) >= len(too_large.body):
+            substitute = None  # it is one already
+        self._window.replace(too_large, substitute)
 
     def _send(self, link: Link, message: Message) -> None:
         if not self._window.in_flight:  # nothing was to be heard until now

@@ -52,7 +52,7 @@ def goes(request):
 def use_queue_on(node: RabbitMQ, app: Celery, oid: str) -> None:
     """Have a classic queue on this node: it lives where it was declared first."""
     with Connection(node.url) as connection:
-        app.backend._queues.declare(oid, connection.default_channel)
+        app.backend._client.queues.declare(oid, connection.default_channel)
 
 
 class Stream:

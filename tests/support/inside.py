@@ -12,7 +12,7 @@ from typing import Any
 
 from celery import Celery
 
-from fastrpc import backend as backend_module
+from fastrpc import _lifecycle
 
 
 def role_is_taken(app: Celery) -> bool:
@@ -24,7 +24,7 @@ def held_locks(app: Celery) -> list[str]:
     """Names of the locks, other than the reading role, that are held."""
     backend = app.backend
     intake, publisher = backend.result_consumer._intake, backend._publisher
-    locks: dict[str, Any] = {"making backends": backend_module._making}
+    locks: dict[str, Any] = {"making backends": _lifecycle.making()}
     if intake is not None:
         locks["consuming"] = intake._consume_lock
     if publisher is not None:
@@ -34,17 +34,17 @@ def held_locks(app: Celery) -> list[str]:
 
 def watched(app: Celery) -> int:
     """Results that are watched by a get()."""
-    return len(app.backend._matcher.watchers)
+    return len(app.backend._client.watchers)
 
 
 def listening(app: Celery) -> int:
     """Whether a wait is to hear of every message (`on_message`)."""
-    return int(app.backend._matcher.watchers.listening)
+    return int(app.backend._client.watchers.listening)
 
 
 def sleepers(app: Celery) -> int:
     """Waits that are to be woken when the reading role is free."""
-    return app.backend._matcher.role.sleeping
+    return app.backend._client.role.sleeping
 
 
 def acknowledgement_is_pending(app: Celery) -> bool:
@@ -70,7 +70,7 @@ def intake_socket(app: Celery) -> socket.socket:
 
 def reply_queues(app: Celery) -> list[str]:
     """Names of the reply queues, one for each thread that has called."""
-    return app.backend._queues.names
+    return app.backend._client.queues.names
 
 
 def hang_up(app: Celery) -> None:

@@ -21,8 +21,7 @@ from celery.backends.rpc import RPCBackend as StockBackend
 from celery.exceptions import TimeoutError
 
 import fastrpc
-from fastrpc import BacklogLimitExceeded, ResultDropped, errors
-from fastrpc import backend as backend_module
+from fastrpc import BacklogLimitExceeded, ResultDropped, _lifecycle, errors
 from fastrpc.backend import RPCBackend
 from fastrpc.client.reader import ResultConsumer
 from fastrpc.sending.publisher import KombuPublisher
@@ -44,7 +43,7 @@ def backend(app) -> RPCBackend:
 
 def arrives(backend, task_id: str, *args) -> None:
     """As the reader does when a message came."""
-    backend._matcher.deliver(task_id.encode(), meta(task_id, *args))
+    backend._client.matcher.deliver(task_id.encode(), meta(task_id, *args))
 
 
 class TestGettingIt:
@@ -385,13 +384,13 @@ class TestWaiting:
         """The reader hands it out just when a thread has seen that it is not there."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
-        add = backend._matcher.add
+        add = backend._client.matcher.add
 
         def interrupted(result, **kwargs):
             arrives(backend, result.id, "just now")
             return add(result, **kwargs)
 
-        monkeypatch.setattr(backend._matcher, "add", interrupted)
+        monkeypatch.setattr(backend._client.matcher, "add", interrupted)
         assert result.get(timeout=5) == "just now"
 
     def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
@@ -415,7 +414,7 @@ class TestWaiting:
                 app.AsyncResult(f"t{n}").get(timeout=0)
         gc.collect()
         assert backend.stats()["waiting"] == 0
-        assert not len(backend._matcher.watchers)
+        assert not len(backend._client.watchers)
 
     def test_get_many_yields_what_is_there_as_it_comes(self, app, backend):
         for task_id in "ab":
@@ -478,9 +477,9 @@ def test_at_the_end_one_that_fails_does_not_stop_the_others(end, monkeypatch, ca
     ended: list = []
     monkeypatch.setattr(KombuPublisher, "close", fail)
     backends = [make_app().backend for _ in range(3)]
-    monkeypatch.setattr(backend_module, "_living", backends)
+    monkeypatch.setattr(_lifecycle, "_living", backends)
     publishers = [backend._make_publisher() for backend in backends]
-    getattr(backend_module, end)()
+    getattr(_lifecycle, end)()
     assert ended == publishers
     assert caplog.text.count("was not closed in order") == caplog.text.count("Traceback") == 3
 

@@ -22,11 +22,12 @@ LAW: dict[str, set[str]] = {
     "client": BASE | {"wire", "transport"},
     "sending": BASE | {"wire", "transport"},
     "worker": BASE | {"wire", "transport", "sending"},
-    "backend": BASE | {"wire", "transport", "client", "sending", "worker"},
+    "_lifecycle": set(),
+    "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
     "__init__": {"errors"},
 }
 #: Only these may import Celery; `__init__` has install().
-KNOW_CELERY = {"settings", "client", "sending", "worker", "backend", "__init__"}
+KNOW_CELERY = {"settings", "_lifecycle", "client", "sending", "worker", "backend", "__init__"}
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 

@@ -21,6 +21,7 @@ from fastrpc import ResultDropped
 from fastrpc.client import matcher as matching_module
 from fastrpc.client._matcher import Fulfiller
 from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
+from fastrpc.client._wait import ReadingRole, Watchers
 from fastrpc.client.matcher import JSON, ResultMatcher, body_format, load_large
 from fastrpc.stats import Stats
 from tests.support.results import meta
@@ -53,8 +54,12 @@ class Matching:
         self.stats = Stats()
         self.fulfilled: list = []
         self.errors: list = []
+        watchers = Watchers()
+        role = ReadingRole(watchers)
         self.matcher = ResultMatcher(
-            table=self.table,
+            self.table,
+            watchers,
+            role,
             accept=None if accept is None else frozenset(accept),
             to_python=to_python,
             stats=self.stats,
@@ -62,8 +67,8 @@ class Matching:
         )
         self.matcher.fulfiller = Fulfiller(
             self.table,
-            self.matcher.watchers,
-            self.matcher.role,
+            watchers,
+            role,
             is_plain=lambda cls: False,
             as_python=self.matcher._as_python,
             on_error=lambda result, error: self.errors.append(error),

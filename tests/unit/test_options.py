@@ -177,4 +177,4 @@ def test_options_reach_the_backend():
     app.conf.result_backend_transport_options = {"retry_policy": {"max_retries": 2}}
     assert app.backend.options.prefetch == 17
     assert app.backend.retry_policy["max_retries"] == 2
-    assert app.backend._table.max_unclaimed == 1_000_000
+    assert app.backend._client.table.max_unclaimed == 1_000_000

@@ -9,7 +9,7 @@ import pytest
 
 from fastrpc.client import reader as reader_module
 from fastrpc.client._pending import PendingTable
-from fastrpc.client._wait import Wait
+from fastrpc.client._wait import ReadingRole, Wait, Watchers
 from fastrpc.client.matcher import ResultMatcher
 from fastrpc.client.queues import ReplyQueues
 from fastrpc.client.reader import ResultConsumer
@@ -43,8 +43,13 @@ class SilentIntake:
 @pytest.fixture
 def consumer() -> ResultConsumer:
     stats = Stats()
-    consumer = ResultConsumer(None, ReplyQueues(SimpleNamespace, None), Options.parse({}), stats)
-    consumer.matcher = ResultMatcher(PendingTable(), None, dict, stats, None)
+    watchers = Watchers()
+    role = ReadingRole(watchers)
+    matcher = ResultMatcher(
+        PendingTable(), watchers, role, accept=None, to_python=dict, stats=stats, max_age=None
+    )
+    queues = ReplyQueues(SimpleNamespace, None)
+    consumer = ResultConsumer(None, queues, Options.parse({}), stats, matcher, watchers, role)
     consumer._intake = SilentIntake()
     return consumer
 
@@ -70,14 +75,14 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
 
 def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
     """In a destructor, or a signal handler, it answers from memory."""
-    tended = consumer.matcher.role.run(lambda: consumer.look("queue") or consumer._intake.tended)
+    tended = consumer._role.run(lambda: consumer.look("queue") or consumer._intake.tended)
     assert tended == 0
 
 
 def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
     """It could never end: what it interrupts would have to read for it."""
     with pytest.raises(RuntimeError, match="in the midst of reading"):
-        consumer.matcher.role.run(consumer.until_news, Wait(None))
+        consumer._role.run(consumer.until_news, Wait(None))
     assert not consumer.reading
 
 

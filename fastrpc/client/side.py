@@ -1,0 +1,213 @@
+"""The client's side of one app: whoever has to do with results on their way in finds it here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from weakref import WeakValueDictionary
+
+from celery._state import task_join_will_block
+from kombu import Queue
+from kombu.utils.compat import detect_environment
+
+from ..options import Options
+from ..stats import Stats
+from ._pending import PendingTable
+from ._wait import ReadingRole, Wait, Watchers
+from .matcher import ResultMatcher
+from .queues import ReplyQueues
+from .reader import ResultConsumer
+
+__all__ = ["ClientSide", "client_side"]
+
+#: How many ids of results that were handed out are remembered, at least.
+LEAST_REMEMBERED = 10_000
+
+#: ``id(app)`` -> its client's side, which keeps the app alive.
+_sides: WeakValueDictionary[int, ClientSide] = WeakValueDictionary()
+
+
+def client_side(app: Any, make: Callable[[], ClientSide]) -> ClientSide:
+    """The client's side of ``app``, made by ``make()`` where there is none. The caller has a lock.
+
+    One for each app: two consumers of one reply queue would take each other's results. Celery makes
+    a second backend when two threads ask for the first one at once, or when a result is unpickled.
+    """
+    side = _sides.get(id(app))
+    if side is None:
+        side = _sides[id(app)] = make()
+    return side
+
+
+class ClientSide:
+    """The one owner of what comes in for an app: queues, table, matcher, reader and counters.
+
+    Args:
+        app: The Celery app; its broker settings are used.
+        options: The settings of the backend.
+        make_queue: Makes the reply queue of a name, unbound.
+        expires: ``result_expires`` in seconds, or None.
+        accept: Content types that may be decoded (``result_accept_content``).
+        to_python: Celery's ``Backend.meta_from_decoded``.
+        consumer_class: What reads: ResultConsumer, or a subclass.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        options: Options,
+        *,
+        make_queue: Callable[[str], Queue],
+        expires: float | None,
+        accept: frozenset[str] | None,
+        to_python: Callable[[dict[str, Any]], dict[str, Any]],
+        consumer_class: type[ResultConsumer] = ResultConsumer,
+    ) -> None:
+        self.app = app
+        self.stats = Stats()
+        self.queues = ReplyQueues(make_queue, expires)
+        self.table = PendingTable(
+            max_unclaimed=options.max_unclaimed,
+            max_unclaimed_bytes=options.max_unclaimed_bytes,
+            # All that the broker may send again after a cut has to be known.
+            max_done=max(LEAST_REMEMBERED, 2 * options.prefetch),
+        )
+        #: Who waits for which AsyncResult, and for which messages.
+        self.watchers = Watchers()
+        #: Who reads the socket.
+        self.role = ReadingRole(self.watchers)
+        self.matcher = ResultMatcher(
+            self.table,
+            self.watchers,
+            self.role,
+            accept=accept,
+            to_python=to_python,
+            stats=self.stats,
+            max_age=expires,
+        )
+        self.reader = consumer_class(
+            app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
+        )
+
+    @property
+    def oid(self) -> str:
+        """The name of the reply queue of the current thread (``app.thread_oid``)."""
+        return str(self.app.thread_oid)
+
+    # -- calling a task ------------------------------------------------------------------------
+
+    def expect(self, task_id: str, channel: Any) -> None:
+        """Have the reply queue exist when the task that is published next on ``channel`` arrives.
+
+        Raises:
+            fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
+            fastrpc.errors.ReplyQueueRefused: the broker does not make it.
+        """
+        self.table.reset(task_id)
+        self.queues.declare_for_call(self.oid, channel)
+        self.reader.consume_new()
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    def add(self, result: Any, weak: bool, read: bool) -> None:
+        """Let ``result`` become ready when its final state arrives.
+
+        With ``read`` and among greenlets also while nobody waits for it.
+        """
+        self.matcher.add(result, weak=weak)
+        if read and detect_environment() != "default" and not result._cache:
+            self.reader.read_in_background(self.oid)
+
+    def ready_ones(
+        self, results: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
+    ) -> Iterator[Any]:
+        """Yield each of ``results`` once it is ready, until all are.
+
+        Raises:
+            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: one came, but is no longer kept.
+        """
+        waiting: dict[int, Any] = {}
+        for node in results:
+            if node._cache:
+                yield node
+            else:
+                waiting[id(node)] = node
+        nodes = list(waiting.values())
+        if nodes and task_join_will_block():
+            self._declare_for_wait()
+        matcher = self.matcher
+        wait = Wait(timeout, on_message, self.oid, on_interval)
+        try:
+            # Within: an exception thrown in may follow any call.
+            self.watchers.watch(nodes, wait)
+            for node in nodes:
+                # Once more, now that it is watched: another wait for it may just have ended.
+                waits = matcher.add(node)
+                # The reader fills in a result before its id counts as handed out.
+                if node._cache:  # it came before it was watched
+                    wait.arrived.append(node)
+                elif not waits:
+                    matcher.check_obtainable(node.id)
+            while waiting:
+                self.reader.until_news(wait)
+                wait.run_on_message()
+                wait.raise_errors()
+                while wait.arrived:
+                    node = wait.arrived.popleft()
+                    if waiting.pop(id(node), None) is not None:
+                        yield node
+        finally:
+            matcher.fulfiller.give_up(nodes, wait)
+
+    def _declare_for_wait(self) -> None:
+        """Have this thread's queue exist where sends, in tasks, declare none: as in Celery."""
+        # The first queue of a process is declared when the intake opens, within the deadline.
+        if len(self.queues) and self.oid not in self.queues:
+            with self.app.producer_or_acquire() as producer:
+                self.queues.declare_for_call(self.oid, open_channel(producer))
+
+    # -- looking -------------------------------------------------------------------------------
+
+    def look(self) -> int:
+        """Take in what has arrived; see ``ResultConsumer.look``."""
+        return self.reader.look(self.oid)
+
+    def is_kept(self, task_id: str) -> bool:
+        """Whether a state of ``task_id`` is kept in this process."""
+        return self.table.peek(task_id) is not None
+
+    def counters(self) -> dict[str, Any]:
+        """What came in since this process began; see docs/stats.md."""
+        return {
+            **self.stats.as_dict(),
+            "fulfilled": self.matcher.fulfiller.fulfilled,
+            "waiting": self.table.waiting,
+            "unclaimed": self.table.unclaimed,
+            "unclaimed_bytes": self.table.unclaimed_bytes,
+            "evicted": self.table.evicted,
+        }
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def close(self, delete_queues: bool) -> None:
+        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them."""
+        self.reader.close(delete_queues)
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
+        self.stats.reset()
+        self.queues.clear()
+        self.matcher.clear()
+        self.watchers.clear()
+        self.role.after_fork()
+        self.reader.after_fork()
+
+
+def open_channel(producer: Any) -> Any:
+    """The channel of a producer; one from the pool may have lost its connection meanwhile."""
+    channel = producer.channel
+    if channel.connection is None and producer.__connection__ is not None:
+        producer.revive(producer.__connection__.default_channel)
+        channel = producer.channel
+    return channel
