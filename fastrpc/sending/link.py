@@ -31,7 +31,7 @@ WRITE_TIMEOUT = 30
 
 #: The kernel shall not give up a connection on which the broker reads nothing: that is how it
 #: blocks those who publish, for as long as its alarm lasts. (py-amqp's own setting: one second.)
-#: Without confirms nobody else finds out that the path is dead, so the kernel has to.
+#: Without confirms and heartbeats nobody else finds out that the path is dead.
 PATIENT, WATCHFUL = (
     {socket.TCP_USER_TIMEOUT: milliseconds} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
     for milliseconds in (0, WRITE_TIMEOUT * 1000)
@@ -56,7 +56,7 @@ class Lost(Exception):
 
 
 class Silent(Lost):
-    """Nothing was heard of the broker, and nothing else says that the connection is gone."""
+    """The broker was silent for too long; nothing else says that the connection is gone."""
 
 
 class Message(NamedTuple):
@@ -93,9 +93,9 @@ class Link:
         self.blocked = False
         #: Nothing may be sent or read any more.
         self.closed = False
-        #: A write or a read has begun. Where it is still so afterwards an exception was thrown
-        #: into its thread: half of a frame may have been written, or a whole message without a
-        #: delivery tag here, or something was read and not served.
+        #: A write or a read has begun and is not complete. Found by the next user, it means that
+        #: an exception was thrown into the thread: half a frame may have been written, or a whole
+        #: message that has no delivery tag here, or something was read and not served.
         self.busy = False
         #: The broker has said something since the link was open.
         self.answered = False
@@ -106,7 +106,7 @@ class Link:
         self._encoders: dict[tuple[str, str], PublishEncoder] = {}
         given = connection.transport_options
         self._write_timeout = given.get("write_timeout") or WRITE_TIMEOUT
-        settings = PATIENT if confirms else WATCHFUL
+        settings = PATIENT if confirms or connection.heartbeat else WATCHFUL
         self._connection = use_our_transport(
             connection,
             write_timeout=self._write_timeout,
@@ -136,6 +136,8 @@ class Link:
         self._write = self._write_tls if hasattr(amqp.sock, "pending") else amqp.sock.send
         #: Seconds between heartbeats, 0 for none.
         self.heartbeat = amqp.heartbeat
+        # So long may pass between two heartbeats of a broker that is well.
+        self._write_timeout = max(self._write_timeout, 1.5 * self.heartbeat)
         #: All by time.monotonic().
         self.opened_at = self.heard_at = self._heartbeat_at = time.monotonic()
 
@@ -175,10 +177,10 @@ class Link:
         return int(self._amqp.sock.write(data[:TLS_CHUNK]))
 
     def _finish(self, rest: Any, window: ConfirmWindow) -> None:
-        """Write what is left of a frame, or of several, as the broker takes it.
+        """Write the rest of a message as fast as the broker takes it.
 
-        A broker that blocks us stops reading, maybe in the middle of a large message; it is no
-        loss then, however long it takes, as long as the broker is heard.
+        A broker that blocks us stops reading, also in the middle of a large message. However long
+        that takes, the link is not lost as long as the broker is heard.
         """
         self._in_frame = True
         moved_at = time.monotonic()
@@ -201,21 +203,23 @@ class Link:
         self._in_frame = False
 
     def _await(self, events: int, timeout: float) -> bool:
-        """Wait for the socket; also among greenlets, which replace the selectors."""
+        """Wait for the socket, whether it is ready. gevent and eventlet replace the selectors."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._amqp.sock, events)
             return bool(selector.select(timeout))
 
     def keep_alive(self, window: ConfirmWindow) -> None:
-        """Send a heartbeat if one is due, where the broker wants them.
+        """Send a heartbeat if one is due and the socket takes it.
 
-        Not where it would have to wait: what is to be written then is as good a sign of life.
+        If it does not, the bytes before it have not left yet, and serve as well.
 
         Raises:
             Lost: the connection is gone.
         """
+        if not self.heartbeat:
+            return
         now = time.monotonic()
-        if not self.heartbeat or now - self._heartbeat_at < self.heartbeat / 3:
+        if now - self._heartbeat_at < self.heartbeat / 3:
             return
         self._heartbeat_at = now
         self.busy = True
@@ -227,10 +231,10 @@ class Link:
         self.busy = False
 
     def _reply(self, *frame: Any) -> None:
-        """What py-amqp writes by itself: it agrees that the channel, or connection, is closed.
+        """Write what py-amqp writes by itself: its consent to a channel or connection closed.
 
-        What it raises then, why it was closed, is more important. In the middle of a frame
-        nothing else can be written.
+        It is dropped where the socket would block, and in the middle of a frame of ours: the
+        exception that py-amqp raises next says why it was closed, and must get through.
         """
         if not self._in_frame:
             with suppress(*WOULD_BLOCK):

@@ -55,23 +55,28 @@ TOO_LARGE = "message size"
 #: Seconds without a word from the broker after which what is unconfirmed is sent again.
 SILENCE = 30.0
 
-#: Seconds between heartbeats on the connection that follows a silent one, which broker and path
-#: have to outlive, at ``SILENCE``: RabbitMQ sends one for each half of it, also while it blocks us.
-#: Not on every connection: RabbitMQ expects ours in turn, and hangs up and logs an error where
-#: nobody is there to send them, as in a worker between two results.
+#: Seconds between heartbeats on the connection that follows a silent one. RabbitMQ sends one each
+#: half of that time, also while it blocks us, so that ``SILENCE`` means a dead path there. Other
+#: connections have none: RabbitMQ expects ours in turn. From a worker that is idle between two
+#: results nobody sends them, and RabbitMQ would hang up and log an error.
 HEARTBEAT = 20
 
 #: A connection of this age, in seconds, is replaced before what the broker refused is sent again.
 #: RabbitMQ refuses all that comes for a quorum queue on a channel that was used for it first while
 #: the queue had no leader, for ever; on the channels opened after the election it takes it.
-#: Doubled each time, up to the second number, while it goes on refusing: it has other reasons then.
+#: The age is doubled each time, up to the second number, while the broker goes on refusing: then
+#: it has other reasons.
 REFUSED_FOR_GOOD, REFUSED_AT_MOST = 1.0, 8.0
 
-#: Of what was refused, messages and bytes that are sent again at a time.
+#: How many times ``confirm_window`` refused results are kept: enough for what a busy worker sends
+#: to a quorum queue in the seconds of an election.
+REFUSED_WINDOWS = 10
+
+#: Refused messages, and their bytes, that are sent again in one go.
 SLICE, SLICE_BYTES = 100, 1 << 20
 
 #: Seconds until the next slice.
-SLICE_INTERVAL = 0.01
+SLICE_INTERVAL = 0.05
 
 
 def make_publisher(
@@ -157,9 +162,9 @@ class AMQPPublisher:
         #: All that is not confirmed.
         self._window = ConfirmWindow()
         self._sent_at = 0.0
-        #: For the next link: what was heard, or not, of the last one.
+        #: What the next link asks for.
         self._heartbeat = 0
-        #: The age at which a link is given up that the broker refuses results on.
+        #: The age at which a link is replaced on which the broker refuses results.
         self._patience = REFUSED_FOR_GOOD
         self._watcher: threading.Thread | None = None
         #: Seconds until its next look.
@@ -186,7 +191,7 @@ class AMQPPublisher:
                 the broker refuses us.
         """
         if self._lock.mine:
-            # A signal handler, or a destructor, in the midst of a send of the same thread.
+            # A signal handler or a destructor, called in the middle of a send of this thread.
             self._window.append(message)
             self.stats.published += 1
             self._ensure_watched()
@@ -232,7 +237,7 @@ class AMQPPublisher:
             link = self._link = self._connect()
         if link.closed or link.busy:
             link.close()
-            raise Lost("it was interrupted")
+            raise Lost("a previous send was interrupted")
         return link
 
     def _connect(self) -> Link:
@@ -244,14 +249,14 @@ class AMQPPublisher:
         )
 
     def _drop_link(self, lost: Lost) -> bool:
-        """What was not confirmed on it is to be sent again, before anything new.
+        """Have what was not confirmed on the link sent again, before anything new.
 
-        Returns whether that uses up a retry: there was no link, or none that was of any use.
+        Returns whether that uses up a retry: no link was made, or the broker never answered on it.
         """
         link = self._link
         if link is None:
             return True
-        # A blocked broker says nothing, unless it sends heartbeats: that is no loss yet.
+        # Without heartbeats a blocked broker says nothing: no reason to worry anybody.
         as_expected = isinstance(lost, Silent) and link.blocked and not link.heartbeat
         logger.log(
             logging.WARNING if self.unconfirmed and not as_expected else logging.INFO,
@@ -291,7 +296,7 @@ class AMQPPublisher:
             self._ensure_watched()
 
     def _send_again(self, link: Link) -> None:
-        """Send what was on a lost link, as long as the broker does not ask us to wait."""
+        """Send what was on a lost link, until the broker asks us to wait."""
         again = self._window.again
         while again and not link.blocked:
             self._send(link, again[0])
@@ -299,7 +304,7 @@ class AMQPPublisher:
             self._look(link)
 
     def _wait_for_room(self, link: Link) -> None:
-        """Wait for a while, where the window is full or the broker asked us to wait."""
+        """Wait a while if the window is full or the broker asked us to."""
         window, options = self._window, self.options
         if link.blocked or not window.has_room(
             options.confirm_window, options.confirm_window_bytes
@@ -315,7 +320,7 @@ class AMQPPublisher:
         finally:
             window.count_into(self.stats)
         while window.refused and (
-            window.refused_count > options.confirm_window
+            window.refused_count > REFUSED_WINDOWS * options.confirm_window
             or (window.refused_bytes > options.confirm_window_bytes and window.refused_count > 1)
         ):
             self._give_up()
@@ -326,11 +331,11 @@ class AMQPPublisher:
             link.close()
             raise Silent(f"the broker has said nothing for {SILENCE:g} seconds")
 
-    # -- what the broker refused (basic.nack): sent again by the watching thread alone, so that
-    # -- it holds up nobody
+    # What the broker refused (basic.nack) is sent again by the watching thread alone: it holds up
+    # nobody who sends.
 
     def _send_refused(self, link: Link) -> bool:
-        """Send a slice of what is due; whether there is more."""
+        """Send a slice of those that are due; returns whether there are more."""
         size = 0
         for _ in range(SLICE):
             if self._is_worn_out(link) or not self._can_send_refused(link):
@@ -347,7 +352,7 @@ class AMQPPublisher:
         return not link.blocked and self._is_refused_due()
 
     def _is_refused_due(self) -> bool:
-        """Whether it is time for the first one, under the retry policy; gives up those before."""
+        """Whether the first one is due by the retry policy. Drops those out of retries first."""
         refused = self._window.refused
         while refused:
             refused_at, refusals, _ = refused[0]
@@ -411,7 +416,7 @@ class AMQPPublisher:
             unheeded.goodbye(LEAST_GOODBYE)
 
     def _take_unheeded(self) -> Link | None:
-        """The link, if it wants heartbeats: from now on there is nobody to send them."""
+        """Take the link away if it has heartbeats: from now on nobody sends them."""
         link = self._link
         if link is None or not link.heartbeat:
             return None
@@ -436,7 +441,7 @@ class AMQPPublisher:
     def _renew(self) -> Lost | None:
         """Replace a link on which the broker goes on refusing results; says if that failed.
 
-        Nobody who sends waits until the new one is open.
+        The new one is opened first, without the lock, so that nobody who sends waits for it.
         """
         if not self._window.refused:
             return None
@@ -455,7 +460,7 @@ class AMQPPublisher:
             with suppress(Lost):
                 self._look(link)  # what is confirmed by now is not sent twice
             link.close()
-            self._drop_link(Lost("the broker refused some of them on it"))
+            self._drop_link(Lost("the broker keeps refusing results on this connection"))
             self._link = fresh
             self._patience = min(2 * self._patience, REFUSED_AT_MOST)
         return None
@@ -489,6 +494,6 @@ class AMQPPublisher:
 
 
 def cannot_connect(exc: Exception) -> Lost:
-    """What the application raised, which may make the password."""
+    """Log what application code raised, for example a callable ``broker_password``."""
     logger.error("cannot connect to send results, trying again", exc_info=exc)
     return Lost(str(exc))

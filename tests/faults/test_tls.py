@@ -13,7 +13,7 @@ import trustme
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc.sending import publisher
+from fastrpc.sending import link, publisher
 from tests.support import inside
 from tests.support.broker import RabbitMQ
 from tests.support.processes import Child, sys_exit_with_atexit
@@ -56,7 +56,9 @@ def tls_broker(broker, authority):
         "verify": "verify_peer",
         "fail_if_no_peer_cert": "true",
     }
-    with RabbitMQ(tls=tls) as node:
+    # Erlang's TLS takes a hundred packets ahead of its reader: small ones, so that it soon stops.
+    sizes = [f"tcp_listen_options.{name} = 65536" for name in ("recbuf", "buffer")]
+    with RabbitMQ(tls=tls, config=sizes) as node:
         yield node
 
 
@@ -216,6 +218,36 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
         assert last.get(timeout=10) == 0
         await_confirms(sender)
         sender.backend.close()
+
+
+def test_a_long_alarm_in_the_middle_of_a_large_result(
+    tls_broker, make_client, trusting, monkeypatch
+):
+    """What of a TLS write did not go out has to be written again just as it was."""
+    monkeypatch.setattr(publisher, "SILENCE", 3.0)
+    monkeypatch.setattr(publisher, "HEARTBEAT", 2, raising=False)
+    monkeypatch.setattr(link, "WRITE_TIMEOUT", 3)
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    once = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1}
+    sender = make_client(
+        tls_broker.tls_url, broker_use_ssl=trusting, options={"retry_policy": once}
+    )
+    small, large = expect(app, 2)
+    oid = app.backend.oid
+    answer(sender, oid, [small])
+    await_confirms(sender)
+    tls_broker.set_alarm(True)
+    try:
+        sending = Background(lambda: answer(sender, oid, [large], "xyz" * (16 << 20)))
+        sending.thread.join(10)
+        assert sending.running
+        assert sender.backend._publisher._link.blocked
+    finally:
+        tls_broker.set_alarm(False)
+    sending.result(30)
+    assert large.get(timeout=30) == "xyz" * (16 << 20)
+    assert small.get(timeout=10) == 0
+    await_confirms(sender)
 
 
 def test_a_fork_leaves_the_parents_tls_connection_alone(tls_broker, make_client, trusting):

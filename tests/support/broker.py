@@ -265,6 +265,16 @@ class RabbitMQ(_Server):
             raise RuntimeError(f"rabbitmqctl {' '.join(args)}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
+    def set_alarm(self, on: bool) -> None:
+        """Raise the memory alarm, or end it; it is in force when this returns."""
+        self.ctl("set_vm_memory_high_watermark", "0" if on else "0.6")
+        wait_until(
+            lambda: ("memory" in self.ctl("eval", "rabbit_alarm:get_alarms().")) == on,
+            10,
+            "the alarm is set" if on else "the alarm is over",
+        )
+        time.sleep(0.2)  # the connections hear of it one by one
+
     def queues(self, vhost: str = "/") -> dict[str, int]:
         """Name -> number of messages (ready and unacknowledged) of every queue that is up."""
         table = self.ctl(

@@ -515,7 +515,10 @@ class TestRefusals:
         assert publisher._window.bytes == publisher._window.refused_bytes == 0
 
     @pytest.mark.parametrize("limit", [{"confirm_window": 3}, {"confirm_window_bytes": 30}])
-    def test_of_more_than_the_limit_the_oldest_is_given_up(self, make, broker, caplog, limit):
+    def test_of_more_than_the_limit_the_oldest_is_given_up(
+        self, make, broker, caplog, monkeypatch, limit
+    ):
+        monkeypatch.setattr(publisher_module, "REFUSED_WINDOWS", 1)
         policy = {"max_retries": 9, "interval_start": 99, "interval_max": 99}
         publisher = make(retry_policy=policy, **limit)
         for tag, name in enumerate("abcde", 1):
