@@ -146,6 +146,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """The reply queue of the current thread, unbound."""
         return self._make_queue(self.oid)
 
+    def _create_binding(self, task_id: str) -> kombu.Queue:
+        """The reply queue of a task, unbound: that of the current thread."""
+        return self.binding
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Have the reply queue exist before the task is sent.
 
@@ -194,12 +198,18 @@ class RPCBackend(AsyncBackendMixin, Backend):
         routing_key, correlation_id = self.destination_for(task_id, request)
         if not routing_key:
             return result
-        meta = self._meta.build(
-            task_id, state, self.encode_result(result, state), traceback, request
-        )
+        meta = self._to_result(task_id, state, result, traceback, request)
         publisher = self._publisher or self._make_publisher()
         publisher.publish(pack(routing_key, correlation_id, meta, self.serializer))
         return result
+
+    def _to_result(
+        self, task_id: str, state: str, result: Any, traceback: Any, request: Any
+    ) -> dict[str, Any]:
+        """The meta that is sent; what a subclass makes of it is what the caller gets."""
+        return self._meta.build(
+            task_id, state, self.encode_result(result, state), traceback, request
+        )
 
     def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
         with making():

@@ -15,9 +15,12 @@ same queues again. What was not acknowledged comes a second time and is known.
 from __future__ import annotations
 
 import _thread
+import builtins
 import logging
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -121,13 +124,16 @@ class ResultConsumer:
         while not wait.news:
             if looked and not wait.remaining():
                 raise TimeoutError("The operation timed out.")
-            try:
-                self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
-            finally:
-                self._acknowledge_soon()
+            self._read_or_sleep(wait)
             looked = True
             if wait.on_interval is not None:
                 wait.on_interval()
+
+    def _read_or_sleep(self, wait: Wait) -> None:
+        try:
+            self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
+        finally:
+            self._acknowledge_soon()
 
     def read_in_background(self, queue: str) -> None:
         """Have a thread, which should be a greenlet, read as long as anything is waited for."""
@@ -193,6 +199,60 @@ class ResultConsumer:
         time.sleep(ACKNOWLEDGE_AFTER)
         self._acknowledger_until = 0.0
         self._role.run(self._acknowledge)  # a reader does it itself, before it waits
+
+    # -- Celery's names, for those who drive a consumer themselves ------------------------------
+
+    def start(self, initial_task_id: str | None = None, **kwargs: Any) -> None:
+        """Connect and consume the reply queue of this thread, if nobody does yet.
+
+        Raises:
+            kombu.exceptions.OperationalError: the broker cannot be reached, or refuses us.
+        """
+        self.look(self.app.thread_oid)
+
+    consume_from = start
+
+    def cancel_for(self, task_id: str) -> None:
+        """Nothing to cancel: one queue serves the thread, whatever it waits for."""
+
+    def stop(self) -> None:
+        """Hang up; the reply queues stay, and whoever waits next connects again."""
+        self.close(delete_queues=False)
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Take in what arrives, waiting for it ``timeout`` seconds; None waits for ever.
+
+        Raises:
+            socket.timeout: nothing arrived.
+        """
+        received = self.stats.received
+        wait = Wait(timeout, None, self.app.thread_oid)
+        self.queues.use_at_least(wait.queue)
+        self.consume_new()
+        looked = False
+        while self.stats.received == received:
+            if looked and not wait.remaining():
+                raise builtins.TimeoutError("The operation timed out.")
+            self._read_or_sleep(wait)
+            looked = True
+
+    def drain_events_until(
+        self, p: Any, timeout: float | None = None, on_interval: Any = None
+    ) -> Iterator[None]:
+        """Take in what arrives until the promise ``p`` is ready, and yield once in a while.
+
+        Raises:
+            socket.timeout: it is not ready within ``timeout`` seconds.
+        """
+        wait = Wait(timeout, None, self.app.thread_oid)
+        while not p.ready:
+            if not wait.remaining():
+                raise builtins.TimeoutError("The operation timed out.")
+            with suppress(socket.timeout):
+                self.drain_events(wait.remaining(INTERVAL))
+            yield
+            if on_interval is not None:
+                on_interval()
 
     # -- reading: only with the reading role --------------------------------------------------
 

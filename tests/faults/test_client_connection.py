@@ -306,6 +306,30 @@ class TestHalfOpen:
         answer(sender, app.backend.oid, results)
         assert waiting.result(10) == list(range(10))
 
+    def test_what_it_has_got_after_all_comes_once_the_broker_has_dropped_it(
+        self, private_broker, proxy, make_client, sender
+    ):
+        """Nobody reads, so the new connection is soon full, and the next results go to the old."""
+        prefetch = 5
+        app = make_client(
+            f"{private_broker.url_for(proxy.port)};{private_broker.url}",
+            options={"prefetch": prefetch, "heartbeat": 2},
+        )
+        connect(app, sender)
+        results = expect(app, 4 * prefetch)
+        proxy.freeze()
+        inside.intake_socket(app).shutdown(2)
+        old = inside.intake(app)
+        with pytest.raises(TimeoutError):
+            results[0].get(timeout=0.1)
+        if inside.intake(app) in (old, None):
+            with suppress(TimeoutError):
+                results[0].get(timeout=3)
+        answer(sender, app.backend.oid, results)
+        await_confirms(sender)
+        with stopwatch(20, "all come"):
+            assert [result.get(timeout=20) for result in results] == list(range(4 * prefetch))
+
     def test_heartbeats_are_kept_while_waiting(self, private_broker, make_client, sender):
         """The broker drops a client that is silent for two heartbeats; waiting is not silence."""
         app = make_client(private_broker.url, options={"heartbeat": 1})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import inspect
+import json
 import pickle
+import socket
 import subprocess
 import sys
 import threading
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import kombu
 import pytest
@@ -492,3 +495,36 @@ def test_a_pooled_producer_that_lost_its_connection_is_revived(app, backend):
         lost.connection = None  # as py-amqp's channel has it then
         backend.on_task_call(producer, "id")
         assert producer.channel is not lost
+
+
+class TestCelerysNames:
+    """What subclasses and tools call of Celery's own backend and consumer."""
+
+    def test_what_a_subclass_makes_of_a_result_is_sent(self, app):
+        class Stamped(RPCBackend):
+            def _to_result(self, *args):
+                return {**super()._to_result(*args), "stamp": 1}
+
+        backend = Stamped(app)
+        sent: list = []
+        backend._publisher = SimpleNamespace(publish=sent.append, close=lambda timeout: None)
+        request = Context(id="a", reply_to="queue", correlation_id="a")
+        backend.store_result("a", 1, states.SUCCESS, request=request)
+        assert json.loads(sent[0].body)["stamp"] == 1
+
+    def test_the_binding_of_a_task_is_the_threads_queue(self, backend):
+        assert backend._create_binding("any").name == backend.oid
+
+    def test_a_consumer_is_driven_by_hand(self, app, backend):
+        consumer = backend.result_consumer
+        result = app.AsyncResult("a")
+        backend.add_pending_result(result)
+        with pytest.raises(socket.timeout):
+            consumer.drain_events(timeout=0.01)
+        request = Context(id="a", reply_to=backend.oid, correlation_id="a")
+        backend.store_result("a", 1, states.SUCCESS, request=request)
+        for _ in consumer.drain_events_until(result.on_ready, timeout=5):
+            pass
+        assert result.get(timeout=0) == 1
+        consumer.cancel_for("a")
+        consumer.stop()
