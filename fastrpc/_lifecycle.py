@@ -11,8 +11,9 @@ from operator import methodcaller
 from typing import Any, Protocol
 from weakref import WeakSet
 
-import kombu.pools
 from celery.signals import worker_process_shutdown, worker_shutdown
+
+from ._borrowed import forget_pools
 
 __all__ = ["Closeable", "making", "register"]
 
@@ -65,12 +66,7 @@ def _tell_all(tell: Callable[[Closeable], None]) -> None:
 def _after_fork_in_child() -> None:
     global _making_lock
     _making_lock = threading.Lock()
-    # Only forgotten: to close one would say goodbye on the parent's socket. That is what
-    # kombu has multiprocessing do in a moment, but for pools that are closed already.
-    for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):
-        pool._closed = True
-    kombu.pools.connections.clear()
-    kombu.pools.producers.clear()
+    forget_pools()
     for closeable in list(_living):
         closeable.after_fork()
 

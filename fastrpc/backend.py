@@ -14,11 +14,11 @@ from typing import Any
 import kombu
 import kombu.pools
 from celery import states
-from celery._state import current_task, task_join_will_block
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
+from ._borrowed import current_task, forget_thread_state, task_join_will_block
 from ._lifecycle import making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
@@ -419,9 +419,4 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._client.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()
-        # Celery caches the name of the thread's reply queue, and keeps pooled connections. Not
-        # `app._after_fork`: where that is due, in children of billiard, billiard calls it.
-        vars(self.app._local).pop("oid", None)
-        self.app._pool = None
-        if "amqp" in vars(self.app):
-            self.app.amqp._producer_pool = None
+        forget_thread_state(self.app)

@@ -14,9 +14,9 @@ from typing import Any
 
 from kombu.serialization import dumps as _registry_dumps
 from kombu.serialization import loads as _registry_loads
-from kombu.serialization import registry as _registry
 from kombu.utils import json as _kombu_json
 
+from ._borrowed import codecs
 from ._json import MISS as _MISS
 from ._json import dumps as _plain_dumps
 from ._json import loads as _plain_loads
@@ -34,10 +34,8 @@ if getattr(_kombu_dumps, "__globals__", None) is not vars(_kombu_json):
 if getattr(_kombu_loads, "__globals__", None) is not vars(_kombu_json):
     _kombu_loads = object()
 
-# The registry's own dicts: it changes them in place, and `dumps` and `loads` are bound to it.
-_encoders = _registry._encoders
-_decoders = _registry._decoders
-_disabled = _registry._disabled_content_types
+# The registry's own: it changes them in place, and `dumps` and `loads` are bound to it.
+_encoders, _decoders, _disabled = codecs()
 
 
 def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:

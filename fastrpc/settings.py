@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ._borrowed import spellings
+
 __all__ = ["Setting"]
 
 
@@ -19,7 +21,7 @@ class Setting:
 
     def __init__(self, app: Any, name: str) -> None:
         self._conf = app.conf
-        self._spellings = self._conf._to_keys(name)
+        self._spellings = spellings(self._conf, name)
         self._default = self._conf[name]
 
     def __call__(self) -> Any:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
 
-from celery._state import task_join_will_block
 from kombu import Queue
 from kombu.utils.compat import detect_environment
 
+from .._borrowed import task_join_will_block
 from ..options import Options
 from ..stats import Stats
 from ._pending import PendingTable

@@ -11,8 +11,8 @@ from datetime import datetime, timezone, tzinfo
 from typing import Any
 
 from celery import Celery, states
-from celery.backends.base import Backend
 
+from .._borrowed import dates_are_always_utc
 from ..settings import Setting
 
 __all__ = ["Clock", "MetaBuilder"]
@@ -20,7 +20,7 @@ __all__ = ["Clock", "MetaBuilder"]
 READY_STATES = states.READY_STATES
 
 #: Before Celery asked the app for the time of day, the time of a result was always UTC's.
-ALWAYS_UTC = "utc" in Backend._get_result_meta.__code__.co_names
+ALWAYS_UTC = dates_are_always_utc()
 
 #: The clock whose meaning is known here: the time of day in the app's zone.
 CELERYS_NOW = Celery.now

@@ -13,7 +13,17 @@ ROOT = next(p for p in Path(__file__).parents if (p / "fastrpc" / "backend.py").
 PACKAGE = ROOT / "fastrpc"
 
 #: What stands on nothing but itself.
-BASE = {"errors", "options", "retry", "stats", "settings", "serialization", "_json", "_lock"}
+BASE = {
+    "_borrowed",
+    "errors",
+    "options",
+    "retry",
+    "stats",
+    "settings",
+    "serialization",
+    "_json",
+    "_lock",
+}
 #: Wing, or module of the top level -> the wings and modules that it may import, at any remove.
 LAW: dict[str, set[str]] = {
     **{name: BASE for name in BASE},
@@ -22,12 +32,12 @@ LAW: dict[str, set[str]] = {
     "client": BASE | {"wire", "transport"},
     "sending": BASE | {"wire", "transport"},
     "worker": BASE | {"wire", "transport", "sending"},
-    "_lifecycle": set(),
+    "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
     "__init__": {"errors"},
 }
 #: Only these may import Celery; `__init__` has install().
-KNOW_CELERY = {"settings", "_lifecycle", "client", "sending", "worker", "backend", "__init__"}
+KNOW_CELERY = {"_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "__init__"}
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 

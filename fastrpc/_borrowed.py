@@ -1,0 +1,148 @@
+"""Every private name of Celery, kombu, py-amqp and vine that fastrpc touches.
+
+When one of them releases a new version, look here. ``BORROWED`` names what has to be there, why,
+and which module uses it. What can be called is called through the functions below. What a subclass,
+or the compiled code, has to name itself is only listed. A test asks for each name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import kombu.pools
+from celery._state import current_task, task_join_will_block
+from celery.app.utils import Settings
+from celery.backends.base import Backend
+from kombu.serialization import registry
+
+__all__ = [
+    "BORROWED",
+    "TRIED",
+    "Borrowed",
+    "codecs",
+    "current_task",
+    "dates_are_always_utc",
+    "forget_pools",
+    "forget_thread_state",
+    "spellings",
+    "task_join_will_block",
+]
+
+#: The versions that the names below were tried with.
+TRIED = {
+    "celery": ("5.4", "5.5", "5.6", "5.7"),
+    "kombu": ("5.4", "5.5", "5.6", "5.7"),
+    "amqp": ("5.4",),
+    "vine": ("5.1",),
+}
+
+
+class Borrowed(NamedTuple):
+    """One private name.
+
+    ``where`` is ``module:attribute.attribute``. A class that sets an attribute only in ``__init__``
+    is named with the instance attribute after a ``#``.
+    """
+
+    where: str
+    why: str
+    used_by: str
+
+
+BORROWED = (
+    Borrowed(
+        "celery._state:current_task", "store_result without a request, as in Celery", "backend"
+    ),
+    Borrowed(
+        "celery._state:task_join_will_block",
+        "inside a task, where a send declares no queue",
+        "backend, client.side",
+    ),
+    Borrowed("celery.app.base:Celery#_local", "the thread's oid, wrong after a fork", "backend"),
+    Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "backend"),
+    Borrowed("celery.app.amqp:AMQP._producer_pool", "producers of the parent", "backend"),
+    Borrowed("celery.app.utils:Settings._to_keys", "all spellings of a setting", "settings"),
+    Borrowed(
+        "celery.backends.base:Backend._get_result_meta",
+        "what a meta holds; the fast way equals it",
+        "worker.meta",
+    ),
+    Borrowed("celery.backends.base:Backend._ensure_not_eager", "warns in eager mode", "backend"),
+    Borrowed("celery.result:AsyncResult#_cache", "the meta of a ready result", "client"),
+    Borrowed("celery.result:AsyncResult._maybe_set_cache", "makes it ready", "client._matcher"),
+    Borrowed("celery.result:AsyncResult._set_cache", "rebuilds the children", "client._matcher"),
+    Borrowed(
+        "celery.result:AsyncResult._on_fulfilled", "is replaced if it is Celery's", "client.matcher"
+    ),
+    Borrowed("vine.promises:promise._svpending", "the one listener", "client._matcher"),
+    Borrowed("vine.promises:promise._lvpending", "several listeners", "client._matcher"),
+    Borrowed("kombu.serialization:registry._encoders", "is `json` still kombu's?", "serialization"),
+    Borrowed("kombu.serialization:registry._decoders", "is `json` still kombu's?", "serialization"),
+    Borrowed(
+        "kombu.serialization:registry._disabled_content_types",
+        "may a content type be decoded?",
+        "serialization",
+    ),
+    Borrowed("kombu.pools:Connections", "pools of the parent", "_lifecycle"),
+    Borrowed("kombu.resource:Resource#_closed", "pools of the parent", "_lifecycle"),
+    Borrowed("kombu.messaging:Producer.__connection__", "a pooled producer's own", "client.side"),
+    Borrowed(
+        "amqp.connection:Connection._on_tune", "the negotiated frame_max", "transport.connection"
+    ),
+    Borrowed(
+        "amqp.connection:Connection#_transport", "lets go of the socket", "transport.connection"
+    ),
+    Borrowed(
+        "amqp.abstract_channel:AbstractChannel#_pending",
+        "an answer for which nobody waits",
+        "transport.connection",
+    ),
+    Borrowed(
+        "amqp.connection:Connection.frame_writer", "frames of our own", "client.queues, sending"
+    ),
+    Borrowed(
+        "amqp.connection:Connection.on_inbound_frame",
+        "everything that is not a delivery of ours",
+        "transport.connection",
+    ),
+)
+
+
+def spellings(conf: Settings, name: str) -> Any:
+    """The keys under which ``name`` may stand in the settings of an app."""
+    return conf._to_keys(name)
+
+
+def codecs() -> tuple[dict[str, Any], dict[str, Any], set[str]]:
+    """kombu's own encoders by name, decoders by content type, and disabled content types.
+
+    The registry changes them in place.
+    """
+    return registry._encoders, registry._decoders, registry._disabled_content_types
+
+
+def dates_are_always_utc() -> bool:
+    """Whether the time of a result is UTC's: before Celery asked the app for the time of day."""
+    return "utc" in Backend._get_result_meta.__code__.co_names
+
+
+def forget_thread_state(app: Any) -> None:
+    """In a forked child: Celery caches the thread's reply queue, and keeps pooled connections.
+
+    Not ``app._after_fork``: in children of billiard, where it is due, billiard calls it.
+    """
+    vars(app._local).pop("oid", None)
+    app._pool = None
+    if "amqp" in vars(app):
+        app.amqp._producer_pool = None
+
+
+def forget_pools() -> None:
+    """In a forked child: forget kombu's pools, without a goodbye on the parent's sockets.
+
+    kombu has multiprocessing do it in a moment, but for pools that are closed already.
+    """
+    for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):
+        pool._closed = True
+    kombu.pools.connections.clear()
+    kombu.pools.producers.clear()
