@@ -1,4 +1,4 @@
-"""Every exception of the package, one tree."""
+"""Every exception that users meet, in one tree."""
 
 from __future__ import annotations
 

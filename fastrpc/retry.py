@@ -1,4 +1,4 @@
-"""Celery's retry policy as pure functions: a policy in, delays out."""
+"""Celery's retry policy, a policy in and delays out, and the pauses for reconnecting."""
 
 from __future__ import annotations
 

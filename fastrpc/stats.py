@@ -10,8 +10,10 @@ __all__ = ["Stats"]
 class Stats:
     """Plain counters since the process (or its fork) began.
 
-    Increments are not locked: each counter is only written by the one thread that reads the
-    socket (``received`` … ``reconnects``) or that holds the publisher's lock (the rest).
+    Increments are not locked. Nearly all are made by the thread that reads the socket
+    (``received`` … ``reconnects``) or that holds the publisher's lock (the rest). A result that is
+    decoded in the thread that asks for it, or sent over another transport than AMQP, is counted
+    there: two threads that count at the same moment may count one.
     """
 
     __slots__ = (

@@ -96,14 +96,14 @@ class DeliveryLoop:
         fulfiller: Fulfiller,
         ready_states: frozenset[str],
         load_text: Callable[[str], Any],
-        deliver_slowly: Callable[[Delivery], None],
+        deliver_fallback: Callable[[Delivery], None],
         dispatch: Callable[[int], Any],
         acknowledge: Callable[[], None],
     ) -> None:
         """
         Args:
             load_text: Decodes very large bodies, with less memory than orjson needs, or is MISS.
-            deliver_slowly: Called with each delivery for which there is no fast path.
+            deliver_fallback: Called with each delivery for which there is no fast path.
             dispatch: Called with the kind of every other event that the reader shows.
             acknowledge: Called after each ``ack_every`` deliveries.
         """

@@ -273,7 +273,7 @@ cdef class DeliveryLoop:
     cdef Fulfiller _fulfiller
     cdef frozenset _ready_states
     cdef object _load_text
-    cdef object _deliver_slowly
+    cdef object _deliver_fallback
     cdef object _dispatch
     cdef object _acknowledge
     cdef object _undelivered
@@ -299,7 +299,7 @@ cdef class DeliveryLoop:
         Fulfiller fulfiller not None,
         frozenset ready_states not None,
         object load_text,
-        object deliver_slowly,
+        object deliver_fallback,
         object dispatch,
         object acknowledge,
     ):
@@ -310,7 +310,7 @@ cdef class DeliveryLoop:
         self._fulfiller = fulfiller
         self._ready_states = ready_states
         self._load_text = load_text
-        self._deliver_slowly = deliver_slowly
+        self._deliver_fallback = deliver_fallback
         self._dispatch = dispatch
         self._acknowledge = acknowledge
         self._undelivered = deque()
@@ -388,7 +388,7 @@ cdef class DeliveryLoop:
         while self._undelivered:
             delivery = self._undelivered.popleft()
             try:
-                self._deliver_slowly(delivery)
+                self._deliver_fallback(delivery)
             except BaseException:
                 self._undelivered.appendleft(delivery)  # thrown into this thread: lose nothing
                 raise
@@ -443,7 +443,7 @@ cdef class DeliveryLoop:
         try:
             text = self._reader.body_text()
         except UnicodeDecodeError:
-            return _miss  # `deliver_slowly` says what is wrong with it
+            return _miss  # `deliver_fallback` says what is wrong with it
         return self._load_text(text)
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:

@@ -62,7 +62,7 @@ class AMQPIntake(Intake):
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
             load_text=load_large,
-            deliver_slowly=self._deliver_slowly,
+            deliver_fallback=self._deliver_fallback,
             dispatch=self._amqp.dispatch,
             acknowledge=self._write_acknowledgement,
         )
@@ -153,7 +153,7 @@ class AMQPIntake(Intake):
             stats.received += taken
             stats.duplicates += duplicates
 
-    def _deliver_slowly(self, delivery: Delivery) -> None:
+    def _deliver_fallback(self, delivery: Delivery) -> None:
         if delivery.dropped:
             self.matcher.report_too_large(delivery.correlation_id, delivery.dropped)
             return
