@@ -64,7 +64,7 @@ def parse_pyamqp(data: bytes, count: int) -> Found:
 
 
 def parse_fastrpc(data: bytes, count: int) -> Found:
-    """As fastrpc.intake does, but that it makes a str of the correlation id, like the other."""
+    """As our intake does, but makes a str of the correlation id, like the other."""
     found: Found = []
     reader, recv_into = FrameReader(), io.BytesIO(data).readinto
     while len(found) < count:

@@ -20,7 +20,7 @@ from itertools import pairwise  # noqa: E402
 
 from celery.exceptions import TimeoutError  # noqa: E402
 
-from fastrpc import transport  # noqa: E402
+from fastrpc.transport import connection  # noqa: E402
 from tests.support import inside  # noqa: E402
 from tests.support.apps import client  # noqa: E402
 from tests.support.proxy import Proxy  # noqa: E402
@@ -155,8 +155,10 @@ def busy_wait():
     app, sender = client(URL, options={"busy_wait": 0.01}), client(URL)
     results = expect(app, 20)
     looked = []
-    readable = transport.readable
-    transport.readable = lambda fd, busy_wait=0: looked.append(busy_wait) or readable(fd, busy_wait)
+    readable = connection.readable
+    connection.readable = lambda fd, busy_wait=0: (
+        looked.append(busy_wait) or readable(fd, busy_wait)
+    )
     waits = [spawn(result.get, 30) for result in results]
     answer(sender, app.backend.oid, results)
     assert [wait() for wait in waits] == list(range(20))

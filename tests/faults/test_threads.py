@@ -14,8 +14,8 @@ from celery import states
 from celery.exceptions import TimeoutError
 from celery.result import denied_join_result
 
-from fastrpc import backend
 from fastrpc.backend import RPCBackend
+from fastrpc.client import side
 from fastrpc.client._wait import Wait
 from tests.support import inside
 from tests.support.resources import growth
@@ -136,7 +136,7 @@ class TestAnyThreadWaitsForAnyResult:
             fulfiller.give_up([result], Wait(0))
             return Wait(*args)
 
-        monkeypatch.setattr(backend, "Wait", begin_just_then)
+        monkeypatch.setattr(side, "Wait", begin_just_then)
         answer(sender, app.backend.oid, [result], "there")
         assert result.get(timeout=5) == "there"
 
@@ -219,7 +219,7 @@ class TestHandingOver:
 class TestCallbacks:
     def test_on_interval_is_called_when_anything_came(self, app, sender, monkeypatch):
         """So a parent's failure is noticed when it comes, not when nothing more does."""
-        monkeypatch.setattr("fastrpc.consumer.INTERVAL", 60.0)
+        monkeypatch.setattr("fastrpc.client.reader.INTERVAL", 60.0)
         first, parent, child = expect(app, 3)
         answer(sender, app.backend.oid, [first])
         assert first.get(timeout=5) == 0

@@ -48,7 +48,10 @@ def unpacked(fresh, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_it_has_every_source_and_nothing_that_is_made_of_them(fresh, unpacked):
-    generated = {f"fastrpc/{path.stem}.c" for path in (fresh / "fastrpc").glob("*.pyx")}
+    generated = {
+        str(path.relative_to(fresh).with_suffix(".c"))
+        for path in (fresh / "fastrpc").rglob("*.pyx")
+    }
     sources = {
         f"{folder}/{name}"
         for folder in ("fastrpc", "src_c")

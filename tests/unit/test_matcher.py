@@ -1,4 +1,4 @@
-"""fastrpc.matching: bodies in, fulfilled results out; no server, no socket.
+"""fastrpc.client.matcher: bodies in, fulfilled results out; no server, no socket.
 
 `Result` stands in for AsyncResult: what the matcher asks of one, and no more.
 """

@@ -1,4 +1,4 @@
-"""fastrpc.publisher: the window of what is not confirmed, over a broker that does as it is told."""
+"""fastrpc.sending.publisher: what is not confirmed, over a broker that does as it is told."""
 
 from __future__ import annotations
 
