@@ -283,7 +283,8 @@ class ResultConsumer:
         if intake is None:
             return self._first_look(queue)
         try:
-            if intake.readable():
+            # An exception that was thrown in may have left something that was read.
+            if intake.holds_some or intake.readable():
                 self._take_in(intake, 0)
             if self._intake is intake:
                 intake.tend()

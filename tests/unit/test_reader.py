@@ -73,6 +73,16 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
     assert not consumer.reading
 
 
+def test_a_look_delivers_what_an_interrupted_one_has_left(consumer):
+    """Ctrl-C in a `ready()`: nothing more need come for the next one to see what was read."""
+    intake = consumer._intake
+    intake.holds_some = True
+    intake.pump = lambda deliver, everything: setattr(intake, "holds_some", False)
+    intake.read = lambda timeout: False
+    consumer.look("queue")
+    assert not intake.holds_some
+
+
 def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
     """In a destructor, or a signal handler, it answers from memory."""
     tended = consumer._role.run(lambda: consumer.look("queue") or consumer._intake.tended)
