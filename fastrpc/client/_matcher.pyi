@@ -43,8 +43,11 @@ class Fulfiller:
 
         Whoever begins to wait meanwhile gets it, too. What a callback of a result raises goes to
         those who wait for the result. An exception that was thrown in from outside is raised, once
-        all of this is done.
+        all of this is done; in the reader ``raise_thrown`` does it.
         """
+
+    def raise_thrown(self) -> None:
+        """Raise what was thrown into the reader while it handed out the delivery just counted."""
 
     def give_up(self, results: list[Any], wait: Wait) -> None:
         """``wait`` ends: it hears of none of ``results`` any more.

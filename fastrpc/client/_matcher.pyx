@@ -94,6 +94,7 @@ cdef class Fulfiller:
     cdef Watchers _watchers
     cdef ReadingRole _role
     cdef public uint64_t fulfilled
+    cdef object _thrown
     cdef dict _plain
     cdef object _is_plain
     cdef object _as_python
@@ -125,10 +126,20 @@ cdef class Fulfiller:
         thrown = self.fulfil_all(waiters, (), meta)
         late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
         self._watchers.wake()
+        if thrown is None:
+            thrown = late
+        if thrown is None:
+            return
+        if not self._role.interrupted:
+            raise thrown
+        # This thread reads, and is to count the delivery first, or would hand it out again.
+        self._thrown = thrown
+
+    cpdef object raise_thrown(self):
+        """Raise what was thrown into the reader while it handed out the delivery just counted."""
+        thrown, self._thrown = self._thrown, None
         if thrown is not None:
             raise thrown
-        if late is not None:
-            raise late
 
     def give_up(self, list results not None, Wait wait not None):
         """``wait`` ends: it hears of none of ``results`` any more."""
@@ -278,7 +289,6 @@ cdef class DeliveryLoop:
     cdef object _acknowledge
     cdef object _undelivered
     cdef bint _shown
-    cdef object _thrown
     cdef readonly bint spoiled
     cdef readonly bint ended
     cdef public uint64_t last_tag
@@ -339,12 +349,7 @@ cdef class DeliveryLoop:
                 self._shown = True
             tag = e.delivery_tag
             if short_way and _is_plain_json(e) and self.deliver(e, now):
-                thrown, self._thrown = self._thrown, None
-                try:
-                    self.count(tag)
-                finally:
-                    if thrown is not None:
-                        raise thrown
+                self.count(tag)
             else:
                 self._undelivered.append(self.take_out())
                 self._shown = False
@@ -399,8 +404,11 @@ cdef class DeliveryLoop:
         self.taken += 1
         if tag > self.last_tag:
             self.last_tag = tag
-        if self.last_tag - self.acked_tag >= self._ack_every:
-            self.guarded(self._acknowledge)
+        try:
+            if self.last_tag - self.acked_tag >= self._ack_every:
+                self.guarded(self._acknowledge)
+        finally:
+            self._fulfiller.raise_thrown()
         return 0
 
     cdef bint deliver(self, frame_event *e, double now) except -1:
@@ -435,7 +443,10 @@ cdef class DeliveryLoop:
         late = self._fulfiller.fulfil_all(
             self._table.finish_bytes(kept, size), waiters, <dict>meta
         )
-        self._thrown = late if thrown is None else thrown
+        if thrown is None:
+            thrown = late
+        if thrown is not None:
+            self._fulfiller._thrown = thrown
         return True
 
     cdef object load_large(self):

@@ -60,6 +60,7 @@ class KombuIntake(Intake):
             message.ack()
             self.matcher.stats.received += 1
             self.taken += 1
+            self.matcher.fulfiller.raise_thrown()
 
     def _deliver_message(self, deliver: Deliver, name: str, message: Any) -> None:
         body = message.body

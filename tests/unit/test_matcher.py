@@ -683,6 +683,18 @@ class TestCallbacks:
         assert m.table.state("a") == DONE
         assert not m.errors
 
+    def test_the_reader_counts_the_delivery_before_it_is_raised(self, m):
+        """Or it would deliver it again, and count a duplicate that the broker never sent."""
+
+        def interrupted(result):
+            raise KeyboardInterrupt
+
+        m.wait_for("a", callback=interrupted)
+        m.matcher.role.run(m.deliver, "a", meta("a", 1))
+        with pytest.raises(KeyboardInterrupt):
+            m.matcher.fulfiller.raise_thrown()
+        m.matcher.fulfiller.raise_thrown()  # once
+
     def test_also_where_the_result_was_kept(self, m):
         def interrupted(result):
             raise SoftTimeLimitExceeded
