@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from struct import pack
 
-__all__ = ["NOT_AMQP", "frame", "shortstr"]
+__all__ = ["NOT_AMQP", "delivery", "frame", "shortstr"]
+
+#: Largest payload of a body frame that ``delivery`` writes.
+BODY_FRAME = 100_000
 
 
 def frame(kind: int, channel: int, payload: bytes = b"") -> bytes:
@@ -14,6 +17,36 @@ def frame(kind: int, channel: int, payload: bytes = b"") -> bytes:
 
 def shortstr(text: bytes) -> bytes:
     return pack("B", len(text)) + text
+
+
+def delivery(
+    tag: int,
+    body: bytes,
+    correlation_id: bytes | None = None,
+    content_type: bytes | None = b"application/json",
+    content_encoding: bytes | None = b"utf-8",
+    headers: bytes | None = None,
+    consumer_tag: bytes = b"queue",
+    channel: int = 1,
+) -> bytes:
+    """The frames of a ``basic.deliver``; ``headers`` is an encoded table with its length."""
+    method = shortstr(consumer_tag) + pack(">QB", tag, 0) + shortstr(b"") + shortstr(consumer_tag)
+    flags, properties = 0, b""
+    for flag, value in ((15, content_type), (14, content_encoding), (13, headers)):
+        if value is not None:
+            flags |= 1 << flag
+            properties += value if flag == 13 else shortstr(value)
+    if correlation_id is not None:
+        flags |= 1 << 10
+        properties += shortstr(correlation_id)
+    parts = [body[at : at + BODY_FRAME] for at in range(0, len(body), BODY_FRAME)]
+    return b"".join(
+        (
+            frame(1, channel, pack(">HH", 60, 60) + method),
+            frame(2, channel, pack(">HHQH", 60, 0, len(body), flags) + properties),
+            *(frame(3, channel, part) for part in parts),
+        )
+    )
 
 
 #: What a peer may send that is not AMQP 0-9-1, or not at that point.

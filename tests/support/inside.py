@@ -1,6 +1,6 @@
 """Looks into the internals of fastrpc, one function each; whatever is renamed is renamed here.
 
-Only hang_up() changes anything.
+Only hang_up(), connect_to() and disconnect() change anything.
 """
 
 from __future__ import annotations
@@ -61,6 +61,30 @@ def owes_acknowledgement(app: Celery) -> bool:
 def intake(app: Celery) -> Any:
     """What results come in by, with the connection that it owns; None while there is none."""
     return app.backend.result_consumer._intake
+
+
+def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
+    """Have results come in by a ``way_in`` over ``connection``, which the test feeds."""
+    backend = app.backend
+    intake = way_in(connection, backend._queues, backend.options, backend._matcher)
+    intake.open(1.0)
+    backend.result_consumer._intake = intake
+    return intake
+
+
+def disconnect(app: Celery) -> None:
+    """Let go of the intake, which is none that can be closed."""
+    app.backend.result_consumer._intake = None
+
+
+def read(app: Celery) -> None:
+    """Take in what has arrived."""
+    app.backend.result_consumer.look(app.backend.oid)
+
+
+def table(app: Celery) -> Any:
+    """Who waits for what, and what is kept."""
+    return app.backend._table
 
 
 def intake_socket(app: Celery) -> socket.socket:
