@@ -66,7 +66,7 @@ def intake(app: Celery) -> Any:
 def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
     """Have results come in by a ``way_in`` over ``connection``, which the test feeds."""
     backend = app.backend
-    intake = way_in(connection, backend._queues, backend.options, backend._matcher)
+    intake = way_in(connection, backend._client.queues, backend.options, backend._client.matcher)
     intake.open(1.0)
     backend.result_consumer._intake = intake
     return intake
@@ -84,7 +84,7 @@ def read(app: Celery) -> None:
 
 def table(app: Celery) -> Any:
     """Who waits for what, and what is kept."""
-    return app.backend._table
+    return app.backend._client.table
 
 
 def intake_socket(app: Celery) -> socket.socket:

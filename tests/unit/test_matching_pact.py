@@ -322,6 +322,8 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "spaces around": {"body": b" \n" + meta("a") + b"\n "},
     "a tail of 24 bytes": {"body": meta("a") + b" " * 22},
     "a tail of 25 bytes": {"body": meta("a") + b" " * 23},
+    "no JSON and a tail of 24 bytes": {"body": b'{"a' + b" " * 24},
+    "no JSON and a tail of 25 bytes": {"body": b'{"a' + b" " * 25},
     "no spaces": {"body": json.dumps(json.loads(meta("a")), separators=(",", ":")).encode()},
     "the id first": {"body": b'{"task_id": "a", "result": 1, "status": "SUCCESS", "x": [0, 1]}'},
     "a number": {"body": b"17"},
@@ -393,6 +395,10 @@ MESSAGES: dict[str, dict[str, Any]] = {
     "utf8": {"content_encoding": b"utf8"},
     "utf-16": {"body": meta("a").decode().encode("utf-16"), "content_encoding": b"utf-16"},
     "latin-1": {"body": meta("a", "ü"), "content_encoding": b"latin-1"},
+    "UTF-8 that says it is latin-1": {
+        "body": text("a", '"\u00fc"'),
+        "content_encoding": b"latin-1",
+    },
     "an unknown encoding": {"content_encoding": b"no-such-encoding"},
     "an encoding of another kind": {"content_encoding": b"rot13"},
     "binary": {"content_encoding": b"binary"},
@@ -645,8 +651,9 @@ def test_all_messages_one_after_the_other():
         text("a", '"' + "x" * 4 * MIB),
         text("a", f'"{"x" * 4 * MIB}"').replace(b"x", b"\xff", 1),
         text("b", f'"{"x" * 4 * MIB}"'),
+        text("\\ud800", f'"{"x" * 4 * MIB}"'),
     ],
-    ids=["plain", "progress", "kombu's", "no JSON", "not UTF-8", "another's"],
+    ids=["plain", "progress", "kombu's", "no JSON", "not UTF-8", "another's", "a surrogate's"],
 )
 def test_a_large_body(body, before):
     assert_same(

@@ -1,0 +1,282 @@
+"""fastrpc.transport.connection over a socket pair: the test is the broker."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+from struct import pack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from amqp import spec
+
+from fastrpc.errors import ProtocolError
+from fastrpc.transport.connection import (
+    HANG_UP_TIMEOUT,
+    STICKY_TIMEOUT,
+    Connection,
+    PendingAnswer,
+)
+from fastrpc.wire._reader import DELIVERY, FRAME
+from tests.support.amqp_bytes import delivery, frame
+
+HEARTBEAT = frame(8, 0)
+
+
+class Socket:
+    """A socket that notes its timeouts, and fails when told to."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        #: Every timeout that was set.
+        self.timeouts: list[float | None] = []
+        #: Raised by the reads.
+        self.fails: BaseException | None = None
+        #: What TLS holds decrypted.
+        self.decrypted = 0
+
+    def settimeout(self, timeout: float | None) -> None:
+        self.timeouts.append(timeout)
+        self.sock.settimeout(timeout)
+
+    def recv_into(self, view: memoryview) -> int:
+        if self.fails is not None:
+            raise self.fails
+        return self.sock.recv_into(view)
+
+    def pending(self) -> int:
+        return self.decrypted
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+
+class Opened:
+    """A connection behind the handshake, and the broker's end of its socket."""
+
+    def __init__(self, **options: Any) -> None:
+        ours, self.peer = socket.socketpair()
+        self.sock = Socket(ours)
+        self.connection = Connection("localhost", **options)
+        self.transport = SimpleNamespace(sock=self.sock, connected=True, close=ours.close)
+        self.connection._transport = self.transport
+        #: Frames that py-amqp's handler got.
+        self.frames: list[tuple[int, int, bytes]] = []
+        self.connection.on_inbound_frame = self.frames.append
+
+    def sends(self, data: bytes) -> None:
+        self.peer.sendall(data)
+
+    def close(self) -> None:
+        self.sock.sock.close()
+        self.peer.close()
+
+
+@pytest.fixture
+def opened() -> Iterator[Opened]:
+    opened = Opened()
+    yield opened
+    opened.close()
+
+
+class TestFill:
+    def test_reads_once_all_that_is_there(self, opened):
+        opened.sends(HEARTBEAT * 3)
+        assert opened.connection.fill(1) == 3 * len(HEARTBEAT)
+        assert opened.connection.reader.next() == FRAME
+
+    def test_a_short_timeout_is_taken_back(self, opened):
+        opened.sock.sock.settimeout(7)
+        with pytest.raises(TimeoutError):
+            opened.connection.fill(0.01)
+        assert opened.sock.timeouts == [0.01, 7]
+
+    def test_a_long_one_stays_and_costs_nothing_the_next_time(self, opened):
+        for _ in range(3):
+            opened.sends(HEARTBEAT)
+            opened.connection.fill(STICKY_TIMEOUT)
+        assert opened.sock.timeouts == [STICKY_TIMEOUT]
+
+    def test_none_is_taken_back_too(self, opened):
+        """A write would block without an end."""
+        opened.sock.sock.settimeout(7)
+        opened.sends(HEARTBEAT)
+        opened.connection.fill(None)
+        assert opened.sock.timeouts == [None, 7]
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            BlockingIOError(errno.EAGAIN, "not now"),
+            InterruptedError(errno.EINTR, "a signal"),
+            ssl.SSLWantReadError(),
+            ssl.SSLWantWriteError(),
+            TimeoutError(),
+        ],
+        ids=repr,
+    )
+    def test_not_now_is_a_timeout(self, opened, error):
+        opened.sock.fails = error
+        with pytest.raises(TimeoutError):
+            opened.connection.fill(1)
+        assert opened.transport.connected
+
+    def test_a_lost_connection_is_known_to_be(self, opened):
+        opened.sock.fails = ConnectionResetError(errno.ECONNRESET, "reset")
+        with pytest.raises(ConnectionResetError):
+            opened.connection.fill(0.5)
+        assert not opened.transport.connected
+        assert opened.sock.timeouts == [0.5, None]
+
+    def test_so_is_one_that_the_peer_has_closed(self, opened):
+        opened.peer.close()
+        with pytest.raises(OSError, match="closed"):
+            opened.connection.fill(1)
+        assert not opened.transport.connected
+
+
+class TestReadable:
+    def test_when_something_is_there(self, opened):
+        assert not opened.connection.readable()
+        opened.sends(b"x")
+        assert opened.connection.readable()
+
+    def test_when_tls_holds_some_decrypted(self, opened):
+        opened.sock.decrypted = 1
+        assert opened.connection.readable()
+
+    def test_when_it_is_lost(self, opened):
+        """Only a read says so."""
+        opened.peer.close()
+        assert opened.connection.readable()
+
+
+class TestBlockingRead:
+    def test_serves_one_event_and_the_buffer_before_the_socket(self, opened):
+        opened.sends(HEARTBEAT * 2)
+        opened.connection.blocking_read(1)
+        opened.sock.fails = AssertionError("the socket was asked")
+        opened.connection.blocking_read(1)
+        assert opened.frames == [(8, 0, b"")] * 2
+
+    def test_waits_for_a_whole_one(self, opened):
+        opened.sends(HEARTBEAT[:3])
+        with pytest.raises(TimeoutError):
+            opened.connection.blocking_read(0.01)
+        opened.sends(HEARTBEAT[3:])
+        opened.connection.blocking_read(1)
+        assert opened.frames == [(8, 0, b"")]
+
+    def test_without_a_timeout_it_takes_that_of_answers(self):
+        opened = Opened(answer_timeout=0.01)
+        with pytest.raises(TimeoutError):
+            opened.connection.blocking_read()
+        assert opened.sock.timeouts[0] == 0.01
+        opened.close()
+
+    def test_tells_of_what_it_read_and_did_not_serve(self, opened):
+        told: list[bool] = []
+        opened.connection.on_rest = lambda: told.append(True)
+        opened.sends(HEARTBEAT * 2)
+        opened.connection.blocking_read(1)
+        assert told == [True]
+        opened.connection.blocking_read(1)
+        assert told == [True]
+
+    def test_also_where_serving_it_fails(self, opened):
+        told: list[bool] = []
+        opened.connection.on_rest = lambda: told.append(True)
+        opened.connection.on_inbound_frame = lambda frame: {}[frame]
+        opened.sends(HEARTBEAT * 2)
+        with pytest.raises(ProtocolError):
+            opened.connection.blocking_read(1)
+        assert told == [True]
+
+
+class TestDispatch:
+    @pytest.mark.parametrize("error", [KeyError("x"), TypeError(), ValueError(), IndexError()])
+    def test_what_py_amqp_can_make_nothing_of_is_a_protocol_error(self, opened, error):
+        def fails(frame: Any) -> None:
+            raise error
+
+        opened.connection.on_inbound_frame = fails
+        opened.connection.reader.feed(frame(1, 9, b"abcd"))
+        kind = opened.connection.reader.next()
+        with pytest.raises(ProtocolError, match="malformed frame of type 1 on channel 9") as raised:
+            opened.connection.dispatch(kind)
+        assert raised.value.__cause__ is error
+
+    @pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
+    def test_other_errors_pass_through(self, opened, error):
+        def fails(frame: Any) -> None:
+            raise error
+
+        opened.connection.on_inbound_frame = fails
+        opened.connection.reader.feed(HEARTBEAT)
+        with pytest.raises(error):
+            opened.connection.dispatch(opened.connection.reader.next())
+
+    def test_a_delivery_goes_to_py_amqps_consumers(self, opened):
+        got: list[Any] = []
+        opened.connection.on_inbound_method = lambda *args: got.append(args)
+        opened.connection.reader.feed(delivery(7, b"body", b"id"))
+        before = opened.connection.bytes_recv
+        assert opened.connection.dispatch(opened.connection.reader.next()) is True
+        [(channel, method, payload, message)] = got
+        assert (channel, method, payload[:4]) == (1, spec.Basic.Deliver, pack(">HH", 60, 60))
+        assert (message.body, message.properties["correlation_id"]) == (b"body", "id")
+        assert message.ready
+        assert opened.connection.bytes_recv > before  # a sign of life
+
+    def test_or_to_who_has_asked_for_them(self, opened):
+        opened.connection.on_delivery = lambda: opened.connection.reader.delivery_tag
+        opened.connection.reader.feed(delivery(7, b"body"))
+        assert opened.connection.reader.next() == DELIVERY
+        assert opened.connection.dispatch(DELIVERY) == 7
+
+    def test_one_that_is_too_large_is_an_error_to_py_amqps_consumers(self):
+        """They would be given an empty body."""
+        opened = Opened(max_body=3)
+        opened.connection.reader.feed(delivery(7, b"body"))
+        with pytest.raises(ProtocolError, match="message of 4 bytes"):
+            opened.connection.dispatch(opened.connection.reader.next())
+        opened.close()
+
+
+class TestEnds:
+    def test_hanging_up_does_not_wait_for_a_silent_tls_peer(self, opened):
+        opened.connection.collect()
+        assert opened.sock.timeouts == [HANG_UP_TIMEOUT]
+        assert opened.sock.fileno() == -1
+
+    def test_hanging_up_twice_or_on_what_is_closed(self, opened):
+        opened.sock.sock.close()
+        opened.connection.collect()
+        opened.connection.collect()
+
+    def test_letting_go_closes_the_copy_and_says_nothing(self, opened):
+        opened.connection.abandon()
+        opened.connection.abandon()
+        assert opened.sock.fileno() == -1
+        assert opened.transport.sock is None
+        assert opened.peer.recv(1) == b""
+        assert not opened.connection.connected
+
+
+class TestPendingAnswer:
+    def test_it_came_when_its_method_was_served(self):
+        channel = SimpleNamespace(_pending={})
+        answer = PendingAnswer(channel, spec.Queue.DeclareOk)
+        assert not answer.came
+        channel._pending.pop(spec.Queue.DeclareOk)()
+        assert answer.came
+
+
+def test_the_reader_takes_frames_of_the_size_that_was_agreed(monkeypatch):
+    monkeypatch.setattr(Connection, "send_method", lambda *args, **kwargs: None)
+    connection = Connection("localhost", frame_max=65536)
+    connection._on_tune(10, 8192, 0)
+    assert connection.reader.frame_max == connection.frame_max == 8192
