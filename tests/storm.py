@@ -35,6 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 from celery import current_app, shared_task, states
 from celery.app.task import Context
 from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
@@ -99,7 +100,7 @@ PATIENCE = 12.0
 #: A wait that nothing is in the way of takes this long at most, in seconds, on a busy machine.
 PROMPT = 6.0
 #: What a process may take beyond that until it is ended from outside.
-BOUND = 45.0
+BOUND = 75.0
 
 THREADS = 3
 SENDERS = 2
@@ -156,7 +157,7 @@ class Squall:
         self.throws = bool(mix & {"signals", "asyncs"})
         self.counts: Counter[str] = Counter()
         self.lock = threading.Lock()
-        self.begun, self.calm = threading.Event(), threading.Event()
+        self.begun, self.calm, self.main_ended = (threading.Event() for _ in range(3))
         self.app = client(url)
         self.sender = client(url)
         #: Nobody throws at this one.
@@ -189,8 +190,10 @@ class Squall:
             gc.set_threshold(self.rng.choice((20, 100)), 2, 2)
             for _ in range(LITTER):
                 Litter(self)
-        signal.signal(signal.SIGALRM, self.on_alarm)
         self.give_up_at = time.monotonic() + self.seconds + PATIENCE
+        signal.signal(signal.SIGUSR2, self.on_give_up)
+        signal.signal(signal.SIGALRM, self.on_alarm)
+        threading.Thread(target=self.watch_main_thread, daemon=True).start()
         self.alarm()
         self.begun.set()
         self.thrower.start()
@@ -199,8 +202,8 @@ class Squall:
             self.wait_for_results(main, random.Random(self.rng.random()))
         except GaveUp:
             self.count(stuck=1)
+        self.main_ended.set()
         self.thrower.stop()
-        signal.setitimer(signal.ITIMER_REAL, 0)
         self.end(threads)
         for _ in senders:
             self.to_send.put(None)
@@ -232,27 +235,24 @@ class Squall:
 
     def end(self, threads: list[threading.Thread]) -> None:
         """Have them end, by GaveUp if it must be; one that does not even then counts as well."""
-        for thread in threads:
-            thread.join(max(self.give_up_at - time.monotonic(), 1))
+        join_all(threads, max(self.give_up_at, time.monotonic() + 1))
         late = [thread for thread in threads if thread.is_alive()]
         for thread in late:
             Target.all[thread.ident].give_up()  # type: ignore[index]
         if late:
             faulthandler.dump_traceback(all_threads=True)
-        for thread in late:
-            thread.join(2)
-            self.count(stuck=int(thread.is_alive()))
+        join_all(late, time.monotonic() + 2)
+        self.count(stuck=sum(thread.is_alive() for thread in late))
 
     def judge(self) -> dict[str, int]:
         """What is left of the storm: everything has to be as if there had been none."""
-        waits = [Background(lambda: self.fresh_call(self.calm_sender)) for _ in range(THREADS)]
-        unable = sum(not succeeds(wait) for wait in waits)
-        self.count(unable=unable)
-        for result, size in list(self.outstanding.values()):
-            missing = "unreached" if unable else "lost"
-            self.count(**{"received" if self.comes(result, size) else missing: 1})
-        sends = Background(lambda: answer(self.sender, "nobody", new_ids(1)))
-        self.count(unsent=int(not succeeds(sends)))
+        unable = failed([partial(self.fresh_call, self.calm_sender)] * THREADS)
+        outstanding = list(self.outstanding.values())
+        came: list[bool] = []
+        failed([partial(self.take_what_came, outstanding, came)])
+        missing = "unreached" if unable else "lost"
+        self.count(unable=unable, received=sum(came), **{missing: len(outstanding) - sum(came)})
+        self.count(unsent=failed([partial(answer, self.sender, "nobody", new_ids(1))]))
         heard = Counter(self.heard)
         self.count(duplicated=sum(heard.values()) - len(heard))
         if not self.throws:
@@ -261,24 +261,28 @@ class Squall:
         for app in (self.app, self.sender):
             found.update(settled(lambda app=app: leftovers(app)))
         self.count(**found)
-        for app in (self.app, self.sender, self.calm_sender):
-            self.count(unclosed=int(not succeeds(Background(app.backend.close))))
+        apps = (self.app, self.sender, self.calm_sender)
+        self.count(unclosed=failed([app.backend.close for app in apps]))
         return dict(self.counts)
 
     def fresh_call(self, sender: Any) -> bool:
         """Whether the current thread can call a task and get its result, soon."""
         [result] = expect(self.app, 1)
         answer(sender, self.app.backend.oid, [result], "fresh")
-        try:
-            return bool(result.get(timeout=PROMPT) == "fresh")
-        except TimeoutError:
-            return False
+        end = time.monotonic() + PROMPT
+        while time.monotonic() < end:
+            # Of another result, for which nobody has waited until now.
+            with contextlib.suppress(CallbackError, TimeoutError):
+                return bool(result.get(timeout=PROMPT) == "fresh")
+        return False
 
-    def comes(self, result: Any, size: int) -> bool:
-        try:
-            return bool(result.get(timeout=0.5) == value_of(result.id, size))
-        except (TimeoutError, ResultDropped):
-            return False
+    def take_what_came(self, outstanding: list[tuple[Any, int]], came: list[bool]) -> None:
+        """Count what is there of the results that a thread has given up."""
+        end = time.monotonic() + PROMPT
+        for result, size in outstanding:
+            with contextlib.suppress(CallbackError, TimeoutError, ResultDropped):
+                left = max(end - time.monotonic(), 0.01)
+                came.append(result.get(timeout=left) == value_of(result.id, size))
 
     def count(self, **more: int) -> None:
         with self.lock:
@@ -410,21 +414,14 @@ class Squall:
     # -- what strikes ---------------------------------------------------------------------------
 
     def alarm(self) -> None:
-        """Set the timer for the next strike, or for the time when the main thread gives up."""
+        """Have the main thread struck once more."""
         if self.mix & {"signals", "polls"} and not self.calm.is_set():
             delay = self.rng.expovariate(1 / (self.pace if "signals" in self.mix else 0.003))
-        else:
-            delay = self.give_up_at - time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, max(delay, SHORTEST))
+            signal.setitimer(signal.ITIMER_REAL, max(delay, SHORTEST))
 
     def on_alarm(self, signum: int, frame: Any) -> None:
         target = Target.current()
         assert target is not None
-        if self.calm.is_set():
-            if time.monotonic() >= self.give_up_at:
-                raise GaveUp
-            self.alarm()
-            return
         if "polls" in self.mix and not ("signals" in self.mix and self.rng.random() < 0.5):
             target.sheltered += 1
             try:
@@ -435,9 +432,19 @@ class Squall:
                 self.alarm()
             return
         self.alarm()
-        if "signals" in self.mix and target.open:
+        if target.open and not self.calm.is_set():
             self.counts["thrown"] += 1
             raise new_thrown(self.rng)
+
+    def watch_main_thread(self) -> None:
+        time.sleep(self.give_up_at - time.monotonic())
+        # Again and again: a finalizer swallows what is raised in it.
+        while not self.main_ended.wait(1):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR2)  # type: ignore[arg-type]
+
+    def on_give_up(self, signum: int, frame: Any) -> None:
+        if not self.main_ended.is_set():
+            raise GaveUp
 
     def poll(self) -> None:
         """What a finalizer or a signal handler does; neither may be in the way of the others."""
@@ -472,13 +479,22 @@ class Squall:
             spare.backend.remove_pending_result(spare)
 
 
-def succeeds(job: Background) -> bool:
-    """Whether it ends, soon, and does not say no."""
-    try:
-        return job.result(2 * PROMPT) is not False
-    except BaseException as exc:
-        print(f"afterwards: {exc!r}", file=sys.stderr)
-        return False
+def join_all(threads: list[threading.Thread], end: float) -> None:
+    for thread in threads:
+        thread.join(max(end - time.monotonic(), 0))
+
+
+def failed(calls: list[Callable[[], Any]]) -> int:
+    """How many of `calls`, made at the same time, do not end soon, or return False."""
+    end = time.monotonic() + 2 * PROMPT
+    count = 0
+    for job in [Background(call) for call in calls]:
+        try:
+            count += job.result(max(end - time.monotonic(), 0)) is False
+        except BaseException as exc:
+            print(f"afterwards: {exc!r}", file=sys.stderr)
+            count += 1
+    return count
 
 
 def settled(look: Callable[[], dict[str, int]]) -> dict[str, int]:
@@ -487,6 +503,17 @@ def settled(look: Callable[[], dict[str, int]]) -> dict[str, int]:
     while (found := look()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
+
+
+def silence_logging() -> None:
+    """Have it take no lock: one that is interrupted in between leaves it locked.
+
+    That is so in each program whose threads are interrupted, and not what is looked for here.
+    """
+    logging.disable(logging.CRITICAL)
+    for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)):
+        for level in range(0, logging.CRITICAL + 1, 10):
+            logger.isEnabledFor(level)  # the first time it does
 
 
 # -- the worker, and who calls it ----------------------------------------------------------------
@@ -526,6 +553,8 @@ def expose_sends(**_kwargs: Any) -> None:
     """Have a signal handler raise, now and then, while a result is sent; it is sent again then."""
     if "FASTRPC_STORM" not in os.environ:
         return
+    silence_logging()
+    faulthandler.register(signal.SIGUSR2)
     target, rng = Target(), random.Random(os.getpid())
     backend = current_app.backend
     store = backend.store_result
@@ -576,15 +605,14 @@ class WorkerSquall:
             self.end = time.monotonic() + self.seconds
             seeds = [self.rng.random() for _ in range(THREADS)]
             jobs = [Background(partial(self.calls, seed)) for seed in seeds]
-            for job in jobs:
-                try:
-                    job.result(self.seconds + PATIENCE + 10)
-                except BaseException as exc:
-                    print(f"calls of the worker: {exc!r}", file=sys.stderr)
-                    self.counts["stuck"] += 1
+            join_all([job.thread for job in jobs], self.end + 2 * PATIENCE)
+            self.counts["stuck"] += sum(job.running for job in jobs)
             self.look()
             if any(self.counts[name] for name in FAILURES):
-                print(worker.log[-5_000:], file=sys.stderr)
+                for process in psutil.Process(worker.pid).children():
+                    process.send_signal(signal.SIGUSR2)  # it says where it is
+                time.sleep(1)
+                print(worker.log[-10_000:], file=sys.stderr)
             self.app.backend.close()
         return dict(self.counts)
 
@@ -593,12 +621,19 @@ class WorkerSquall:
         while time.monotonic() < self.end:
             calls = [self.call(rng) for _ in range(rng.choice((1, 20)))]
             self.count(sent=len(calls))
+            end = time.monotonic() + PATIENCE
             for result, value in calls:
                 try:
-                    right = result.get(timeout=PATIENCE) == value
+                    right = result.get(timeout=max(end - time.monotonic(), 0.01)) == value
                     self.count(received=int(right), wrong=int(not right))
+                except SoftTimeLimitExceeded:
+                    # It struck before the task could catch it: the outcome of that task.
+                    self.count(received=int(value == "limited"), wrong=int(value != "limited"))
                 except TimeoutError:
                     self.count(lost=1)
+                except Exception as exc:
+                    print(f"a call of the worker: {exc!r}", file=sys.stderr)
+                    self.count(errors=1)
 
     def call(self, rng: random.Random) -> tuple[Any, Any]:
         if rng.random() < 0.02:
@@ -612,13 +647,12 @@ class WorkerSquall:
 
     def look(self) -> None:
         seen: dict[int, dict[str, Any]] = {}
-        for _ in range(5):
+        end = time.monotonic() + PATIENCE
+        while len(seen) < 2 and time.monotonic() < end:
             for result in [self.app.send_task("storm.look") for _ in range(2)]:
                 with contextlib.suppress(TimeoutError):
                     said = result.get(timeout=PATIENCE)
                     seen[said["pid"]] = said
-            if len(seen) == 2:
-                break
         self.counts["unable"] += 2 - len(seen)
         for said in seen.values():
             self.counts.update(said["left"])
@@ -702,12 +736,7 @@ def verdict(total: Counter[str], seconds: float, seed: int) -> tuple[str, bool]:
 def one(what: str, url: str, seconds: float, seed: int) -> dict[str, int]:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
-    # An exception that strikes between the two steps in which a handler of `logging` takes its lock
-    # leaves it locked: not what is looked for here.
-    logging.disable(logging.CRITICAL)
-    for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)):
-        for level in range(0, logging.CRITICAL + 1, 10):
-            logger.isEnabledFor(level)  # the first time it takes a lock
+    silence_logging()
     # kombu tries to import it for each connection it makes.
     sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
     if what == "worker":

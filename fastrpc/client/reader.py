@@ -365,6 +365,7 @@ class ResultConsumer:
         intake = self._intake
         if intake is not None and intake.spoiled:
             self._lost(intake, "its use was interrupted")
+            self._pauses, self._connect_at = backoff(), 0.0  # the broker is not at fault
             return None
         return intake
 
@@ -380,15 +381,16 @@ class ResultConsumer:
             time.sleep(pause)
             timeout = min(CONNECT_TIMEOUT, max(remaining - pause, LEAST_CONNECT_TIMEOUT))
             try:
-                return self._open(timeout)
+                intake = self._open(timeout)
+                self._connect_at = time.monotonic() + next(self._pauses)
+                return intake
             except OperationalError as exc:
+                self._connect_at = time.monotonic() + next(self._pauses)
                 if is_refusal(exc.__cause__):
                     raise
                 logger.warning(
                     "no connection to the broker for results, trying again: %s", str(exc)
                 )
-            finally:
-                self._connect_at = time.monotonic() + next(self._pauses)
             if not wait.remaining():
                 return None
 

@@ -352,3 +352,24 @@ class TestThrownIn:
             third.get(timeout=5)
         assert [result.get(timeout=5) for result in (first, second, third)] == [0, 1, 2]
         nothing_is_left(app)
+
+
+def test_a_duplicate_comes_while_its_callback_reads(app, sender):
+    """A result that was sent again, as after a lost connection, calls nobody a second time."""
+    first, second, third = expect(app, 3)
+    oid = app.backend.oid
+    called = []
+
+    def callback(result: Any) -> None:
+        called.append(result.id)
+        if len(called) == 1:
+            answer(sender, oid, [first, second])
+            assert second.get(timeout=5) == 1
+
+    first.then(callback)
+    answer(sender, oid, [first])
+    assert first.get(timeout=5) == 0
+    answer(sender, oid, [third])
+    assert third.get(timeout=5) == 0
+    assert called == [first.id]
+    nothing_is_left(app)

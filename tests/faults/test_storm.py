@@ -7,7 +7,7 @@ import pytest
 from tests.storm import storm
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_exceptions_collections_and_callbacks_that_strike_under_load(private_broker):
     line, well = storm(22, seed=20, url=private_broker.url)
     print(line)

@@ -107,11 +107,16 @@ class Target:
             _set_async_exc(self.thread, _NOTHING)
 
     def throw(self, kind: type[BaseException]) -> bool:
-        """Have `kind` raised in the thread, if it is in an exposed call."""
+        """Have `kind` raised in the thread, if it is in an exposed call.
+
+        Not while a thread is being started: CPython gives a new one the ident of its creator until
+        it runs. What is meant for the creator may kill it, and Thread.start() waits for ever.
+        """
         with self._lock:
-            if self.open:
+            if self.open and not threading._limbo:  # type: ignore[attr-defined]
                 _set_async_exc(self.thread, kind)
-            return self.open
+                return True
+            return False
 
     def give_up(self) -> None:
         """Have GaveUp raised in the thread, wherever it is."""
