@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import faulthandler
 import gc
+import hashlib  # noqa: F401  imported here, so that no exception strikes while it is
 import json
 import logging
 import os
