@@ -51,6 +51,8 @@ class _Step:
                 before, previous = previous, names.get(frame.f_lasti, "")
                 if before in CHECKED and self.where is None:
                     self._pass(frame)
+            elif event == "exception":  # it does not look on the way to the handler
+                previous = ""
             return step
 
         return step
