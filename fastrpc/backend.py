@@ -22,7 +22,7 @@ from ._borrowed import current_task, forget_thread_state, task_join_will_block
 from ._lifecycle import making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
-from .client.side import ClientSide, client_side, open_channel
+from .client.side import ClientSide, client_side, is_leaf, open_channel
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .retry import RetryPolicy
@@ -157,8 +157,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
+        self._client.renew(task_id)
         if not task_join_will_block():
-            self._client.expect(task_id, open_channel(producer))
+            self._client.expect(open_channel(producer))
 
     def ensure_chords_allowed(self) -> None:
         raise NotImplementedError(NO_CHORDS)
@@ -284,15 +285,18 @@ class RPCBackend(AsyncBackendMixin, Backend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(task id, meta)`` of each result of a ResultSet as it becomes ready.
 
-        A nested group comes as ``(group id, its results)``.
+        A nested group comes as ``(group id, its results)``, once all that is in it is ready, on
+        every level: there is one wait, with one deadline. A result that was forgotten is left out.
+
+        Raises:
+            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: one came, but is no longer kept.
         """
         self._ensure_not_eager()
-        groups = [node for node in result.results if not hasattr(node, "_cache")]
-        for node in groups:
-            yield node.id, node.children
-        results = [node for node in result.results if hasattr(node, "_cache")]
-        for node in self._client.ready_ones(results, timeout, on_interval, on_message):
-            yield node.id, node._cache
+        for node in self._client.ready_members(result.results, timeout, on_interval, on_message):
+            meta = node._cache if is_leaf(node) else node.children
+            if meta is not None:
+                yield node.id, meta
 
     def get_many(
         self,
@@ -354,8 +358,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return self.is_cached(task_id)
 
     def forget(self, task_id: str) -> None:
-        """Drop whatever is kept for ``task_id``."""
-        self._client.table.forget(task_id)
+        """Drop whatever is kept for ``task_id``; a result that came is not handed out again."""
+        self._client.forget(task_id)
 
     # -- the rest of Celery's API --------------------------------------------------------------
 

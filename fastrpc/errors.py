@@ -27,12 +27,17 @@ class ResultDropped(FastRPCError):
 
     Raised at once by ``get()``, where waiting would never end: the result went when more
     unclaimed results than ``max_unclaimed`` / ``max_unclaimed_bytes`` were held, when it
-    stayed unclaimed for longer than ``result_expires``, or it was handed out already.
+    stayed unclaimed for longer than ``result_expires``, or it was handed out already or forgotten
+    (and is not among the last ``max_claimed``).
     """
 
 
 class BadMessage(FastRPCError):
     """A message on a reply queue is not a result; it is counted, logged and acknowledged.
+
+    ``get()`` raises it for the task in the correlation id of the message. (For a content type that
+    is not accepted and for a body that cannot be decoded it raises kombu's ``ContentDisallowed``
+    and ``DecodeError``, for one that is too large ResultTooLarge.)
 
     ``reason`` is one of a few fixed texts (they are counted by it), ``detail`` says more;
     neither holds anything of the body.
@@ -41,6 +46,7 @@ class BadMessage(FastRPCError):
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
+        self.detail = detail
 
 
 class BadOption(FastRPCError, ValueError):
@@ -62,7 +68,8 @@ class ReplyQueueMismatch(ReplyQueueRefused):
 
 
 class ResultTooLarge(FastRPCError):
-    """The broker does not take a result as large as this one (RabbitMQ's ``max_message_size``).
+    """A result is larger than the broker takes (RabbitMQ's ``max_message_size``), or than this
+    process does (``max_body``).
 
     The caller gets it in place of the result.
     """

@@ -34,6 +34,9 @@ class Options:
     #: Results nobody has asked for yet, kept undecoded: how many, and how many bytes.
     max_unclaimed: int = 1_000_000
     max_unclaimed_bytes: int = 256 * MIB
+    #: Results that were handed out, kept for whoever asks for one again: how many, how many bytes.
+    max_claimed: int = 1000
+    max_claimed_bytes: int = 4 * MIB
     #: The largest message body that is accepted.
     max_body: int = 512 * MIB
     #: How long a read looks at the socket over and over before it sleeps.
@@ -134,6 +137,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "prefetch": _number(int, 1, 65535),  # basic.qos carries it as a short
     "max_unclaimed": _number(int, 1, MOST),
     "max_unclaimed_bytes": _number(int, 1, MOST),
+    "max_claimed": _number(int, 0, MOST),
+    "max_claimed_bytes": _number(int, 0, MOST),
     "max_body": _number(int, 1, MOST),
     "busy_wait": _number(float, 0, 0.01),
     "queue_type": _queue_type,

@@ -10,6 +10,24 @@ from ..wire._reader import FrameReader
 from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 
+class Claimed:
+    """The bodies of the results that were handed out last, to be had again for a while."""
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        """At most ``most`` of them, with ``most_bytes``; at least the last half as many are kept.
+
+        None that is larger than half of the bytes, or that is larger than 4 MiB.
+        """
+
+    def get(self, task_id: str) -> tuple[bytes, bytes] | None:
+        """``(format, body)`` of the result of ``task_id``, if it is kept."""
+
+    def forget(self, task_id: str) -> None:
+        """Keep that of ``task_id`` no longer."""
+
+    def clear(self) -> None:
+        """Forget everything, as in a forked child."""
+
 class Fulfiller:
     """Makes AsyncResults ready and tells those who watch them."""
 
@@ -19,6 +37,7 @@ class Fulfiller:
     def __init__(
         self,
         table: PendingTable,
+        claimed: Claimed,
         watchers: Watchers,
         role: ReadingRole,
         *,
@@ -29,6 +48,7 @@ class Fulfiller:
     ) -> None:
         """
         Args:
+            claimed: Keeps what is handed out.
             is_plain: Whether results of a class become ready as Celery's own AsyncResult does.
             as_python: Rebuilds the exception in a meta.
             on_error: Gets what a callback of a result raised when nobody watches that result.
@@ -37,9 +57,15 @@ class Fulfiller:
         """
 
     def hand_out(
-        self, task_id: str | bytes, waiters: tuple[Any, ...], meta: dict[str, Any]
+        self,
+        task_id: str,
+        waiters: tuple[Any, ...],
+        meta: dict[str, Any],
+        kept: tuple[bytes, bytes],
     ) -> None:
         """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on.
+
+        ``kept`` is the format and the body that the meta was decoded from.
 
         Whoever begins to wait meanwhile gets it, too. What a callback of a result raises goes to
         those who wait for the result. An exception that was thrown in from outside is raised, once

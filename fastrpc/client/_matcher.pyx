@@ -87,10 +87,58 @@ cdef inline bint _is_plain_json(frame_event *e) noexcept:
     )
 
 
+cdef class Claimed:
+    """The bodies of the results that were handed out last."""
+
+    # Two generations, the older of which goes as a whole: that costs a result next to nothing, and
+    # nothing here runs a destructor.
+    cdef dict _younger
+    cdef dict _older
+    cdef uint64_t _bytes  # of the younger
+    cdef uint64_t _most
+    cdef uint64_t _most_bytes
+
+    def __init__(self, uint64_t most, uint64_t most_bytes):
+        self._most = most // 2
+        self._most_bytes = most_bytes // 2
+        self.clear()
+
+    cdef int keep(self, object task_id, bytes format, bytes body) except -1:
+        cdef uint64_t size = <uint64_t>len(body)
+        if self._most == 0 or size > self._most_bytes:
+            return 0
+        if <uint64_t>len(self._younger) >= self._most or self._bytes + size > self._most_bytes:
+            self._older = self._younger
+            self._younger = {}
+            self._bytes = 0
+        self._bytes += size
+        self._younger[task_id] = (format, body) if format else body
+        return 0
+
+    def get(self, task_id):
+        """(format, body) of the result of ``task_id``, or None."""
+        kept = self._younger.get(task_id)
+        if kept is None:
+            kept = self._older.get(task_id)
+        return (b"", kept) if type(kept) is bytes else kept
+
+    def forget(self, task_id):
+        """Keep that of ``task_id`` no longer."""
+        self._younger.pop(task_id, None)
+        self._older.pop(task_id, None)
+
+    def clear(self):
+        """Forget everything, as in a forked child."""
+        self._younger = {}
+        self._older = {}
+        self._bytes = 0
+
+
 cdef class Fulfiller:
     """Makes AsyncResults ready and tells those who watch them."""
 
     cdef PendingTable _table
+    cdef Claimed _claimed
     cdef Watchers _watchers
     cdef ReadingRole _role
     cdef public uint64_t fulfilled
@@ -104,6 +152,7 @@ cdef class Fulfiller:
     def __init__(
         self,
         PendingTable table not None,
+        Claimed claimed not None,
         Watchers watchers not None,
         ReadingRole role not None,
         *,
@@ -113,6 +162,7 @@ cdef class Fulfiller:
         tuple thrown_in not None,
     ):
         self._table = table
+        self._claimed = claimed
         self._watchers = watchers
         self._role = role
         self._plain = {}
@@ -121,8 +171,10 @@ cdef class Fulfiller:
         self._on_error = on_error
         self._thrown_in = thrown_in
 
-    def hand_out(self, task_id, tuple waiters not None, dict meta not None):
+    def hand_out(self, task_id, tuple waiters not None, dict meta not None, tuple kept not None):
         """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on."""
+        # Before the id counts as handed out: who finds that it is looks here.
+        self._claimed.keep(task_id, kept[0], kept[1])
         thrown = self.fulfil_all(waiters, (), meta)
         late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
         self._watchers.wake()
@@ -417,6 +469,7 @@ cdef class DeliveryLoop:
         cdef size_t size = e.correlation_id.len
         cdef unsigned char[255] kept
         cdef int64_t evicted
+        cdef bytes body = None
         cdef tuple waiters = self._table.waiters_bytes(id, size)
         if not waiters:
             if self._table.state_bytes(id, size) == _unclaimed:
@@ -430,11 +483,17 @@ cdef class DeliveryLoop:
             self._shown = False
             return True
         body_len = e.body.len
-        meta = _json_loads(self._reader.body_bytes()) if body_len < LARGE else self.load_large()
+        if body_len < LARGE:
+            body = self._reader.body_bytes()
+            meta = _json_loads(body)
+        else:
+            meta = self.load_large()
         if meta is _miss or type(meta) is not dict or not self.is_final(<dict>meta, id, size):
             return False
         untrack_from_gc(<dict>meta)
         memcpy(kept, id, size)
+        if body is not None:
+            self._fulfiller._claimed.keep((<dict>meta)["task_id"], b"", body)
         # From here on callbacks run, and may have the reader move on.
         self._shown = False
         thrown = self._fulfiller.fulfil_all(waiters, (), <dict>meta)

@@ -91,8 +91,11 @@ class PendingTable:
     def peek(self, task_id: str | bytes) -> tuple[bytes, bytes] | None:
         """``(format, body)`` of what is kept for it."""
 
-    def take(self, task_id: str | bytes) -> tuple[bytes, bytes] | None:
-        """As ``peek``, and drops it: UNCLAIMED becomes UNKNOWN, WAITING goes on waiting."""
+    def drop(self, task_id: str | bytes, kept: tuple[bytes, bytes]) -> bool:
+        """Drop ``kept``, which ``peek`` gave: UNCLAIMED becomes UNKNOWN, WAITING goes on waiting.
+
+        False, and nothing changes, where something else is kept by now, or nothing.
+        """
 
     def expire(self, before: float) -> int:
         """UNCLAIMED ids that arrived before that time become LOST; returns how many.

@@ -17,6 +17,7 @@ from cpython.tuple cimport PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
+from libc.string cimport memcmp
 
 cdef extern from "Python.h":
     # NULL deletes, which Cython's own declaration cannot say.
@@ -99,6 +100,10 @@ cdef inline wire_view _view_bytes(bytes text) noexcept:
     return _view(
         <const unsigned char *>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text)
     )
+
+
+cdef inline bint _same(wire_view one, wire_view other) noexcept:
+    return one.len == other.len and memcmp(one.ptr, other.ptr, one.len) == 0
 
 
 cdef inline bytes _copy(wire_view view):
@@ -369,18 +374,23 @@ cdef class PendingTable:
         body = _copy(pending_body(e))
         return format, body
 
-    def take(self, task_id):
-        """As peek(), and drops it."""
+    def drop(self, task_id, tuple kept not None):
+        """Drop what is kept for it, if that is still what peek() gave; False where it is not."""
         cdef wire_view id
         cdef pending_entry *e
+        cdef bytes format, body
+        format, body = kept
         _owner = _view_id(task_id, &id)
         e = pending_find(self._table, id)
-        if e == NULL or not e.stored:
-            return None
-        format = _copy(pending_format(e))
-        body = _copy(pending_body(e))
+        if (
+            e == NULL
+            or not e.stored
+            or not _same(pending_format(e), _view_bytes(format))
+            or not _same(pending_body(e), _view_bytes(body))
+        ):
+            return False
         pending_drop_body(self._table, e)
-        return format, body
+        return True
 
     def expire(self, double before):
         """UNCLAIMED ids that arrived before that time become LOST; returns how many."""

@@ -12,7 +12,7 @@ from amqp import spec
 from amqp.exceptions import RecoverableConnectionError
 from kombu.utils.compat import detect_environment
 
-from ..errors import TableError
+from ..errors import BadMessage, TableError
 from ..transport.connection import PendingAnswer
 from ..transport.dial import ANSWER_TIMEOUT
 from ..wire._table import loads_table
@@ -155,7 +155,8 @@ class AMQPIntake(Intake):
 
     def _deliver_fallback(self, delivery: Delivery) -> None:
         if delivery.dropped:
-            self.matcher.report_too_large(delivery.correlation_id, delivery.dropped)
+            exc = BadMessage("too large", f"{delivery.dropped} bytes, see max_body")
+            self.matcher.refuse(delivery.correlation_id, exc)
             return
         assert self._deliver is not None
         self._deliver(

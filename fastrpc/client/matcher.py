@@ -17,16 +17,16 @@ from typing import Any
 
 from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.result import AsyncResult
+from celery.result import AsyncResult, ResultBase
 from kombu.compression import decompress
-from kombu.exceptions import ContentDisallowed
+from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import loads as kombu_loads
 
 from .._json import MISS
-from ..errors import BadMessage, ResultDropped
+from ..errors import BadMessage, ResultDropped, ResultTooLarge
 from ..serialization import decode, means_kombu_json
 from ..stats import Stats
-from ._matcher import Fulfiller
+from ._matcher import Claimed, Fulfiller
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
 from ._wait import ReadingRole, Watchers
 
@@ -52,6 +52,27 @@ MAX_SEEN = 8192
 #: The longest format that can be kept, and the one that stands for those that cannot.
 MAX_FORMAT = 255
 UNUSABLE = b"unusable content type\0binary\0"
+
+#: The format of what is kept in place of a bad message: why it could not be used. No message has
+#: it, see ``body_format``.
+REFUSED = b"refused"
+
+#: Reason of a bad message -> the exception of its task, where it is not BadMessage.
+REFUSALS: dict[str, type[Exception]] = {
+    "content type not accepted": ContentDisallowed,
+    "undecodable": DecodeError,
+    "too large": ResultTooLarge,
+}
+
+#: The same -> what can be done about it.
+ADVICE = {
+    "content type not accepted": "add it to result_accept_content if you trust the workers",
+    "undecodable": (
+        "do the worker and this process have the same result_serializer? "
+        "msgpack, for one, does not decode a dict with integer keys"
+    ),
+    "too large": "return something smaller, or raise max_body",
+}
 
 #: The longest correlation id, and so the longest task id, in UTF-8.
 MAX_ID = 255
@@ -81,6 +102,8 @@ class ResultMatcher:
         to_python: Celery's ``Backend.meta_from_decoded``.
         stats: Counters to keep.
         max_age: Seconds after which an unclaimed body is dropped; None keeps it.
+        max_claimed: How many results that were handed out are kept, to be had again.
+        max_claimed_bytes: How many bytes of these.
     """
 
     def __init__(
@@ -93,15 +116,20 @@ class ResultMatcher:
         to_python: Callable[[dict[str, Any]], dict[str, Any]],
         stats: Stats,
         max_age: float | None,
+        max_claimed: int,
+        max_claimed_bytes: int,
     ) -> None:
         self.table = table
         self.accept = accept
         self.to_python = to_python
         self.stats = stats
         self.max_age = max_age
+        #: What was handed out last.
+        self.claimed = Claimed(max_claimed, max_claimed_bytes)
         #: Makes AsyncResults ready and tells those who watch them.
         self.fulfiller = Fulfiller(
             table,
+            self.claimed,
             watchers,
             role,
             is_plain=_is_plain,
@@ -118,6 +146,7 @@ class ResultMatcher:
     def clear(self) -> None:
         """Forget everything, as in a forked child."""
         self.table.clear()
+        self.claimed.clear()
         self._seen.clear()
         self.fulfiller.fulfilled = 0
 
@@ -140,18 +169,27 @@ class ResultMatcher:
             # Only looked at: an exception thrown into this thread must not lose a result.
             kept = table.peek(task_id)
             meta = None if kept is None else self._decode_kept(task_id, kept)
-            if meta is None:
+            if kept is None or meta is None:
                 continue
             if meta["status"] in READY_STATES:
-                self.fulfiller.hand_out(task_id, (result,), meta)
+                self.fulfiller.hand_out(task_id, (result,), meta, kept)
                 return True
-            progress = table.take(task_id)
-            if progress is not None and progress != kept:  # a newer one came in between
-                table.store(task_id, progress[1], progress[0])
+            progress = kept if table.drop(task_id, kept) else None
         if progress is not None and table.state(task_id) == WAITING and not table.peek(task_id):
             format, body = progress
             table.store(task_id, body, format)
+        if state == DONE and (claimed := self._again(task_id)) is not None:
+            self.fulfiller.hand_out(task_id, (result,), *claimed)
+            return True
         return state not in GONE
+
+    def _again(self, task_id: str) -> tuple[dict[str, Any], tuple[bytes, bytes]] | None:
+        """The meta that was handed out for ``task_id``, anew, and what it was decoded from."""
+        kept = self.claimed.get(task_id)
+        if kept is None:
+            return None
+        format, body = kept
+        return self._decode(task_id.encode("utf-8", "surrogatepass"), body, format), kept
 
     def _weak_waiter(self, result: Any) -> weakref.ref[Any]:
         waiter = weakref.ref(result)
@@ -182,8 +220,22 @@ class ResultMatcher:
         if state == DONE:
             raise ResultDropped(
                 f"the result of task {task_id} was handed out already, to another AsyncResult "
-                "of this process; a result is delivered once"
+                "of this process, or forgotten; only the last max_claimed results can be had again"
             )
+
+    def renew(self, task_id: str) -> None:
+        """A task with this id is sent: its result is a new one."""
+        self.table.reset(task_id)
+        self.claimed.forget(task_id)
+
+    def forget(self, task_id: str) -> None:
+        """Drop what is kept; a final state counts as handed out, so nobody waits for it."""
+        self.claimed.forget(task_id)
+        state = self.table.state(task_id)
+        if state == UNCLAIMED and self._kept_rank(task_id.encode()) > PASSING:
+            self.table.finish(task_id)
+        elif state not in GONE:
+            self.table.forget(task_id)
 
     # -- what arrives ------------------------------------------------------------------------
 
@@ -196,29 +248,43 @@ class ResultMatcher:
     ) -> None:
         """Take in one message from a reply queue; never raises for what is in it.
 
+        One that cannot be used is a FAILURE of the task in its correlation id.
+
         ``wanted``, where given, sees every meta, also of tasks nobody waits for.
         """
         if correlation_id and len(correlation_id) > MAX_ID:  # nobody can wait for it
             correlation_id = None
-        if (
-            wanted is None
-            and correlation_id
-            and not self.table.waiters(correlation_id)
-            and self._can_wait(correlation_id, body, format)
-        ):
-            self._keep(correlation_id, body, format)
-            if not self.table.waiters(correlation_id):
-                return
-            # Somebody began to wait for it before it was kept, and was not told.
         try:
+            if (
+                wanted is None
+                and correlation_id
+                and not self.table.waiters(correlation_id)
+                and self._can_wait(correlation_id, body, format)
+            ):
+                self._keep(correlation_id, body, format)
+                if not self.table.waiters(correlation_id):
+                    return
+                # Somebody began to wait for it before it was kept, and was not told.
             meta = self._decode(correlation_id, body, format)
         except BadMessage as exc:
-            self._report(correlation_id, exc)
+            self.refuse(correlation_id, exc)
             return
-        # The body decides where it names another task than the correlation id.
-        task_id = meta["task_id"]
-        if wanted is not None and not self._is_known(task_id):
+        if wanted is not None and not self._is_known(meta["task_id"]):
             wanted(meta)
+        self._take_in(meta, body, format)
+
+    def refuse(self, correlation_id: bytes | None, exc: BadMessage) -> None:
+        """A message came that cannot be used: whoever waits for it, or asks later, learns why.
+
+        Waiting on would be for ever: no other message comes for that task.
+        """
+        self._report(correlation_id, exc)
+        if correlation_id and _is_id(task_id := correlation_id.decode("utf-8", "surrogateescape")):
+            self._take_in(_refusal(task_id, exc), _pack(exc), REFUSED)
+
+    def _take_in(self, meta: dict[str, Any], body: bytes, format: bytes) -> None:
+        """Hand out or keep a state whose body, which decides whose it is, was decoded."""
+        task_id = meta["task_id"]
         final = meta["status"] in READY_STATES
         waiters = self.table.waiters(task_id)
         if not final or not waiters:
@@ -226,12 +292,12 @@ class ResultMatcher:
             waiters = self.table.waiters(task_id)
             if not final or not waiters:
                 return
-        self.fulfiller.hand_out(task_id, waiters, meta)
+        self.fulfiller.hand_out(task_id, waiters, meta, (format, body))
 
     def _is_known(self, task_id: str) -> bool:
         """Whether the final state of ``task_id`` came before."""
         state = self.table.state(task_id)
-        return state == DONE or (state == UNCLAIMED and self._keeps_final(task_id.encode()))
+        return state == DONE or (state == UNCLAIMED and self._kept_rank(task_id.encode()) == FINAL)
 
     def _can_wait(self, correlation_id: bytes, body: bytes, format: bytes) -> bool:
         """Whether a body nobody waits for may be kept undecoded: it ends with the id it has."""
@@ -247,10 +313,6 @@ class ResultMatcher:
                 return dict(result._cache)
         return None
 
-    def report_too_large(self, correlation_id: bytes | None, size: int) -> None:
-        """A message came whose body was not kept."""
-        self._report(correlation_id, BadMessage("too large", f"{size} bytes, see max_body"))
-
     def deliver_message(self, task_id: str, message: Any) -> None:
         """The same for a kombu message."""
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
@@ -259,21 +321,20 @@ class ResultMatcher:
 
     def _as_python(self, meta: dict[str, Any]) -> dict[str, Any]:
         try:
+            _check_children(meta.get("children") or ())
             return self.to_python(meta)
         except Exception as exc:
             raise_if_thrown_in(exc)
-            # The message is not to be trusted with building that exception: whoever waits
-            # for the task learns why, and nobody else notices.
-            meta["status"], meta["result"] = states.FAILURE, exc
+            # The message is not to be trusted with building exceptions and children: whoever
+            # waits for the task learns why, and nobody else notices.
+            meta["status"], meta["result"], meta["children"] = states.FAILURE, exc, []
             return meta
 
     def _keep(self, task_id: bytes, body: bytes, format: bytes) -> None:
         now = time.monotonic()
-        if self.table.state(task_id) == UNCLAIMED and self._goes_back(task_id, body, format):
-            self.stats.duplicates += 1
-            return
-        if self.table.store(task_id, body, format, now) < 0:
-            self.stats.duplicates += 1
+        known = self.table.state(task_id) == UNCLAIMED and self._goes_back(task_id, body, format)
+        if (known or self.table.store(task_id, body, format, now) < 0) and format != REFUSED:
+            self.stats.duplicates += 1  # a refused one counts as a bad message
 
     def tidy(self, now: float) -> None:
         """Drop unclaimed results that are too old, say so where too many had to go."""
@@ -285,24 +346,25 @@ class ResultMatcher:
             self._warn_evicted()
 
     def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
-        """Whether a final state is kept and ``body``, sent again, is an earlier one."""
-        try:
-            return (
-                self._keeps_final(task_id)
-                and self._decode(task_id, body, format)["status"] not in READY_STATES
-            )
-        except BadMessage:
-            return False  # found out and reported when it is asked for
+        """Whether ``body`` says less than what is kept.
 
-    def _keeps_final(self, task_id: bytes) -> bool:
+        An earlier state that was sent again, or what cannot be used after what can.
+
+        Raises:
+            BadMessage: it cannot be used.
+        """
+        rank = self._kept_rank(task_id)
+        return rank > PASSING and _rank(self._decode(task_id, body, format), format) < rank
+
+    def _kept_rank(self, task_id: bytes) -> int:
         kept = self.table.peek(task_id)
         if kept is None:
-            return False
+            return PASSING
         format, body = kept
         try:
-            return self._decode(task_id, body, format)["status"] in READY_STATES
+            return _rank(self._decode(task_id, body, format), format)
         except BadMessage:
-            return False  # found out and reported when it is asked for
+            return UNUSED  # found out and reported when it is asked for
 
     def _warn_evicted(self) -> None:
         table = self.table
@@ -321,15 +383,21 @@ class ResultMatcher:
 
     def newest(self, task_id: str) -> dict[str, Any] | None:
         """The newest state that arrived for ``task_id``, or None; it stays kept for a while."""
-        kept = self.table.peek(task_id)
-        if kept is None:
-            return None
-        meta = self._decode_kept(task_id, kept)
-        if meta is None:
-            return None
-        if meta["status"] in READY_STATES:
-            self._saw(task_id)
-        return self._as_python(meta)
+        while (kept := self.table.peek(task_id)) is not None:
+            meta = self._decode_kept(task_id, kept)
+            if meta is not None:
+                if meta["status"] in READY_STATES:
+                    self._saw(task_id)
+                return self._as_python(meta)
+        if self.table.state(task_id) == DONE and (claimed := self._again(task_id)) is not None:
+            return self._as_python(claimed[0])
+        return None
+
+    def is_kept(self, task_id: str) -> bool:
+        """Whether ``newest`` would find a state."""
+        return self.table.peek(task_id) is not None or (
+            self.table.state(task_id) == DONE and self.claimed.get(task_id) is not None
+        )
 
     def _saw(self, task_id: str) -> None:
         """Keep no more than the last few results that were seen by polling only."""
@@ -341,22 +409,26 @@ class ResultMatcher:
                 self.table.finish(oldest)
 
     def _decode_kept(self, task_id: str, kept: tuple[bytes, bytes]) -> dict[str, Any] | None:
+        """The meta that is kept for ``task_id``; None where that is another by now: look again."""
         format, body = kept
         correlation_id = task_id.encode("utf-8", "surrogatepass")
         try:
             meta = self._decode(correlation_id, body, format)
         except BadMessage as exc:
-            self.table.forget(task_id)
-            self._report(correlation_id, exc)
+            if self.table.drop(task_id, kept):
+                self.refuse(correlation_id, exc)
             return None
         if meta["task_id"] == task_id:
             return meta
         # It arrived under the correlation id of this task, but says it is another's.
-        self.table.forget(task_id)
-        self.deliver(None, body, format)
+        if self.table.drop(task_id, kept):
+            self.deliver(None, body, format)
         return None
 
     def _decode(self, correlation_id: bytes | None, body: bytes, format: bytes) -> dict[str, Any]:
+        if format == REFUSED:
+            assert correlation_id  # it is kept under it
+            return _refusal(correlation_id.decode("utf-8", "surrogateescape"), _unpack(body))
         if not body:
             raise BadMessage("empty body")
         content_type, content_encoding, compression = "application/json", "utf-8", ""
@@ -389,6 +461,46 @@ class ResultMatcher:
         if not shown.isprintable():
             shown = repr(shown)
         logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
+
+
+#: How much what is kept says; a state is replaced only by one that says as much, or more.
+PASSING, UNUSED, FINAL = range(3)
+
+
+def _rank(meta: dict[str, Any], format: bytes) -> int:
+    if meta["status"] not in READY_STATES:
+        return PASSING
+    return UNUSED if format == REFUSED else FINAL
+
+
+def _refusal(task_id: str, exc: BadMessage) -> dict[str, Any]:
+    """The meta of a task whose message could not be used, as a worker would send it.
+
+    So each who waits gets an exception of their own.
+    """
+    cls = REFUSALS.get(exc.reason, BadMessage)
+    advice = ADVICE.get(exc.reason, "something that is no Celery worker publishes to this queue")
+    text = f"the result of task {task_id} arrived and cannot be used: {exc}; {advice}"
+    return {
+        "task_id": task_id,
+        "status": states.FAILURE,
+        "result": {
+            "exc_type": cls.__name__,
+            "exc_message": [text],
+            "exc_module": cls.__module__,
+        },
+        "traceback": None,
+        "children": [],
+    }
+
+
+def _pack(exc: BadMessage) -> bytes:
+    return f"{exc.reason}\0{exc.detail}".encode("utf-8", "backslashreplace")
+
+
+def _unpack(body: bytes) -> BadMessage:
+    reason, _, detail = body.decode().partition("\0")
+    return BadMessage(reason, detail)
 
 
 def load_large(text: str) -> Any:
@@ -442,6 +554,24 @@ def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:
     elif not _is_id(meta["task_id"]):
         raise BadMessage("not a result", "no usable task id")
     return meta
+
+
+def _check_children(children: Any) -> None:
+    """Raise BadMessage unless Celery's ``result_from_tuple`` can make a result of each."""
+    if not isinstance(children, list | tuple):
+        raise BadMessage("not a result", "unusable children")
+    for child in children:
+        if isinstance(child, ResultBase):
+            continue
+        try:
+            head, members = child
+            task_id, parent = head if isinstance(head, list | tuple) else (head, None)
+        except (TypeError, ValueError):
+            task_id = parent = members = None
+        if not isinstance(task_id, str) or not _is_id(task_id):
+            raise BadMessage("not a result", "unusable children")
+        _check_children(members or ())
+        _check_children([parent] if parent else ())
 
 
 def _is_id(task_id: str) -> bool:

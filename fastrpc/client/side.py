@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from weakref import WeakValueDictionary
@@ -69,8 +70,8 @@ class ClientSide:
         self.table = PendingTable(
             max_unclaimed=options.max_unclaimed,
             max_unclaimed_bytes=options.max_unclaimed_bytes,
-            # All that the broker may send again after a cut has to be known.
-            max_done=max(LEAST_REMEMBERED, 2 * options.prefetch),
+            # All that the broker may send again after a cut has to be known, and all that is kept.
+            max_done=max(LEAST_REMEMBERED, 2 * options.prefetch, options.max_claimed),
         )
         #: Who waits for which AsyncResult, and for which messages.
         self.watchers = Watchers()
@@ -84,6 +85,8 @@ class ClientSide:
             to_python=to_python,
             stats=self.stats,
             max_age=expires,
+            max_claimed=options.max_claimed,
+            max_claimed_bytes=options.max_claimed_bytes,
         )
         self.reader = consumer_class(
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
@@ -96,14 +99,17 @@ class ClientSide:
 
     # -- calling a task ------------------------------------------------------------------------
 
-    def expect(self, task_id: str, channel: Any) -> None:
+    def renew(self, task_id: str) -> None:
+        """A task with this id is sent: what comes for it is not what was handed out before."""
+        self.matcher.renew(task_id)
+
+    def expect(self, channel: Any) -> None:
         """Have the reply queue exist when the task that is published next on ``channel`` arrives.
 
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
-        self.table.reset(task_id)
         self.queues.declare_for_call(self.oid, channel)
         self.reader.consume_new()
 
@@ -114,9 +120,36 @@ class ClientSide:
 
         With ``read`` and among greenlets also while nobody waits for it.
         """
+        if result.on_ready.ready:
+            return
         self.matcher.add(result, weak=weak)
         if read and detect_environment() != "default" and not result._cache:
             self.reader.read_in_background(self.oid)
+
+    def ready_members(
+        self, members: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
+    ) -> Iterator[Any]:
+        """As ``ready_ones``, where a member may be a group: ready once all that is in it is."""
+        members = list(members)
+        #: Who becomes ready with a leaf, if that is not just the leaf itself.
+        owners: dict[int, list[Any]] = {}
+        missing: Counter[int] = Counter()
+        leaves = members
+        if not all(map(is_leaf, members)):
+            leaves_of = [(member, _leaves_of(member)) for member in members]
+            for member, within in leaves_of:
+                missing[id(member)] += len(within)
+                for leaf in within:
+                    owners.setdefault(id(leaf), []).append(member)
+            yield from (member for member, within in leaves_of if not within)
+            leaves = list({id(leaf): leaf for _, within in leaves_of for leaf in within}.values())
+        for leaf in self.ready_ones(leaves, timeout, on_interval, on_message):
+            for owner in owners.get(id(leaf), ()):
+                missing[id(owner)] -= 1
+                if not missing[id(owner)]:
+                    yield owner
+            if not owners:
+                yield leaf
 
     def ready_ones(
         self, results: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
@@ -129,7 +162,7 @@ class ClientSide:
         """
         waiting: dict[int, Any] = {}
         for node in results:
-            if node._cache:
+            if node._cache or node.on_ready.ready:  # ready once, and forgotten: no more will come
                 yield node
             else:
                 waiting[id(node)] = node
@@ -175,7 +208,11 @@ class ClientSide:
 
     def is_kept(self, task_id: str) -> bool:
         """Whether a state of ``task_id`` is kept in this process."""
-        return self.table.peek(task_id) is not None
+        return self.matcher.is_kept(task_id)
+
+    def forget(self, task_id: str) -> None:
+        """Drop what is kept of ``task_id``; asking for a result that came is an error from here."""
+        self.matcher.forget(task_id)
 
     def counters(self) -> dict[str, Any]:
         """What came in since this process began; see docs/stats.md."""
@@ -202,6 +239,18 @@ class ClientSide:
         self.watchers.clear()
         self.role.after_fork()
         self.reader.after_fork()
+
+
+def is_leaf(node: Any) -> bool:
+    """Whether ``node`` is the result of one task, not a group."""
+    return hasattr(node, "_cache")
+
+
+def _leaves_of(node: Any) -> list[Any]:
+    """The results in ``node``, on all levels."""
+    if is_leaf(node):
+        return [node]
+    return [leaf for member in node.results for leaf in _leaves_of(member)]
 
 
 def open_channel(producer: Any) -> Any:

@@ -10,6 +10,7 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.exceptions import TimeoutError
 
+from fastrpc.errors import ResultTooLarge
 from tests.support import inside
 from tests.support.apps import client
 from tests.support.resources import growth
@@ -145,6 +146,17 @@ def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
     publish(app, app.backend.oid, body, **properties)
     wait_until(lambda: app.backend.stats()["received"] == received + 1, 10, "it is received")
     app.AsyncResult(task_id).forget()
+
+
+def test_rubbish_under_the_id_of_another_task_changes_no_result(app, noticed_nothing):
+    """It can end a wait that was not over, and no more: `rpc://` raises there, too."""
+    first, second = new_ids(2)
+    publish(app, app.backend.oid, meta(first, result="there"), correlation_id=first)
+    for task_id in (first, second, second):
+        publish(app, app.backend.oid, b"{", correlation_id=task_id)
+    publish(app, app.backend.oid, meta(second, result="late"), correlation_id=second)
+    assert app.AsyncResult(first).get(timeout=10) == "there"
+    assert app.AsyncResult(second).get(timeout=10) == "late"  # nobody had asked before it came
 
 
 def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sender):
@@ -298,6 +310,8 @@ class TestOversized:
         answer(sender, oid, small[9:])
         got = [result.get(timeout=10) for result in small]
         assert got == [*range(9), *range(len(small) - 9)]
+        with pytest.raises(ResultTooLarge, match="raise max_body"):
+            large.get(timeout=10)
         assert sum(bad_messages(app)) == 1
         assert len([r for r in caplog.records if r.levelno >= logging.ERROR]) <= 2
         assert_nothing_comes_back(app)

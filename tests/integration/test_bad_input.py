@@ -1,4 +1,4 @@
-"""Messages on a reply queue that are no results: reported once, acknowledged, noticed by nobody."""
+"""Messages on a reply queue that are no results: reported once, acknowledged, and no one else's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import uuid
 
 import kombu
 import pytest
+from celery import states
 from celery.exceptions import SecurityError
+from kombu.exceptions import ContentDisallowed, DecodeError
 
+from fastrpc.errors import BadMessage
 from tests.support.apps import make_app
 from tests.support.backends import FAST
 from tests.support.results import meta
@@ -121,8 +124,17 @@ def left_in_queue(app) -> int:
             return 0  # Redis has no empty queues
 
 
+#: Reason -> what `get()` raises.
+RAISED = {
+    "undecodable": DecodeError,
+    "not a result": BadMessage,
+    "content type not accepted": ContentDisallowed,
+    "empty body": BadMessage,
+}
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_message_is_reported_once_and_nobody_notices(app, waiting, send, name, caplog):
+def test_a_bad_message_is_reported_once_and_nobody_else_notices(app, waiting, send, name, caplog):
     body, properties, reason = BAD[name]
     first, second = waiting
     properties = {"correlation_id": first.id, **properties}
@@ -140,9 +152,15 @@ def test_a_bad_message_is_reported_once_and_nobody_notices(app, waiting, send, n
     assert "\n" not in said
     assert SECRET not in caplog.text
 
-    assert not first.ready()
-    send(first.id, meta(first.id, "after all"))
-    assert first.get(timeout=WAIT) == "after all"
+    if properties["correlation_id"] == first.id:
+        with pytest.raises(RAISED[reason]) as raised:
+            first.get(timeout=WAIT)
+        assert SECRET not in str(raised.value)
+        assert app.backend.stats()["bad_messages"] == {reason: 1}
+    else:
+        assert not first.ready()
+        send(first.id, meta(first.id, "after all"))
+        assert first.get(timeout=WAIT) == "after all"
     assert left_in_queue(app) == 0
 
 
@@ -152,8 +170,9 @@ def test_all_of_them_in_one_go_hold_nobody_up(app, waiting, send):
         for body, properties, _reason in BAD.values():
             send(body=body, **{"correlation_id": first.id, **properties})
     send(second.id, meta(second.id, "good"))
-    send(first.id, meta(first.id, "too"))
-    assert [r.get(timeout=WAIT) for r in (second, first)] == ["good", "too"]
+    assert second.get(timeout=WAIT) == "good"
+    with pytest.raises((DecodeError, BadMessage, ContentDisallowed)):
+        first.get(timeout=WAIT)
     assert sum(app.backend.stats()["bad_messages"].values()) == 20 * len(BAD)
     assert left_in_queue(app) == 0
 
@@ -163,9 +182,10 @@ LARGE = "ü" * (5 * 1024 * 1024)  # bodies of this size are decoded another way
 
 def test_large_bodies_of_every_kind(app, waiting, send):
     first, second = waiting
-    send(first.id, LARGE.encode() + b"\xff")
-    send(first.id, f'{{"status": "{LARGE}'.encode())
-    send(first.id, json.dumps(LARGE).encode())
+    bad = [str(uuid.uuid4()) for _ in range(3)]
+    send(bad[0], LARGE.encode() + b"\xff")
+    send(bad[1], f'{{"status": "{LARGE}'.encode())
+    send(bad[2], json.dumps(LARGE).encode())
     send(first.id, meta(first.id, LARGE, "PROGRESS"))
     send(first.id, meta(second.id, LARGE))
     assert second.get(timeout=WAIT) == LARGE
@@ -173,6 +193,9 @@ def test_large_bodies_of_every_kind(app, waiting, send):
     assert app.backend.stats()["bad_messages"] == {"undecodable": 2, "not a result": 1}
     send(first.id, meta(first.id, [LARGE]))
     assert first.get(timeout=WAIT) == [LARGE]
+    for task_id, expected in zip(bad, (DecodeError, DecodeError, BadMessage), strict=True):
+        with pytest.raises(expected):
+            app.AsyncResult(task_id).get(timeout=WAIT)
     assert left_in_queue(app) == 0
 
 
@@ -199,7 +222,7 @@ def test_polling_survives_them_too(app, waiting, send):
     send(first.id, b"{")
     send(second.id, meta(second.id, "good"))
     wait_until(second.ready, WAIT, "the second is ready")
-    assert not first.ready()
+    assert (first.ready(), first.state) == (True, states.FAILURE)
     assert app.backend.stats()["bad_messages"] == {"undecodable": 1}
 
 

@@ -56,6 +56,12 @@ def echo(value=None):
 
 
 @task()
+def integer_keys():
+    """msgpack writes it, and does not read it."""
+    return {1: "a"}
+
+
+@task()
 def sleep(seconds):
     time.sleep(seconds)
     return seconds

@@ -22,6 +22,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend as StockBackend
 from celery.exceptions import TimeoutError
+from kombu.exceptions import DecodeError
 
 import fastrpc
 from fastrpc import BacklogLimitExceeded, ResultDropped, _lifecycle, errors
@@ -30,6 +31,7 @@ from fastrpc.client.reader import ResultConsumer
 from fastrpc.sending.publisher import KombuPublisher
 from tests.support.apps import make_app
 from tests.support.results import meta
+from tests.support.waiting import stopwatch
 
 
 @pytest.fixture
@@ -330,7 +332,58 @@ class TestLooking:
         backend.forget("id")
         backend.forget("never heard of")
         assert backend.get_task_meta("id")["status"] == "PENDING"
+        assert not backend.task_result_exists("id")
         app.AsyncResult("other").forget()
+
+    @pytest.mark.parametrize("got", [True, False], ids=["got before", "never asked for"])
+    def test_asking_for_what_was_forgotten_is_an_error_at_once(self, app, backend, got):
+        arrives(backend, "id")
+        if got:
+            app.AsyncResult("id").get(timeout=5)
+        app.AsyncResult("id").forget()
+        with pytest.raises(ResultDropped, match=r"id was handed out already.* or forgotten"):
+            app.AsyncResult("id").get(timeout=5)
+
+    @pytest.mark.parametrize("timeout", [None, 5, 0])
+    def test_the_same_object_asks_for_nothing_more(self, app, backend, timeout):
+        """As on rpc://."""
+        result = app.AsyncResult("id")
+        arrives(backend, "id")
+        assert result.get(timeout=5) == 1
+        result.forget()
+        assert result.get(timeout=timeout) is None
+        assert (result.state, result.ready()) == ("PENDING", False)
+        assert backend.stats()["waiting"] == 0
+
+    def test_nor_does_a_set_of_them(self, app, backend):
+        results = app.ResultSet([app.AsyncResult(i) for i in "abc"], app=app)
+        for task_id in "abc":
+            arrives(backend, task_id)
+        assert results.get(timeout=5) == [1, 1, 1]
+        results.results[1].forget()
+        assert results.get(timeout=5) == [1, None, 1]
+        results.forget()
+        assert results.get(timeout=5) == [None, None, None]
+        assert list(results.iter_native(timeout=5)) == []
+
+    def test_one_that_asks_after_it_forgot_takes_nothing_from_others(self, app, backend):
+        old = app.AsyncResult("id")
+        arrives(backend, "id")
+        old.get(timeout=5)
+        old.forget()
+        with app.connection_for_write() as connection:
+            backend.on_task_call(kombu.Producer(connection), "id")
+        assert old.get(timeout=5) is None
+        arrives(backend, "id", "second")
+        assert app.AsyncResult("id").get(timeout=5) == "second"
+
+    def test_a_task_that_goes_on_can_be_waited_for_after_it_was_forgotten(self, app, backend):
+        arrives(backend, "id", {"step": 1}, "PROGRESS")
+        result = app.AsyncResult("id")
+        result.forget()
+        assert result.state == "PENDING"
+        arrives(backend, "id", "the end")
+        assert result.get(timeout=5) == "the end"
 
     def test_a_long_backlog_is_not_read_by_polling(self, backend, monkeypatch):
         monkeypatch.setattr(backend.result_consumer, "look", lambda queue: 11)
@@ -358,13 +411,110 @@ class TestWaiting:
         with pytest.raises(TimeoutError):
             app.AsyncResult("id").get(timeout=0.05)
 
-    def test_what_was_handed_out_to_another_is_an_error_at_once(self, app, backend):
-        arrives(backend, "id")
-        first, second = app.AsyncResult("id"), app.AsyncResult("id")
-        assert first.get(timeout=5) == 1
+    def test_what_was_handed_out_can_be_had_again(self, app, backend):
+        arrives(backend, "id", [1])
+        first, second, third = (app.AsyncResult("id") for _ in range(3))
+        assert first.get(timeout=5) == [1]
+        assert (third.ready(), third.state, third.result) == (True, states.SUCCESS, [1])
+        assert backend.task_result_exists("id")
+        assert second.get(timeout=5) == [1]
+        assert second.result is not first.result
+        again = app.ResultSet([app.AsyncResult("id")], app=app)
+        assert again.join_native(timeout=5) == [[1]]
+
+    def test_a_failure_and_another_format_too(self, app, backend):
+        error = {"exc_type": "KeyError", "exc_message": ["k"], "exc_module": "builtins"}
+        arrives(backend, "a", error, states.FAILURE)
+        backend._client.matcher.deliver(b"b", b"{")
+        for task_id, raised in (("a", KeyError), ("b", DecodeError)) * 2:
+            with pytest.raises(raised):
+                app.AsyncResult(task_id).get(timeout=5)
+
+    @pytest.mark.parametrize(
+        ("option", "kept"),
+        [("max_claimed=0", 0), ("max_claimed=4", 4), ("max_claimed_bytes=0", 0)],
+    )
+    def test_but_only_for_a_while(self, option, kept):
+        app = make_app(backend=f"fastrpc://?{option}")
+        for n in range(10):
+            arrives(app.backend, f"id{n}", n)
+            assert app.AsyncResult(f"id{n}").get(timeout=5) == n
+        again = [n for n in range(10) if app.AsyncResult(f"id{n}").ready()]
+        assert again == list(range(10 - kept, 10))
+        if not kept:
+            with pytest.raises(ResultDropped, match="id9 was handed out already"):
+                app.AsyncResult("id9").get(timeout=5)
+        app.backend.close()
+
+    def test_one_that_is_large_is_not_kept(self, app, backend):
+        arrives(backend, "id", "x" * 3 * 1024 * 1024)
+        first = app.AsyncResult("id")
+        first.get(timeout=5)
         with pytest.raises(ResultDropped, match="id was handed out already"):
-            second.get(timeout=5)
-        assert first.get(timeout=5) == 1
+            app.AsyncResult("id").get(timeout=5)
+        assert first.get(timeout=5)
+
+    @pytest.fixture
+    def nested(self, app):
+        """[a, [b, [c, [d]], []]], and a set of its own for what is in it on each level."""
+        a, b, c, d = (app.AsyncResult(i) for i in "abcd")
+        third = app.GroupResult("third", [d], app=app)
+        second = app.GroupResult("second", [c, third], app=app)
+        first = app.GroupResult(
+            "first", [b, second, app.GroupResult("empty", [], app=app)], app=app
+        )
+        return app.GroupResult("outer", [a, first], app=app)
+
+    def test_a_nested_group_comes_when_all_in_it_is_ready(self, app, backend, nested):
+        arriving = iter("dcab")
+        seen = []
+        with app.connection_for_write() as connection:
+            backend.on_task_call(kombu.Producer(connection), "a")  # there is a queue to read
+        results = nested.iter_native(timeout=5, on_interval=lambda: arrive_next())
+
+        def arrive_next():
+            for task_id in arriving:
+                arrives(backend, task_id, task_id)
+                return
+
+        for member_id, value in results:
+            seen.append(member_id)
+            if member_id == "first":
+                assert value is nested.results[1].results
+                assert value[1].get() == ["c", ["d"]]  # no more waiting
+        assert seen == ["a", "first"]
+        assert nested.get(timeout=0) == ["a", ["b", ["c", ["d"]], []]]
+
+    @pytest.mark.parametrize("missing", "abcd")
+    def test_one_deadline_holds_on_every_level(self, backend, nested, missing):
+        for task_id in set("abcd") - {missing}:
+            arrives(backend, task_id)
+        with stopwatch(2, "get"), pytest.raises(TimeoutError):
+            nested.get(timeout=0.2)
+
+    def test_an_empty_group_does_not_wait(self, app):
+        empty = app.GroupResult("empty", [], app=app)
+        result = app.AsyncResult("never")
+        outer = app.GroupResult("outer", [empty, result], app=app)
+        assert next(outer.iter_native(timeout=5)) == ("empty", [])
+
+    def test_a_result_may_be_in_several_groups(self, app, backend):
+        result = app.AsyncResult("a")
+        inner = app.GroupResult("inner", [result, app.AsyncResult("b")], app=app)
+        outer = app.ResultSet([result, inner, app.GroupResult("x", [inner], app=app)], app=app)
+        arrives(backend, "a", 1)
+        arrives(backend, "b", 2)
+        assert outer.get(timeout=5) == [1, [1, 2], [[1, 2]]]
+
+    def test_a_failure_in_a_nested_group_is_raised(self, app, backend, nested):
+        error = {"exc_type": "KeyError", "exc_message": ["k"], "exc_module": "builtins"}
+        arrives(backend, "d", error, states.FAILURE)
+        for task_id in "abc":
+            arrives(backend, task_id, task_id)
+        with pytest.raises(KeyError):
+            nested.get(timeout=5)
+        a, (b, (c, (d,)), empty) = nested.get(timeout=5, propagate=False)
+        assert (a, b, c, type(d), empty) == ("a", "b", "c", KeyError, [])
 
     def test_what_was_evicted_is_an_error_at_once(self):
         app = make_app(backend="fastrpc://?max_unclaimed=1")

@@ -23,6 +23,7 @@ from fastrpc.client._matcher import Fulfiller
 from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
 from fastrpc.client._wait import ReadingRole, Watchers
 from fastrpc.client.matcher import JSON, ResultMatcher, body_format, load_large
+from fastrpc.errors import BadMessage
 from fastrpc.stats import Stats
 from tests.support.results import meta
 
@@ -49,7 +50,15 @@ class Result:
 class Matching:
     """A matcher and what it did."""
 
-    def __init__(self, accept=("application/json",), max_age=None, to_python=dict, **limits):
+    def __init__(
+        self,
+        accept=("application/json",),
+        max_age=None,
+        to_python=dict,
+        max_claimed=100,
+        max_claimed_bytes=10_000,
+        **limits,
+    ):
         self.table = PendingTable(**limits)
         self.stats = Stats()
         self.fulfilled: list = []
@@ -64,9 +73,12 @@ class Matching:
             to_python=to_python,
             stats=self.stats,
             max_age=max_age,
+            max_claimed=max_claimed,
+            max_claimed_bytes=max_claimed_bytes,
         )
         self.matcher.fulfiller = Fulfiller(
             self.table,
+            self.matcher.claimed,
             watchers,
             role,
             is_plain=lambda cls: False,
@@ -434,56 +446,164 @@ BAD = {
 }
 
 
+NO_ID = ("neither correlation id nor task id", "empty correlation id and no task id")
+
+#: Reason -> the exception of its task.
+EXCEPTIONS = {
+    "content type not accepted": ("ContentDisallowed", "kombu.exceptions", "result_accept_content"),
+    "undecodable": ("DecodeError", "kombu.exceptions", "result_serializer"),
+    "empty body": ("BadMessage", "fastrpc.errors", "no Celery worker"),
+    "not a result": ("BadMessage", "fastrpc.errors", "no Celery worker"),
+}
+
+
+def assert_refused(told, task_id: str, reason: str) -> None:
+    """``told`` is the meta of a FAILURE that says why, and what to do."""
+    name, module, advice = EXCEPTIONS[reason]
+    assert (told["status"], told["task_id"]) == (states.FAILURE, task_id)
+    assert (told["result"]["exc_type"], told["result"]["exc_module"]) == (name, module)
+    (text,) = told["result"]["exc_message"]
+    assert text.startswith(f"the result of task {task_id} arrived and cannot be used: {reason}")
+    assert advice in text
+
+
 class TestBadMessages:
-    @pytest.mark.parametrize("name", BAD)
-    def test_one_is_reported_and_counted_once_and_nobody_notices(self, m, name, caplog):
+    @pytest.mark.parametrize("name", [name for name in BAD if name not in NO_ID])
+    def test_it_ends_the_wait_for_its_task_and_nobody_else_notices(self, m, name, caplog):
         body, format, correlation_id, reason = BAD[name]
-        result, other = m.wait_for("id-a"), m.wait_for("id-b")
+        results, other = [m.wait_for("id-a"), m.wait_for("id-a")], m.wait_for("id-b")
         m.deliver(correlation_id, body, format)
+        for result in results:
+            assert_refused(result._cache, "id-a", reason)
+        assert m.table.state("id-a") == DONE
+        self.assert_reported_once(m, caplog, reason, correlation_id)
+        assert other._cache is None
+        m.deliver("id-b", meta("id-b", 2))
+        assert other._cache["result"] == 2
+
+    @pytest.mark.parametrize("name", NO_ID)
+    def test_one_that_names_no_task_is_noticed_by_nobody(self, m, name, caplog):
+        body, format, correlation_id, reason = BAD[name]
+        result = m.wait_for("id-a")
+        m.deliver(correlation_id, body, format)
+        self.assert_reported_once(m, caplog, reason, "none")
+        assert result._cache is None
+        assert m.table.unclaimed == 0
+
+    def assert_reported_once(self, m, caplog, reason, correlation_id):
         assert m.stats.bad_messages == {reason: 1}
+        assert m.stats.duplicates == 0
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
         assert reason in record.getMessage()
-        assert record.getMessage().endswith(f"correlation id {correlation_id or 'none'}")
-        assert result._cache is None
-        assert m.table.waiting == 2
-        m.deliver("id-b", meta("id-b", 2))
-        m.deliver("id-a", meta("id-a", 1))
-        assert (result._cache["result"], other._cache["result"]) == (1, 2)
+        assert record.getMessage().endswith(f"correlation id {correlation_id}")
 
-    @pytest.mark.parametrize("name", BAD)
-    def test_one_that_nobody_waits_for_is_found_out_when_it_is_asked_for(self, m, name, caplog):
+    @pytest.mark.parametrize("name", [name for name in BAD if name not in NO_ID])
+    @pytest.mark.parametrize("looks", [0, 2])
+    def test_who_asks_later_is_told_too(self, m, name, looks, caplog):
         body, format, correlation_id, reason = BAD[name]
         m.deliver(correlation_id, body, format)
-        result = m.wait_for("id-a")
-        assert result._cache is None
-        assert m.stats.bad_messages == {reason: 1}
-        assert len(caplog.records) == 1
-        m.deliver("id-a", meta("id-a", 1))
-        assert result._cache["result"] == 1
+        for _ in range(looks):
+            assert_refused(m.matcher.newest("id-a"), "id-a", reason)
+        assert m.table.state("id-a") == UNCLAIMED
+        assert_refused(m.wait_for("id-a")._cache, "id-a", reason)
+        self.assert_reported_once(m, caplog, reason, correlation_id)
+        assert m.table.unclaimed_bytes == 0
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            name
-            for name in BAD
-            if name
-            not in (
-                "no result",
-                "no status",
-                "a status that is no text",
-                "unknown compression",
-                "not compressed after all",
-            )
-        ],
-    )
-    def test_what_does_not_end_with_its_id_is_not_even_kept(self, m, name, caplog):
-        """Only what looks like a result of that task is kept undecoded."""
-        body, format, correlation_id, reason = BAD[name]
-        m.deliver(correlation_id, body, format)
-        assert m.stats.bad_messages == {reason: 1}
+    def test_nothing_of_the_body_is_kept(self, m):
+        for n, body in enumerate((b"secret" * 1000, b'{"secret"', b'"secret"', b"")):
+            m.deliver(f"t{n}", body)
+            m.deliver(f"u{n}", body, PICKLE)
+            for task_id in (f"t{n}", f"u{n}"):
+                assert b"secret" not in b"".join(m.table.peek(task_id))
+                assert "secret" not in str(m.wait_for(task_id)._cache)
+        assert m.table.unclaimed_bytes < 1000
+
+    def test_one_that_is_too_large_counts_as_one(self, m):
+        result = m.wait_for("a")
+        m.matcher.refuse(b"a", BadMessage("too large", "99 bytes, see max_body"))
+        assert result._cache["result"]["exc_type"] == "ResultTooLarge"
+        assert "max_body" in result._cache["result"]["exc_message"][0]
+        assert m.stats.bad_messages == {"too large": 1}
+
+    @pytest.mark.parametrize("id", [b"\xff\xfe", "x" * 300, None], ids=str)
+    def test_an_id_that_nobody_can_wait_for_is_not_kept(self, m, id):
+        m.deliver(id, b"")
+        assert m.stats.bad_messages == {"empty body": 1}
         assert m.table.unclaimed == 0
-        assert len(caplog.records) == 1
+
+    @pytest.mark.parametrize("bad", [b"{", b'{"status" "a"}', b'{"x": 1, "task_id": "a"}'])
+    def test_it_takes_the_place_of_no_result(self, m, bad):
+        """Rubbish under the id of another's task, while nobody has asked for its result yet."""
+        m.deliver("a", meta("a", 1))
+        m.deliver("a", bad)
+        assert sum(m.stats.bad_messages.values()) == 1
+        assert m.matcher.newest("a")["result"] == 1
+        assert m.wait_for("a")._cache["result"] == 1
+
+    def test_nor_does_it_change_one_that_was_handed_out(self, m):
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 1))
+        m.deliver("a", b"{")
+        assert result._cache["result"] == 1
+        assert m.table.state("a") == DONE
+        assert (m.stats.bad_messages, m.stats.duplicates) == ({"undecodable": 1}, 0)
+
+    def test_it_ends_a_wait_once(self, m):
+        result = m.wait_for("a")
+        m.deliver("a", b"{")
+        told = result._cache
+        m.deliver("a", b"")
+        m.deliver("a", meta("a", 1))
+        assert result._cache is told
+        assert m.fulfilled == [result]
+
+    @pytest.mark.parametrize("later", ["SUCCESS", "PROGRESS"])
+    def test_a_result_takes_its_place_while_nobody_has_asked(self, m, later):
+        m.deliver("a", b"{")
+        m.deliver("a", meta("a", 1, later))
+        expected = states.SUCCESS if later == states.SUCCESS else states.FAILURE
+        assert m.matcher.newest("a")["status"] == expected
+
+    def test_it_comes_after_progress(self, m):
+        m.deliver("a", meta("a", 1, "PROGRESS"))
+        m.deliver("a", b"{")
+        assert_refused(m.wait_for("a")._cache, "a", "undecodable")
+
+    def test_it_is_not_shown_as_a_message(self, m):
+        seen: list = []
+        result = m.wait_for("a")
+        m.deliver("a", b"{", wanted=seen.append)
+        assert seen == []
+        assert_refused(result._cache, "a", "undecodable")
+        m.deliver("b", b"{")
+        m.deliver("b", meta("b", 1), wanted=seen.append)
+        assert [told["result"] for told in seen] == [1]
+
+    def test_a_result_that_comes_while_it_is_found_out_is_not_lost(self, m):
+        m.deliver("a", b'{"x": 1, "task_id": "a"}')  # kept undecoded
+        decode = m.matcher._decode
+
+        def decode_slowly(*args):
+            m.matcher._decode = decode
+            m.deliver("a", meta("a", 1))
+            return decode(*args)
+
+        m.matcher._decode = decode_slowly
+        assert m.wait_for("a")._cache["result"] == 1
+
+    @pytest.mark.parametrize("reason", sorted(EXCEPTIONS))
+    def test_each_who_waits_gets_an_exception_of_their_own(self, reason):
+        app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+        m = Matching(to_python=app.backend.meta_from_decoded)
+        results = [m.wait_for("a"), m.wait_for("a")]
+        m.matcher.refuse(b"a", BadMessage(reason, "why"))
+        first, second = (result._cache["result"] for result in results)
+        assert f"{type(first).__module__}.{type(first).__name__}" == (
+            ".".join(reversed(EXCEPTIONS[reason][:2]))
+        )
+        assert f"{reason} (why)" in str(first)
+        assert first is not second
 
     def test_the_log_never_shows_the_body(self, m, caplog):
         caplog.set_level(logging.DEBUG)
@@ -597,7 +717,7 @@ class TestOtherThreads:
 
     def test_the_result_comes_while_waiting_begins_on_progress(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
-        self.interrupt(m, "take", lambda: m.deliver("a", meta("a", "end")))
+        self.interrupt(m, "drop", lambda: m.deliver("a", meta("a", "end")))
         result = m.wait_for("a")
         assert result._cache["result"] == "end"
 
@@ -622,7 +742,7 @@ class TestOtherThreads:
 
     def test_newer_progress_comes_while_waiting_begins_on_older(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
-        self.interrupt(m, "take", lambda: m.deliver("a", meta("a", 2, "PROGRESS")))
+        self.interrupt(m, "drop", lambda: m.deliver("a", meta("a", 2, "PROGRESS")))
         m.wait_for("a")
         assert m.matcher.newest("a")["result"] == 2
 
@@ -636,7 +756,7 @@ class TestOtherThreads:
 
     def test_another_takes_it_first(self, m):
         m.deliver("a", meta("a", 1))
-        self.interrupt(m, "add", lambda: m.table.take("a"))
+        self.interrupt(m, "add", lambda: m.table.forget("a"))
         result = m.wait_for("a")
         m.deliver("a", meta("a", 2))
         assert result._cache["result"] == 2
@@ -724,8 +844,11 @@ class TestUntrustedExceptions:
     """What Celery refuses to rebuild becomes the result, and stays among those who asked."""
 
     @pytest.fixture
-    def backend(self):
-        app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+    def app(self):
+        return Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
+
+    @pytest.fixture
+    def backend(self, app):
         return app.backend
 
     def test_a_class_that_is_no_exception_is_a_security_error(self, backend):
@@ -744,6 +867,28 @@ class TestUntrustedExceptions:
         m.deliver("a", meta("a", evil, states.FAILURE))
         assert isinstance(m.matcher.newest("a")["result"], SecurityError)
         assert isinstance(m.wait_for("a")._cache["result"], SecurityError)
+
+    CHILDREN = (17, [17], "ab", [None], [["id"]], [[["id", None]]], [[["", None], None]])
+
+    @pytest.mark.parametrize("children", [*CHILDREN, [[["id", [17, None]], None]]], ids=repr)
+    def test_children_that_are_none_end_the_wait(self, app, children):
+        m = Matching(to_python=app.backend.meta_from_decoded)
+        result, other = m.wait_for("a"), m.wait_for("b")
+        m.deliver("a", meta("a", 1, children=children))
+        m.deliver("b", meta("b", 2))
+        assert result._cache["status"] == states.FAILURE
+        assert isinstance(result._cache["result"], BadMessage)
+        assert other._cache["result"] == 2
+        m.deliver("c", meta("c", 1, children=children))
+        assert m.matcher.newest("c")["status"] == states.FAILURE
+
+    def test_children_of_every_kind(self, app):
+        m = Matching(to_python=app.backend.meta_from_decoded)
+        one = app.AsyncResult("one", parent=app.AsyncResult("parent"))
+        children = [one.as_tuple(), app.GroupResult("g", [one], app=app).as_tuple()]
+        result = m.wait_for("a")
+        m.deliver("a", meta("a", 1, children=children))
+        assert result._cache["result"] == 1
 
     def test_an_honest_exception_is_rebuilt(self, backend):
         m = Matching(to_python=backend.meta_from_decoded)

@@ -111,9 +111,12 @@ class Model:
             self.unclaimed[key] = self.clock
         return self.apply_caps(key)
 
-    def take(self, key):
+    def drop(self, key, kept):
+        if self.bodies.get(key) != kept:
+            return False
         self.unclaimed.pop(key, None)
-        return self.bodies.pop(key, None)
+        del self.bodies[key]
+        return True
 
     def expire(self, before):
         expired = [key for key, arrived in self.unclaimed.items() if arrived < int(before)]
@@ -122,7 +125,8 @@ class Model:
         return len(expired)
 
     def forget(self, key):
-        self.take(key)
+        self.unclaimed.pop(key, None)
+        self.bodies.pop(key, None)
         self.reset(key)
 
     def reset(self, key):
@@ -166,9 +170,10 @@ class AgainstTheModel(RuleBasedStateMachine):
     def store(self, key, body, format, now):
         self.both("store", key, body, format, now)
 
-    @rule(key=KEYS)
-    def take(self, key):
-        self.both("take", key)
+    @rule(key=KEYS, other=st.booleans())
+    def drop(self, key, other):
+        format, body = self.model.bodies.get(key, (b"", b""))
+        self.both("drop", key, (format, body + b"x" if other else body))
 
     @rule(before=st.floats(0, 101))
     def expire(self, before):
@@ -272,7 +277,8 @@ def test_ids_of_an_impossible_length(task_id):
     assert table.state(task_id) == UNKNOWN
     assert table.waiters(task_id) == ()
     assert table.discard(task_id, Waiter()) is False
-    assert table.peek(task_id) is table.take(task_id) is None
+    assert table.peek(task_id) is None
+    assert table.drop(task_id, (b"", b"")) is False
     table.forget(task_id)
     table.reset(task_id)
 
@@ -280,7 +286,7 @@ def test_ids_of_an_impossible_length(task_id):
 @pytest.mark.parametrize("task_id", [None, 1, bytearray(b"a"), memoryview(b"a")])
 def test_ids_of_a_wrong_type(task_id):
     table = PendingTable()
-    for name in ("state", "waiters", "finish", "peek", "take", "forget", "reset"):
+    for name in ("state", "waiters", "finish", "peek", "forget", "reset"):
         with pytest.raises(TypeError, match="task id"):
             getattr(table, name)(task_id)
 
@@ -416,8 +422,7 @@ def test_a_destructor_that_the_collector_runs_in_any_call():
             table.store(task_id, b"body", now=round_)
             table.waiters(task_id)
             table.discard(task_id, keep)
-            table.peek(task_id)
-            table.take(task_id)
+            table.drop(task_id, table.peek(task_id) or (b"", b""))
             table.waiting_ids()
             if round_ % 2:
                 table.finish(task_id)
@@ -465,7 +470,7 @@ def test_memory_comes_back_after_a_flood():
     assert table.__sizeof__() > empty + 20_000 * 150
     for n in range(20_000):
         assert table.discard(f"w{n}", waiter)
-        assert table.take(f"u{n}") == (b"", b"x" * 50)
+        assert table.drop(f"u{n}", (b"", b"x" * 50))
     assert table.__sizeof__() <= empty + 2048 * 12
 
 

@@ -46,7 +46,15 @@ def consumer() -> ResultConsumer:
     watchers = Watchers()
     role = ReadingRole(watchers)
     matcher = ResultMatcher(
-        PendingTable(), watchers, role, accept=None, to_python=dict, stats=stats, max_age=None
+        PendingTable(),
+        watchers,
+        role,
+        accept=None,
+        to_python=dict,
+        stats=stats,
+        max_age=None,
+        max_claimed=0,
+        max_claimed_bytes=0,
     )
     queues = ReplyQueues(SimpleNamespace, None)
     consumer = ResultConsumer(None, queues, Options.parse({}), stats, matcher, watchers, role)

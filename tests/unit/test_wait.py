@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from fastrpc.client import _wait as wait_module
-from fastrpc.client._matcher import Fulfiller
+from fastrpc.client._matcher import Claimed, Fulfiller
 from fastrpc.client._pending import PendingTable
 from fastrpc.client._wait import ReadingRole, Wait, Watchers
 from tests.support.waiting import wait_until
@@ -198,6 +198,7 @@ class TestWatchers:
         table = PendingTable()
         fulfiller = Fulfiller(
             table,
+            Claimed(0, 0),
             watchers,
             role,
             is_plain=lambda cls: False,
@@ -209,7 +210,7 @@ class TestWatchers:
 
         def tell(result):
             table.add("a", result)
-            fulfiller.hand_out("a", (result,), {"status": "SUCCESS"})
+            fulfiller.hand_out("a", (result,), {"status": "SUCCESS"}, (b"", b"{}"))
             return unheard
 
         return tell
