@@ -678,3 +678,13 @@ class TestCelerysNames:
         assert result.get(timeout=0) == 1
         consumer.cancel_for("a")
         consumer.stop()
+
+
+def test_all_that_a_large_prefetch_may_bring_twice_is_known():
+    """After a cut the broker sends again what was handed out and not acknowledged."""
+    prefetch = 65_535
+    app = make_app(result_backend_transport_options={"prefetch": prefetch})
+    table = app.backend._client.table
+    for n in range(prefetch):
+        table.finish(f"{n:08}")
+    assert all(table.store(f"{n:08}", b"again") == -1 for n in range(prefetch))

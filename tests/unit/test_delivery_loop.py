@@ -41,6 +41,8 @@ class Looping:
             to_python=dict,
             stats=Stats(),
             max_age=None,
+            max_claimed=0,
+            max_claimed_bytes=0,
         )
         self.tag = 0
         #: Delivery tags that took the slow way, and up to which was acknowledged.

@@ -64,7 +64,7 @@ class Matching:
         self.fulfilled: list = []
         self.errors: list = []
         watchers = Watchers()
-        role = ReadingRole(watchers)
+        self.role = role = ReadingRole(watchers)
         self.matcher = ResultMatcher(
             self.table,
             watchers,
@@ -318,6 +318,16 @@ class TestDuplicates:
         m.deliver("a", meta("a"))
         with pytest.raises(ResultDropped, match="a was handed out already"):
             m.matcher.check_obtainable("a")
+
+    @pytest.mark.parametrize("waits", [True, False], ids=["waited for", "kept"])
+    def test_who_listens_to_all_messages_hears_of_it_once(self, m, waits):
+        """As after a lost connection: on_message is not called again."""
+        heard: list = []
+        result = m.wait_for("a") if waits else None
+        for _ in range(3):
+            m.deliver("a", meta("a", 1), wanted=heard.append)
+        assert [message["result"] for message in heard] == [1]
+        assert result is None or m.fulfilled == [result]
 
 
 class TestEviction:
@@ -810,7 +820,7 @@ class TestCallbacks:
             raise KeyboardInterrupt
 
         m.wait_for("a", callback=interrupted)
-        m.matcher.role.run(m.deliver, "a", meta("a", 1))
+        m.role.run(m.deliver, "a", meta("a", 1))
         with pytest.raises(KeyboardInterrupt):
             m.matcher.fulfiller.raise_thrown()
         m.matcher.fulfiller.raise_thrown()  # once
