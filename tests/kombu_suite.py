@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.broker import RabbitMQ
 
-OURS = "fastrpc.transport:Transport"
+OURS = "fastrpc.transport.transports:Transport"
 
 
 class Used:
