@@ -68,7 +68,10 @@ def _after_fork_in_child() -> None:
     _making_lock = threading.Lock()
     forget_pools()
     for closeable in list(_living):
-        closeable.after_fork()
+        try:
+            closeable.after_fork()
+        except Exception as exc:  # the others must not go on with the parent's connections
+            logger.error("a result backend did not begin anew after a fork", exc_info=exc)
 
 
 # A prefork child leaves without running atexit's; Celery tells it first. The process of a

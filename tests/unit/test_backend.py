@@ -657,7 +657,9 @@ class TestCelerysNames:
 
         backend = Stamped(app)
         sent: list = []
-        backend._publisher = SimpleNamespace(publish=sent.append, close=lambda timeout: None)
+        backend._publisher = SimpleNamespace(
+            publish=sent.append, close=lambda timeout: None, after_fork=lambda: None
+        )
         request = Context(id="a", reply_to="queue", correlation_id="a")
         backend.store_result("a", 1, states.SUCCESS, request=request)
         assert json.loads(sent[0].body)["stamp"] == 1
