@@ -6,13 +6,11 @@ reply queue -> ``client`` -> the AsyncResult that waits.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import kombu
-import kombu.pools
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
@@ -32,8 +30,6 @@ from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
 
 __all__ = ["RPCBackend"]
-
-logger = logging.getLogger("fastrpc")
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
