@@ -4,7 +4,7 @@ Everything else falls back to the reference implementation in ``matcher.py``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, type_check_only
 
 from ..wire._reader import FrameReader
 from ._pending import PendingTable
@@ -94,6 +94,19 @@ class Delivery:
     format_key: tuple[bytes | None, bytes | None, bytes | None]
     """Content type, content encoding and encoded headers, which say how to decode the body."""
 
+@type_check_only
+class Sink(Protocol):
+    """Where all goes for which the loop has no fast path: the way in that owns the loop."""
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take in a message."""
+
+    def dispatch(self, kind: int) -> None:
+        """Serve an event that the reader shows and that is no message of ours."""
+
+    def write_acknowledgement(self) -> None:
+        """Acknowledge all that was delivered, and set ``acked_tag``."""
+
 class DeliveryLoop:
     """Takes deliveries out of a reader, and results to whoever waits for them."""
 
@@ -101,7 +114,7 @@ class DeliveryLoop:
     """Delivery tag of the last one delivered."""
 
     acked_tag: int
-    """The last one acknowledged; ``acknowledge`` sets it."""
+    """The last one acknowledged; the sink sets it."""
 
     taken: int
     """Deliveries taken."""
@@ -125,16 +138,13 @@ class DeliveryLoop:
         fulfiller: Fulfiller,
         ready_states: frozenset[str],
         load_text: Callable[[str], Any],
-        deliver_fallback: Callable[[Delivery], None],
-        dispatch: Callable[[int], Any],
-        acknowledge: Callable[[], None],
+        sink: Sink,
     ) -> None:
         """
         Args:
             load_text: Decodes very large bodies, with less memory than orjson needs, or is MISS.
-            deliver_fallback: Called with each delivery for which there is no fast path.
-            dispatch: Called with the kind of every other event that the reader shows.
-            acknowledge: Called after each ``ack_every`` deliveries.
+            sink: Gets whatever has no fast path; writes an acknowledgement after each ``ack_every``
+                deliveries.
         """
 
     @property
@@ -144,7 +154,7 @@ class DeliveryLoop:
     def run(self, short_way: bool, now: float) -> None:
         """Deliver everything that the reader has. ``now`` is the time of arrival of what is kept.
 
-        What ``dispatch`` raises passes through, and so does ``ProtocolError``. An exception thrown
+        What the sink raises passes through, and so does ``ProtocolError``. An exception thrown
         in between loses nothing: the next call goes on with the same delivery.
 
         A callback of a result may call it again, to wait for another one.

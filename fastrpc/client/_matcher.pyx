@@ -336,9 +336,7 @@ cdef class DeliveryLoop:
     cdef Fulfiller _fulfiller
     cdef frozenset _ready_states
     cdef object _load_text
-    cdef object _deliver_fallback
-    cdef object _dispatch
-    cdef object _acknowledge
+    cdef object _sink
     cdef object _undelivered
     cdef bint _shown
     cdef readonly bint spoiled
@@ -361,9 +359,7 @@ cdef class DeliveryLoop:
         Fulfiller fulfiller not None,
         frozenset ready_states not None,
         object load_text,
-        object deliver_fallback,
-        object dispatch,
-        object acknowledge,
+        object sink,
     ):
         self._reader = reader
         self._table = table
@@ -372,9 +368,7 @@ cdef class DeliveryLoop:
         self._fulfiller = fulfiller
         self._ready_states = ready_states
         self._load_text = load_text
-        self._deliver_fallback = deliver_fallback
-        self._dispatch = dispatch
-        self._acknowledge = acknowledge
+        self._sink = sink
         self._undelivered = deque()
 
     @property
@@ -394,7 +388,7 @@ cdef class DeliveryLoop:
                 if kind == FRAME_NEED_MORE:
                     return
                 if kind != FRAME_DELIVERY or e.channel != self._channel:
-                    self.guarded(self._dispatch, kind)
+                    self.guarded(self._sink.dispatch, kind)
                     # What came meanwhile goes first: an acknowledgement is for all up to a number.
                     self.deliver_undelivered()
                     continue
@@ -445,7 +439,7 @@ cdef class DeliveryLoop:
         while self._undelivered:
             delivery = self._undelivered.popleft()
             try:
-                self._deliver_fallback(delivery)
+                self._sink.deliver(delivery)
             except BaseException:
                 self._undelivered.appendleft(delivery)  # thrown into this thread: lose nothing
                 raise
@@ -458,7 +452,7 @@ cdef class DeliveryLoop:
             self.last_tag = tag
         try:
             if self.last_tag - self.acked_tag >= self._ack_every:
-                self.guarded(self._acknowledge)
+                self.guarded(self._sink.write_acknowledgement)
         finally:
             self._fulfiller.raise_thrown()
         return 0
@@ -513,7 +507,7 @@ cdef class DeliveryLoop:
         try:
             text = self._reader.body_text()
         except UnicodeDecodeError:
-            return _miss  # `deliver_fallback` says what is wrong with it
+            return _miss  # the sink says what is wrong with it
         return self._load_text(text)
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:

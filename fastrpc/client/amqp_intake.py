@@ -17,7 +17,7 @@ from ..transport.connection import PendingAnswer
 from ..transport.dial import ANSWER_TIMEOUT
 from ..wire._table import loads_table
 from ._matcher import Delivery, DeliveryLoop
-from .intake import INTERVAL, READERS_ONLY_INTERVAL, Deliver, Intake
+from .intake import INTERVAL, READERS_ONLY_INTERVAL, Intake
 from .matcher import READY_STATES, body_format, load_large
 
 __all__ = ["AMQPIntake"]
@@ -52,7 +52,6 @@ class AMQPIntake(Intake):
         green = detect_environment() != "default"
         self._busy_wait = 0.0 if green else self.options.busy_wait
         self._reader = self._amqp.reader
-        self._deliver: Deliver | None = None
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
         self._loop = DeliveryLoop(
             self._reader,
@@ -62,9 +61,7 @@ class AMQPIntake(Intake):
             fulfiller=self.matcher.fulfiller,
             ready_states=READY_STATES,
             load_text=load_large,
-            deliver_fallback=self._deliver_fallback,
-            dispatch=self._amqp.dispatch,
-            acknowledge=self._write_acknowledgement,
+            sink=self,
         )
         #: What comes while an answer is awaited.
         self._amqp.on_delivery = self._loop.keep
@@ -140,11 +137,15 @@ class AMQPIntake(Intake):
     def spoiled(self) -> bool:
         return self._loop.spoiled
 
-    def pump(self, deliver: Deliver, everything: bool) -> None:
+    @property
+    def short_way(self) -> bool:
+        """Whether messages may pass the matcher by on their way to who waits for them."""
+        return self.matcher.knows_plain_json and not self.matcher.watchers.listening
+
+    def pump(self) -> None:
         loop, stats = self._loop, self.matcher.stats
-        self._deliver = deliver
         try:
-            loop.run(not everything and self.matcher.knows_plain_json, time.monotonic())
+            loop.run(self.short_way, time.monotonic())
         finally:
             # Zeroed at once: a callback may have had us pump in the midst of it.
             taken, loop.taken = loop.taken, 0
@@ -153,27 +154,32 @@ class AMQPIntake(Intake):
             stats.received += taken
             stats.duplicates += duplicates
 
-    def _deliver_fallback(self, delivery: Delivery) -> None:
+    def deliver(self, delivery: Delivery) -> None:
+        """Hand a message that does not go the short way to the matcher."""
         if delivery.dropped:
             exc = BadMessage("too large", f"{delivery.dropped} bytes, see max_body")
             self.matcher.refuse(delivery.correlation_id, exc)
             return
-        assert self._deliver is not None
-        self._deliver(
+        self.matcher.deliver(
             delivery.correlation_id,
             delivery.body,
             self._format(delivery.format_key),
             delivery.consumer_tag,
         )
 
+    def dispatch(self, kind: int) -> None:
+        """Have py-amqp serve what is no message of ours."""
+        self._amqp.dispatch(kind)
+
     @property
     def owes_acknowledgement(self) -> bool:
         return bool(self._loop.last_tag != self._loop.acked_tag)
 
     def acknowledge(self) -> None:
-        self._loop.guarded(self._write_acknowledgement)
+        self._loop.guarded(self.write_acknowledgement)
 
-    def _write_acknowledgement(self) -> None:
+    def write_acknowledgement(self) -> None:
+        """Acknowledge, in one frame, all that was delivered."""
         loop = self._loop
         if loop.last_tag != loop.acked_tag:
             self.channel.basic_ack(loop.last_tag, multiple=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,12 +22,9 @@ from ..transport.dial import connect, errors_of
 from .matcher import ResultMatcher
 from .queues import ReplyQueues
 
-__all__ = ["Deliver", "Intake"]
+__all__ = ["Intake"]
 
 logger = logging.getLogger("fastrpc")
-
-#: Called with correlation id, body, format and reply queue of each message.
-Deliver = Callable[[bytes | None, bytes, bytes, str], None]
 
 #: Longest time, in seconds, that a reader goes without looking after its connection.
 INTERVAL = 1.0
@@ -194,11 +191,8 @@ class Intake:
         """Whether something was read that was not handed over."""
         raise NotImplementedError
 
-    def pump(self, deliver: Deliver, everything: bool) -> None:
-        """Hand over all that was read.
-
-        ``deliver`` gets what has no shorter way to the matcher; with ``everything`` all of it.
-        """
+    def pump(self) -> None:
+        """Hand all that was read to the matcher."""
         raise NotImplementedError
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from .intake import Deliver, Intake
+from .intake import Intake
 from .matcher import body_format
 
 __all__ = ["KombuIntake"]
@@ -49,11 +49,11 @@ class KombuIntake(Intake):
     def holds_some(self) -> bool:
         return bool(self._messages)
 
-    def pump(self, deliver: Deliver, everything: bool) -> None:
+    def pump(self) -> None:
         while self._messages:
             name, message = self._messages.popleft()
             try:
-                self._deliver_message(deliver, name, message)
+                self._deliver(name, message)
             except BaseException:
                 self._messages.appendleft((name, message))  # thrown into this thread
                 raise
@@ -62,10 +62,10 @@ class KombuIntake(Intake):
             self.taken += 1
             self.matcher.fulfiller.raise_thrown()
 
-    def _deliver_message(self, deliver: Deliver, name: str, message: Any) -> None:
+    def _deliver(self, name: str, message: Any) -> None:
         body = message.body
         correlation_id = message.properties.get("correlation_id")
-        deliver(
+        self.matcher.deliver(
             correlation_id.encode("utf-8", "surrogatepass") if correlation_id else None,
             body.encode() if isinstance(body, str) else bytes(body),
             body_format(

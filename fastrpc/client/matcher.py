@@ -120,6 +120,7 @@ class ResultMatcher:
         max_claimed_bytes: int,
     ) -> None:
         self.table = table
+        self.watchers = watchers
         self.accept = accept
         self.to_python = to_python
         self.stats = stats
@@ -244,19 +245,21 @@ class ResultMatcher:
         correlation_id: bytes | None,
         body: bytes,
         format: bytes = JSON,
-        wanted: Callable[[dict[str, Any]], None] | None = None,
+        queue: str = "",
     ) -> None:
-        """Take in one message from a reply queue; never raises for what is in it.
+        """Take in one message; never raises for what is in it.
 
         One that cannot be used is a FAILURE of the task in its correlation id.
 
-        ``wanted``, where given, sees every meta, also of tasks nobody waits for.
+        Who listens to the reply queue ``queue`` is told of it first, also where nobody waits for
+        the task; without a name nobody is.
         """
+        listened = bool(queue) and self.watchers.listening
         if correlation_id and len(correlation_id) > MAX_ID:  # nobody can wait for it
             correlation_id = None
         try:
             if (
-                wanted is None
+                not listened
                 and correlation_id
                 and not self.table.waiters(correlation_id)
                 and self._can_wait(correlation_id, body, format)
@@ -269,8 +272,8 @@ class ResultMatcher:
         except BadMessage as exc:
             self.refuse(correlation_id, exc)
             return
-        if wanted is not None and not self._is_known(meta["task_id"]):
-            wanted(meta)
+        if listened and not self._is_known(meta["task_id"]):
+            self.watchers.tell(queue, meta)
         self._take_in(meta, body, format)
 
     def refuse(self, correlation_id: bytes | None, exc: BadMessage) -> None:

@@ -309,32 +309,21 @@ class ResultConsumer:
         Returns:
             Whether anything came.
         """
-        watchers, stats = self._watchers, self.stats
+        stats = self.stats
         received = stats.received
         try:
             if intake.holds_some:  # what a reader before us left behind comes before the socket
-                intake.pump(self._deliver, watchers.listening)
+                intake.pump()
                 if stats.received != received:
                     return True
             if not intake.read(timeout):
                 return False
-            intake.pump(self._deliver, watchers.listening)
+            intake.pump()
             self._pauses = backoff()
             return True
         finally:
-            watchers.wake()
+            self._watchers.wake()
             self.matcher.tidy(time.monotonic())
-
-    def _deliver(
-        self, correlation_id: bytes | None, body: bytes, format: bytes, queue: str
-    ) -> None:
-        wanted = None
-        if self._watchers.listening:
-
-            def wanted(meta: dict[str, Any]) -> None:
-                self._watchers.tell(queue, meta)
-
-        self.matcher.deliver(correlation_id, body, format, wanted)
 
     def _acknowledge(self) -> None:
         intake = self._usable_intake()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 from fastrpc.wire._reader import DELIVERY, FrameReader
@@ -19,6 +20,8 @@ class FakeChannel:
         self.written: list[tuple[Any, ...]] = []
         #: Raised, once, by the next write.
         self.fails: BaseException | None = None
+        #: As kombu's, which remembers what it has declared.
+        self.connection = SimpleNamespace(client=SimpleNamespace(declared_entities=set()))
         self._pending: dict[Any, Any] = {}
 
     def _write(self, *method: Any) -> None:

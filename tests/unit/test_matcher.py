@@ -21,7 +21,7 @@ from fastrpc import ResultDropped
 from fastrpc.client import matcher as matching_module
 from fastrpc.client._matcher import Fulfiller
 from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, PendingTable
-from fastrpc.client._wait import ReadingRole, Watchers
+from fastrpc.client._wait import ReadingRole, Wait, Watchers
 from fastrpc.client.matcher import JSON, ResultMatcher, body_format, load_large
 from fastrpc.errors import BadMessage
 from fastrpc.stats import Stats
@@ -63,7 +63,7 @@ class Matching:
         self.stats = Stats()
         self.fulfilled: list = []
         self.errors: list = []
-        watchers = Watchers()
+        self.watchers = watchers = Watchers()
         self.role = role = ReadingRole(watchers)
         self.matcher = ResultMatcher(
             self.table,
@@ -92,9 +92,15 @@ class Matching:
         self.matcher.add(result, **options)
         return result
 
-    def deliver(self, task_id, body, format=JSON, **kwargs) -> None:
+    def listen(self) -> list:
+        """Messages on the reply queue "queue", from now on."""
+        wait = Wait(None, lambda meta: None, "queue")
+        self.watchers.watch([], wait)
+        return wait.metas
+
+    def deliver(self, task_id, body, format=JSON) -> None:
         correlation_id = task_id.encode() if isinstance(task_id, str) else task_id
-        self.matcher.deliver(correlation_id, body, format, **kwargs)
+        self.matcher.deliver(correlation_id, body, format, "queue")
         self.matcher.tidy(matching_module.time.monotonic())  # as after each batch
 
 
@@ -288,10 +294,10 @@ class TestStates:
         assert result._cache["status"] == end
 
     def test_whoever_wants_to_see_them_all_is_shown_every_state(self, m):
-        seen: list = []
+        seen = m.listen()
         result = m.wait_for("a")
         for body in (meta("a", 1, "PROGRESS"), meta("b", "other"), meta("a", "end")):
-            m.deliver(json.loads(body)["task_id"], body, wanted=seen.append)
+            m.deliver(json.loads(body)["task_id"], body)
         assert [s["result"] for s in seen] == [1, "other", "end"]
         assert result._cache["result"] == "end"
         assert m.wait_for("b")._cache["result"] == "other"
@@ -322,10 +328,10 @@ class TestDuplicates:
     @pytest.mark.parametrize("waits", [True, False], ids=["waited for", "kept"])
     def test_who_listens_to_all_messages_hears_of_it_once(self, m, waits):
         """As after a lost connection: on_message is not called again."""
-        heard: list = []
+        heard = m.listen()
         result = m.wait_for("a") if waits else None
         for _ in range(3):
-            m.deliver("a", meta("a", 1), wanted=heard.append)
+            m.deliver("a", meta("a", 1))
         assert [message["result"] for message in heard] == [1]
         assert result is None or m.fulfilled == [result]
 
@@ -581,13 +587,13 @@ class TestBadMessages:
         assert_refused(m.wait_for("a")._cache, "a", "undecodable")
 
     def test_it_is_not_shown_as_a_message(self, m):
-        seen: list = []
+        seen = m.listen()
         result = m.wait_for("a")
-        m.deliver("a", b"{", wanted=seen.append)
-        assert seen == []
+        m.deliver("a", b"{")
+        assert list(seen) == []
         assert_refused(result._cache, "a", "undecodable")
         m.deliver("b", b"{")
-        m.deliver("b", meta("b", 1), wanted=seen.append)
+        m.deliver("b", meta("b", 1))
         assert [told["result"] for told in seen] == [1]
 
     def test_a_result_that_comes_while_it_is_found_out_is_not_lost(self, m):

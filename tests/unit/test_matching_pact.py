@@ -47,8 +47,7 @@ class PromptIntake(AMQPIntake):
 class ReferenceIntake(PromptIntake):
     """Gives everything to ResultMatcher.deliver."""
 
-    def pump(self, deliver: Any, everything: bool) -> None:
-        super().pump(deliver, everything=True)
+    short_way = False
 
 
 #: How a delivery may come: name -> (the way in, whether it comes while an answer is awaited).

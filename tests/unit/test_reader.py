@@ -85,7 +85,7 @@ def test_a_look_delivers_what_an_interrupted_one_has_left(consumer):
     """Ctrl-C in a `ready()`: nothing more need come for the next one to see what was read."""
     intake = consumer._intake
     intake.holds_some = True
-    intake.pump = lambda deliver, everything: setattr(intake, "holds_some", False)
+    intake.pump = lambda: setattr(intake, "holds_some", False)
     intake.read = lambda timeout: False
     consumer.look("queue")
     assert not intake.holds_some
