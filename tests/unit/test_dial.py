@@ -58,7 +58,12 @@ class TestConnect:
     def test_each_gets_its_share_of_the_time(self, monkeypatch):
         broker = Broker(monkeypatch, 3, takes=1.0)
         connect(broker, 6)
-        assert broker.timeouts == [2.0, 2.5, 4.0]  # no more than its own
+        assert broker.timeouts == [2.0, 2.5, 4.0]
+
+    def test_but_no_more_than_a_connection_takes_by_itself(self, monkeypatch):
+        broker = Broker(monkeypatch, 1)
+        connect(broker, 60)
+        assert broker.timeouts == [4.0]
 
     def test_a_silent_one_leaves_something_to_the_others(self, monkeypatch):
         broker = Broker(monkeypatch, 3, takes=10.0)
