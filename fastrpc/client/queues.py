@@ -28,9 +28,9 @@ __all__ = ["ReplyQueues", "make_queue"]
 #: The part of ``x-expires`` after which a waiting declaration renews it.
 RENEW_AFTER = 0.25
 
-#: How often a quorum queue may deliver a result again before it drops it: each time a client
-#: reconnects is one, and RabbitMQ 4 allows 20. Its own word for «no limit», -1, means «not once»
-#: to the versions before.
+#: How often a quorum queue may deliver a result again before it drops it. Each reconnection of a
+#: client is one, and RabbitMQ 4 allows 20 by default. Not -1: RabbitMQ 4 reads it as unlimited,
+#: older versions as no redelivery at all.
 DELIVERY_LIMIT = 2**31 - 1
 
 

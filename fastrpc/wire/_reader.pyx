@@ -157,8 +157,8 @@ cdef class FrameReader:
     cdef int want_delivery(self) except -1:
         if self.kind != FRAME_DELIVERY:
             if self.kind == FRAME_RAW:
-                raise RuntimeError("the reader stands at a frame, not at a delivery")
-            raise RuntimeError("the reader stands at nothing: call next()")
+                raise RuntimeError("the current event is a frame, not a delivery")
+            raise RuntimeError("no current event: call next() first")
         return 0
 
     @property
@@ -176,7 +176,7 @@ cdef class FrameReader:
     @property
     def payload(self):
         if self.kind == FRAME_DELIVERY:
-            raise RuntimeError("the reader stands at a delivery, not at a frame")
+            raise RuntimeError("the current event is a delivery, not a frame")
         if self.kind == FRAME_NEED_MORE:
             self.want_delivery()
         return copy_view(self.event.payload)

@@ -297,13 +297,13 @@ def test_attributes_expire(name: str, body: bytes) -> None:
         lambda r: r.recv(lambda view: 1),
     ):
         reader = FrameReader()
-        with pytest.raises(RuntimeError, match="stands at nothing"):
+        with pytest.raises(RuntimeError, match="no current event"):
             getattr(reader, name)
         reader.feed(wire)
         assert reader.next() == kind
         getattr(reader, name)
         expire(reader)
-        with pytest.raises(RuntimeError, match="stands at nothing"):
+        with pytest.raises(RuntimeError, match="no current event"):
             getattr(reader, name)
 
 
@@ -311,10 +311,10 @@ def test_attributes_of_the_other_kind() -> None:
     reader = reader_at(frame(8, 0) + delivery())
     assert reader.next() == FRAME
     for name in OF_DELIVERY:
-        with pytest.raises(RuntimeError, match="at a frame, not at a delivery"):
+        with pytest.raises(RuntimeError, match="is a frame, not a delivery"):
             getattr(reader, name)
     assert reader.next() == DELIVERY
-    with pytest.raises(RuntimeError, match="at a delivery, not at a frame"):
+    with pytest.raises(RuntimeError, match="is a delivery, not a frame"):
         _ = reader.payload
 
 
