@@ -1,11 +1,12 @@
-"""A fast, lossless drop-in replacement for Celery's ``rpc://`` result backend.
+"""Fast Celery over RabbitMQ: the result backend ``fastrpc://`` and the transport of ``amqp://``.
 
-Use it by URL, ``Celery(backend="fastrpc://")``: nothing needs to be imported. Deployments that
-cannot change their URL call :func:`install` before the app makes its backend.
+:func:`install` switches both on for a process, whatever the URLs of its apps. The backend alone
+needs no import: ``Celery(backend="fastrpc://")``.
 """
 
 from __future__ import annotations
 
+from ._install import install
 from .errors import (
     BacklogLimitExceeded,
     BadMessage,
@@ -35,10 +36,3 @@ __all__ = [
     "TableError",
     "install",
 ]
-
-
-def install() -> None:
-    """Let ``rpc://`` mean this backend, in every app of the process that has none yet."""
-    from celery.app.backends import BACKEND_ALIASES
-
-    BACKEND_ALIASES["rpc"] = "fastrpc.backend:RPCBackend"

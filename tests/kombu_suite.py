@@ -14,6 +14,7 @@ import sys
 import kombu.transport
 import pytest
 
+import fastrpc
 from tests.support.broker import RabbitMQ
 
 OURS = "fastrpc.transport.transports:Transport"
@@ -30,8 +31,7 @@ class Used:
 
 def main(sources: str) -> int:
     """Run the tests; returns pytest's exit code."""
-    for alias in ("amqp", "pyamqp"):
-        kombu.transport.TRANSPORT_ALIASES[alias] = OURS
+    fastrpc.install()
     sys.path.append(sources)  # behind the kombu that is installed
     with RabbitMQ() as broker:
         os.environ["RABBITMQ_HOST"] = broker.host

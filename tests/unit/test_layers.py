@@ -34,10 +34,11 @@ LAW: dict[str, set[str]] = {
     "worker": BASE | {"wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
-    "__init__": {"errors"},
+    "_install": set(),
+    "__init__": {"errors", "_install"},
 }
-#: Only these may import Celery; `__init__` has install().
-KNOW_CELERY = {"_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "__init__"}
+#: Only these may import Celery.
+KNOW_CELERY = {"_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "_install"}
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 

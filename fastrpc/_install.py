@@ -1,0 +1,43 @@
+"""Switching fastrpc on for a whole process."""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["install"]
+
+logger = logging.getLogger("fastrpc")
+
+#: kombu's scheme -> our transport. kombu turns ``amqp://`` into ``librabbitmq://`` where a package
+#: of that name is installed.
+TRANSPORTS = {
+    "amqp": "fastrpc.transport.transports:Transport",
+    "amqps": "fastrpc.transport.transports:SSLTransport",
+    "pyamqp": "fastrpc.transport.transports:Transport",
+    "librabbitmq": "fastrpc.transport.transports:Transport",
+}
+
+
+def install(backend: bool = True, transport: bool = True) -> None:
+    """Use fastrpc in this process: for broker URLs of AMQP and for the backend ``rpc://``.
+
+    Call it before the first connection and before the app makes its backend: a connection that is
+    open stays what it is until it connects again. A second call changes nothing.
+
+    Args:
+        backend: ``rpc://`` is :class:`fastrpc.backend.RPCBackend`.
+        transport: ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use ours.
+    """
+    if backend:
+        from celery.app.backends import BACKEND_ALIASES
+
+        BACKEND_ALIASES["rpc"] = "fastrpc.backend:RPCBackend"
+        logger.debug("installed: rpc:// is fastrpc's result backend")
+    if transport:
+        from kombu import transport as kombu_transport
+
+        kombu_transport.TRANSPORT_ALIASES.update(TRANSPORTS)
+        for scheme in TRANSPORTS:
+            # kombu resolves a scheme once.
+            kombu_transport._transport_cache.pop(scheme, None)
+        logger.debug("installed: %s use fastrpc's transport", ", ".join(TRANSPORTS))
