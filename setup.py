@@ -48,6 +48,7 @@ setup(
             extension("client._wait"),
             extension("sending._window"),
             extension("wire._encoder", "publish.c"),
+            extension("wire._frames", "publish.c"),
             extension("wire._memory"),
             extension("wire._poll"),
             extension("wire._reader", "frame.c"),

@@ -1,14 +1,15 @@
-"""py-amqp's connection, whose inbound frames come through our reader.
+"""py-amqp's connection, whose frames come through our reader and leave through our writer.
 
 Handshake, SASL, TLS, heartbeats, channels and all methods stay py-amqp's; only how bytes
-become frames and deliveries is ours. Once the reader owns the bytes nothing else may read
-the socket, so it does from the first one on.
+become frames and deliveries, and the other way round, is ours. Once the reader owns the bytes
+nothing else may read the socket, so it does from the first one on.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ssl import SSLWantReadError, SSLWantWriteError
@@ -22,6 +23,8 @@ from vine import promise
 from ..errors import ProtocolError
 from ..wire._poll import readable
 from ..wire._reader import DELIVERY, FrameReader
+from .channel import Channel
+from .writer import FrameWriter
 
 __all__ = ["Connection", "PendingAnswer"]
 
@@ -39,9 +42,12 @@ NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK}
 
 
 class Connection(pyamqp.Connection):
-    """``amqp.Connection`` whose inbound frames come through :class:`FrameReader`."""
+    """``amqp.Connection`` over :class:`FrameReader` and :class:`FrameWriter`."""
+
+    Channel = Channel
 
     _transport: Any
+    frame_writer: FrameWriter
 
     #: Called when more was read than was served: no readable socket will tell an event loop of it.
     on_rest: Callable[[], None] | None = None
@@ -55,9 +61,12 @@ class Connection(pyamqp.Connection):
     ) -> None:
         """``answer_timeout``: seconds that the answer to a method may take; py-amqp waits for
         ever, and so does None."""
+        kwargs.setdefault("frame_writer", FrameWriter)
         super().__init__(*args, **kwargs)
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
+        #: Held by who reads. Handlers may read again, in the same thread.
+        self._reading = threading.RLock()
 
     def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
         super()._on_tune(channel_max, frame_max, *args, **kwargs)
@@ -70,23 +79,43 @@ class Connection(pyamqp.Connection):
             socket.timeout: nothing whole arrived in ``timeout`` seconds.
             ProtocolError: the peer does not speak AMQP 0-9-1.
         """
-        while not (kind := self.reader.next()):
-            self.fill(self.answer_timeout if timeout is None else timeout)
+        if timeout is None:
+            timeout = self.answer_timeout
+        if not self._reading.acquire(timeout=-1 if timeout is None else timeout):
+            raise TimeoutError("another thread reads this connection")
         try:
+            while not (kind := self.reader.next()):
+                self.fill(timeout, stay=False)
             return self.dispatch(kind)
         finally:
+            self._reading.release()
             self.tell_of_rest()
+
+    def look_in(self) -> None:
+        """Serve one frame or delivery if one is there, and nobody else reads.
+
+        Before each publish: the broker may have blocked the connection, or closed the channel.
+        """
+        if self.reader.receiving or not self._reading.acquire(blocking=False):
+            return
+        try:
+            if self.reader.buffered or self.readable():
+                with suppress(TimeoutError):  # it was only part of a frame
+                    self.drain_events(timeout=0)
+        finally:
+            self._reading.release()
 
     def tell_of_rest(self) -> None:
         """Call ``on_rest`` if the buffer holds something."""
         if self.on_rest is not None and self.reader.buffered:
             self.on_rest()
 
-    def fill(self, timeout: float | None = None) -> int:
+    def fill(self, timeout: float | None = None, stay: bool = True) -> int:
         """Read once from the socket, as much as is there.
 
-        A timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket, which saves two
-        system calls for each read; writes then fail after that time without progress, too.
+        With ``stay`` a timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket, which
+        saves two system calls for each read; writes then fail after that time without progress,
+        too.
 
         Raises:
             TimeoutError: nothing came in ``timeout`` seconds.
@@ -106,7 +135,7 @@ class Connection(pyamqp.Connection):
             transport.connected = False
             raise
         finally:
-            if before != timeout and (timeout is None or timeout < STICKY_TIMEOUT):
+            if before != timeout and not (stay and timeout and timeout >= STICKY_TIMEOUT):
                 sock.settimeout(before)
 
     def readable(self, busy_wait: float = 0) -> bool:

@@ -18,7 +18,7 @@ cdef class FrameReader:
     cdef frame_reader *reader
     cdef frame_event event
     cdef int kind
-    cdef bint receiving
+    cdef readonly bint receiving
     cdef Area area
     cdef bytes cached_body
     cdef str cached_text

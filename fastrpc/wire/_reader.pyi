@@ -58,6 +58,10 @@ class FrameReader:
         """
 
     @property
+    def receiving(self) -> bool:
+        """Whether a ``recv()`` has not returned yet: the reader cannot be used meanwhile."""
+
+    @property
     def buffered(self) -> bool:
         """Whether there are bytes that ``next()`` has not consumed.
 

@@ -33,6 +33,7 @@ cdef dict take_table(wire_cursor *c)  # which then stands behind the table
 cdef dict read_table(const uint8_t *ptr, size_t len)  # with the 4 bytes of its length
 cdef dict read_properties(const uint8_t *ptr, size_t len)  # from the flags on
 
+cdef int write_shortstr(write_buffer *out, object text) except -1
 # After an error the buffer ends where it ended before.
 cdef int write_table(write_buffer *out, object table) except -1
 cdef int write_properties(write_buffer *out, object properties) except -1

@@ -8,6 +8,10 @@ from fastrpc.wire.cwire cimport wire_view
 cdef extern from "frame.h" nogil:
     enum:
         FRAME_METHOD
+        FRAME_HEADER
+        FRAME_BODY
+        FRAME_END
+        FRAME_OVERHEAD
         FRAME_MAX_DEFAULT
         FRAME_MAX_MIN
         FRAME_NEED_MORE

@@ -9,6 +9,7 @@ cdef extern from "wire.h" nogil:
 
     uint64_t wire_load64(const uint8_t *p) noexcept
     void wire_store16(uint8_t *p, uint16_t v) noexcept
+    void wire_store32(uint8_t *p, uint32_t v) noexcept
 
     ctypedef struct wire_cursor:
         const uint8_t *pos

@@ -1,0 +1,137 @@
+"""The one way out of a connection: every frame goes through one buffer, under one lock."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import Any
+
+from ..wire._frames import FrameBuffer
+
+__all__ = ["FrameWriter", "encoded_body"]
+
+#: Bytes of a body that are copied into the buffer at a time.
+AT_ONCE = 128 * 1024
+
+METHOD, HEADER = 1, 2
+
+
+class FrameWriter:
+    """Stands in for py-amqp's ``frame_writer``: the same bytes, a message in one write.
+
+    A write that fails or is interrupted may have sent half a frame: the connection then counts as
+    lost, and later writes raise :class:`BrokenPipeError`.
+    """
+
+    def __init__(self, connection: Any, transport: Any) -> None:
+        self._connection = connection
+        self._transport = transport
+        self._frames = FrameBuffer()
+        # Made with the connection: gevent and eventlet may have patched it since the import.
+        self._lock = threading.Lock()
+        self._broken = False
+        self._pid = os.getpid()
+
+    def __call__(
+        self,
+        type_: int,
+        channel: int,
+        method_sig: tuple[int, int] | None,
+        args: bytes | str | None,
+        content: Any,
+    ) -> None:
+        """Write one frame, or one method with its content."""
+        body = encoded_body(content) if content else b""
+        with self._lock:
+            frames = self._begin()
+            before = len(frames)
+            if type_ == METHOD:
+                assert method_sig is not None
+                frames.method(channel, method_sig, args if isinstance(args, bytes) else b"")
+            else:
+                frames.frame(type_, channel, b"")
+            if content:
+                try:
+                    frames.header(channel, method_sig[0], content.properties, len(body))  # type: ignore[index]
+                except BaseException:
+                    frames.truncate(before)
+                    raise
+            self._finish(channel, body)
+
+    def publish(
+        self,
+        channel: int,
+        exchange: Any,
+        routing_key: Any,
+        mandatory: bool,
+        immediate: bool,
+        message: Any,
+    ) -> None:
+        """Write ``basic.publish`` and its content.
+
+        Raises:
+            TableError, struct.error: a header or property cannot be encoded; nothing was written.
+        """
+        body = encoded_body(message)
+        with self._lock:
+            self._begin().publish(
+                channel, exchange, routing_key, mandatory, immediate, message.properties, len(body)
+            )
+            self._finish(channel, body)
+
+    def acknowledge(self, channel: int, delivery_tag: int, multiple: bool) -> None:
+        """Write ``basic.ack``."""
+        with self._lock:
+            self._begin().ack(channel, delivery_tag, multiple)
+            self._finish(channel, b"")
+
+    def _begin(self) -> FrameBuffer:
+        if self._broken:
+            raise BrokenPipeError(errno.EPIPE, "a write on this connection has failed before")
+        if self._frames and self._pid != os.getpid():
+            self._frames.clear()  # the parent's, which sends them itself
+        self._pid = os.getpid()
+        return self._frames
+
+    def _finish(self, channel: int, body: Any) -> None:
+        """Write what was begun, and its body behind it."""
+        if body:
+            frame_max = self._connection.frame_max
+            if len(body) <= AT_ONCE:
+                self._frames.body(channel, body, frame_max)
+            else:
+                self._write_parts(channel, memoryview(body), frame_max)
+        self._write()
+        self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
+
+    def _write_parts(self, channel: int, body: memoryview, frame_max: int) -> None:
+        chunk = frame_max - 8
+        step = max(AT_ONCE // chunk, 1) * chunk
+        for start in range(0, len(body), step):
+            self._frames.body(channel, body[start : start + step], frame_max)
+            self._write()
+
+    def _write(self) -> None:
+        frames = self._frames
+        if not frames:
+            return
+        done = False
+        try:
+            with frames.view() as view:
+                self._transport.write(view)
+            done = True
+        finally:
+            if not done:
+                self._broken = True
+                self._transport.connected = False
+            frames.clear()
+
+
+def encoded_body(message: Any) -> bytes | bytearray | memoryview:
+    """The body as bytes; text gets the encoding that the message names, or UTF-8, as in py-amqp."""
+    body = message.body
+    if isinstance(body, str):
+        encoding = message.properties.setdefault("content_encoding", "utf-8")
+        return body.encode(encoding)
+    return body if isinstance(body, (bytes, bytearray)) else memoryview(body).cast("B")

@@ -1,0 +1,296 @@
+"""FrameWriter and FrameBuffer: byte for byte what py-amqp writes, and what a failure leaves."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tracemalloc
+from datetime import datetime
+from decimal import Decimal
+from types import SimpleNamespace
+
+import amqp
+import pytest
+from amqp import spec
+from amqp.exceptions import FrameSyntaxError
+from amqp.method_framing import frame_writer
+from amqp.serialization import dumps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastrpc.transport.writer import AT_ONCE, FrameWriter
+from fastrpc.wire._frames import FrameBuffer
+
+SMALL = 4096
+CHUNK = SMALL - 8
+
+
+class Wire:
+    """A transport that keeps what is written, or fails."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.connected = True
+        self.failure: BaseException | None = None
+
+    def write(self, data) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.writes.append(bytes(data))
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.writes)
+
+
+def connection(frame_max: int = SMALL) -> SimpleNamespace:
+    return SimpleNamespace(frame_max=frame_max, bytes_sent=0)
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def writer(wire) -> FrameWriter:
+    return FrameWriter(connection(), wire)
+
+
+def stock_publish(message, exchange, routing_key, mandatory, immediate, channel, frame_max):
+    wire = Wire()
+    write = frame_writer(connection(frame_max), wire)
+    args = dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
+    write(1, channel, spec.Basic.Publish, args, message)
+    return wire.data
+
+
+texts = st.text(max_size=60)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    texts,
+    st.binary(max_size=20),
+    st.datetimes(min_value=datetime(1970, 1, 2), max_value=datetime(3000, 1, 1)),
+    st.decimals(-1000, 1000, places=2).map(Decimal),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "content_type": texts,
+        "content_encoding": st.sampled_from(["utf-8", "binary", ""]),
+        "application_headers": st.dictionaries(st.text(max_size=20), values, max_size=6),
+        "delivery_mode": st.integers(0, 255),
+        "priority": st.one_of(st.none(), st.integers(0, 255)),
+        "correlation_id": texts,
+        "reply_to": texts,
+        "expiration": st.integers(0, 10**9).map(str),
+        "message_id": texts,
+        "timestamp": st.integers(0, 2**64 - 1),
+        "type": texts,
+        "user_id": texts,
+        "app_id": texts,
+        "cluster_id": texts,
+    },
+)
+bodies = st.one_of(
+    st.binary(max_size=300),
+    st.binary(max_size=300).map(bytearray),
+    st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * AT_ONCE, AT_ONCE + 1]).map(
+        lambda size: os.urandom(16) * (size // 16) + b"x" * (size % 16)
+    ),
+)
+
+
+@given(
+    properties,
+    bodies,
+    texts,
+    texts,
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 65535),
+    st.sampled_from([SMALL, SMALL + 1, 131072]),
+)
+@settings(max_examples=400, deadline=None)
+def test_a_message_has_the_bytes_of_py_amqp(
+    properties, body, exchange, key, mandatory, immediate, channel, frame_max
+):
+    arguments = (exchange, key, mandatory, immediate)
+    wire, conn = Wire(), connection(frame_max)
+    writer = FrameWriter(conn, wire)
+    writer.publish(channel, *arguments, amqp.Message(body, **properties))
+    expected = stock_publish(amqp.Message(body, **properties), *arguments, channel, frame_max)
+    assert wire.data == expected
+    assert conn.bytes_sent == 1
+    # The way of a subclass that sends the method itself.
+    wire.writes.clear()
+    args = dumps("Bssbb", (0, *arguments))
+    writer(1, channel, spec.Basic.Publish, args, amqp.Message(body, **properties))
+    assert wire.data == expected
+
+
+@pytest.mark.parametrize("encoding", [None, "utf-8", "latin-1"])
+def test_text_is_encoded_as_py_amqp_does(writer, wire, encoding):
+    ours, theirs = (
+        amqp.Message("grüße", **({"content_encoding": encoding} if encoding else {}))
+        for _ in range(2)
+    )
+    writer.publish(1, "", "q", False, False, ours)
+    assert wire.data == stock_publish(theirs, "", "q", False, False, 1, SMALL)
+    assert ours.properties == theirs.properties
+
+
+@pytest.mark.parametrize(
+    ("type_", "channel", "sig", "args"),
+    [
+        (1, 3, spec.Basic.Qos, dumps("lBb", (0, 10, False))),
+        (1, 0, spec.Connection.CloseOk, ""),
+        (8, 0, None, None),
+    ],
+    ids=["method", "without arguments", "heartbeat"],
+)
+def test_other_frames_have_the_bytes_of_py_amqp(writer, wire, type_, channel, sig, args):
+    stock = Wire()
+    frame_writer(connection(), stock)(type_, channel, sig, args, None)
+    writer(type_, channel, sig, args, None)
+    assert wire.writes == stock.writes
+
+
+def test_an_acknowledgement_has_the_bytes_of_py_amqp(writer, wire):
+    stock = Wire()
+    write = frame_writer(connection(), stock)
+    for tag, multiple in ((1, False), (2**40, True)):
+        write(1, 7, spec.Basic.Ack, dumps("Lb", (tag, multiple)), None)
+        writer.acknowledge(7, tag, multiple)
+    assert wire.data == stock.data
+
+
+def test_a_small_message_is_one_write(writer, wire):
+    writer.publish(1, "", "q", False, False, amqp.Message(b"x" * (CHUNK + 1)))
+    assert len(wire.writes) == 1
+
+
+@pytest.mark.parametrize(
+    ("properties", "key"),
+    [
+        ({"application_headers": {"a": 1, "b": object()}}, "q"),
+        ({"application_headers": {"a": [object()]}}, "q"),
+        ({"application_headers": {"a": 2**70}}, "q"),
+        ({"application_headers": {"k" * 256: 1}}, "q"),
+        ({"correlation_id": "x" * 256}, "q"),
+        ({"priority": 256}, "q"),
+        ({}, "q" * 256),
+    ],
+)
+def test_what_cannot_be_encoded_leaves_nothing_behind(writer, wire, properties, key):
+    with pytest.raises((FrameSyntaxError, struct.error)) as stock:
+        stock_publish(amqp.Message(b"b", **properties), "", key, False, False, 1, SMALL)
+    with pytest.raises(stock.type):
+        writer.publish(1, "", key, False, False, amqp.Message(b"b", **properties))
+    if key == "q":
+        args = dumps("Bssbb", (0, "", key, False, False))
+        with pytest.raises(stock.type):
+            writer(1, 1, spec.Basic.Publish, args, amqp.Message(b"b", **properties))
+    assert not wire.writes
+    good = amqp.Message(b"good")
+    writer.publish(1, "", "q", False, False, good)
+    assert wire.data == stock_publish(good, "", "q", False, False, 1, SMALL)
+
+
+@pytest.mark.parametrize("body", [17, None, object()])
+def test_a_body_that_is_no_bytes_is_refused(writer, wire, body):
+    with pytest.raises(TypeError):
+        writer.publish(1, "", "q", False, False, amqp.Message(body))
+    assert not wire.writes
+
+
+@pytest.mark.parametrize("failure", [TimeoutError("timed out"), OSError(32, "gone"), KeyError()])
+def test_after_a_failed_write_the_connection_is_lost(writer, wire, failure):
+    message = amqp.Message(b"b")
+    wire.failure = failure
+    with pytest.raises(type(failure)):
+        writer.publish(1, "", "q", False, False, message)
+    assert not wire.connected
+    wire.failure = None
+    for again in (
+        lambda: writer.publish(1, "", "q", False, False, message),
+        lambda: writer.acknowledge(1, 1, False),
+        lambda: writer(8, 0, None, None, None),
+    ):
+        with pytest.raises(BrokenPipeError):
+            again()
+    assert not wire.writes
+
+
+def test_a_large_body_is_not_copied():
+    class Sink:
+        connected = True
+
+        def write(self, data) -> None:
+            pass
+
+    body = b"x" * (16 * 1024 * 1024)
+    writer = FrameWriter(connection(131072), Sink())
+    tracemalloc.start()
+    try:
+        writer.publish(1, "", "q", False, False, amqp.Message(body))
+        assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+# -- the buffer
+
+
+def test_frames_stand_one_behind_the_other():
+    frames = FrameBuffer()
+    frames.method(1, spec.Basic.Qos, b"abc")
+    first = bytes(frames.view())
+    frames.ack(2, 3)
+    assert bytes(frames.view()).startswith(first)
+    assert len(frames) == len(first) + 21
+    frames.truncate(len(first))
+    assert bytes(frames.view()) == first
+    frames.clear()
+    assert bytes(frames.view()) == b""
+
+
+def test_nothing_moves_while_somebody_looks():
+    frames = FrameBuffer()
+    frames.ack(1, 1)
+    with frames.view() as view:
+        seen = bytes(view)
+        for change in (
+            frames.clear,
+            lambda: frames.truncate(0),
+            lambda: frames.ack(1, 2),
+            lambda: frames.method(1, (60, 10), b""),
+            lambda: frames.frame(8, 0, b""),
+            lambda: frames.header(1, 60, {}, 0),
+            lambda: frames.publish(1, "", "", False, False, {}, 0),
+            lambda: frames.body(1, b"x", SMALL),
+        ):
+            with pytest.raises(BufferError):
+                change()
+        assert bytes(view) == seen
+    frames.clear()
+
+
+def test_a_buffer_that_grew_large_is_freed():
+    frames = FrameBuffer()
+    frames.body(1, b"x" * 1_000_000, 131072)
+    frames.clear()
+    frames.ack(1, 1)
+    assert len(frames) == 21
+    with pytest.raises(ValueError, match="frame_max"):
+        frames.body(1, b"x", 8)
