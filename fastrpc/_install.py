@@ -26,7 +26,8 @@ def install(backend: bool = True, transport: bool = True) -> None:
 
     Args:
         backend: ``rpc://`` is :class:`fastrpc.backend.RPCBackend`.
-        transport: ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use ours.
+        transport: ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use ours, and the
+            serializer ``json`` uses orjson where that means the same.
     """
     if backend:
         from celery.app.backends import BACKEND_ALIASES
@@ -34,6 +35,10 @@ def install(backend: bool = True, transport: bool = True) -> None:
         BACKEND_ALIASES["rpc"] = "fastrpc.backend:RPCBackend"
         logger.debug("installed: rpc:// is fastrpc's result backend")
     if transport:
+        from .serialization import register_json
+
+        if register_json():
+            logger.debug("installed: the serializer json uses orjson")
         from kombu import transport as kombu_transport
 
         kombu_transport.TRANSPORT_ALIASES.update(TRANSPORTS)

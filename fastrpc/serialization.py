@@ -21,7 +21,7 @@ from ._json import MISS as _MISS
 from ._json import dumps as _plain_dumps
 from ._json import loads as _plain_loads
 
-__all__ = ["decode", "encode", "means_kombu_json"]
+__all__ = ["decode", "encode", "means_kombu_json", "register_json"]
 
 _JSON = "application/json"
 
@@ -38,6 +38,37 @@ if getattr(_kombu_loads, "__globals__", None) is not vars(_kombu_json):
 _encoders, _decoders, _disabled = codecs()
 
 
+def _json_dumps(value: Any) -> Any:
+    # Text, as kombu's: what stores a payload may take nothing else.
+    payload = _plain_dumps(value)
+    return _kombu_dumps(value) if payload is None else payload.decode()
+
+
+def _json_loads(data: Any) -> Any:
+    value = _plain_loads(data)
+    return _kombu_loads(data) if value is _MISS else value
+
+
+_KOMBU_DUMPS = (_kombu_dumps, _json_dumps)
+_KOMBU_LOADS = (_kombu_loads, _json_loads)
+
+
+def register_json() -> bool:
+    """Let ``json`` in kombu's registry use orjson for what both encode and decode alike.
+
+    Task bodies, events and remote control then use it too. Returns False, and changes nothing,
+    where the application has registered a ``json`` of its own.
+    """
+    codec = _encoders.get("json")
+    if codec is None or codec[2] not in _KOMBU_DUMPS or _decoders.get(_JSON) not in _KOMBU_LOADS:
+        return False
+    default = _registry._default_encode is codec[2]
+    _registry.register("json", _json_dumps, _json_loads, codec[0], codec[1])
+    if default:
+        _registry._set_default_serializer("json")
+    return True
+
+
 def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
     """Encode `value` as ``kombu.serialization.dumps(value, serializer=serializer)`` does.
 
@@ -49,7 +80,7 @@ def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
     """
     if serializer == "json":
         codec = _encoders.get("json")
-        if codec is not None and codec[2] is _kombu_dumps:
+        if codec is not None and codec[2] in _KOMBU_DUMPS:
             payload = _plain_dumps(value)
             if payload is not None:
                 return codec[0], codec[1], payload
@@ -73,7 +104,7 @@ def decode(
     if (
         content_type == _JSON
         and (content_encoding == "utf-8" or not content_encoding or type(content_encoding) is str)
-        and _decoders.get(_JSON) is _kombu_loads
+        and _decoders.get(_JSON) in _KOMBU_LOADS
         and (_JSON in accept if accept is not None else _JSON not in _disabled)
     ):
         value = _plain_loads(body)
@@ -86,7 +117,7 @@ def decode(
 
 def means_kombu_json(accept: Container[str] | None) -> bool:
     """Whether a body of type ``application/json`` may be decoded, and has kombu's meaning."""
-    return _decoders.get(_JSON) is _kombu_loads and (
+    return _decoders.get(_JSON) in _KOMBU_LOADS and (
         _JSON in accept if accept is not None else _JSON not in _disabled
     )
 

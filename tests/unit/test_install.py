@@ -124,5 +124,6 @@ def test_the_log_says_what_it_did():
     """)
     assert said.splitlines() == [
         "fastrpc installed: rpc:// is fastrpc's result backend",
+        "fastrpc installed: the serializer json uses orjson",
         "fastrpc installed: amqp, amqps, pyamqp, librabbitmq use fastrpc's transport",
     ]

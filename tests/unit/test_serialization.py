@@ -823,6 +823,55 @@ def test_json_unregistered(registry):
     assert check_decode(b"[1]") == ("value", "[1]")
 
 
+# In kombu's registry
+
+
+@pytest.mark.parametrize(
+    "value", [META, "text", "\ud800", [1, (2,)], None, {1: 2}, {1, 2}, object, 2**70, [1.5, "ü"]]
+)
+def test_the_registry_means_the_same_with_ours(registry, value):
+    theirs = outcome(kombu.serialization.dumps, value, serializer="json")
+    assert serialization.register_json()
+    ours = outcome(kombu.serialization.dumps, value, serializer="json")
+    check_encode(value)
+    if theirs[0] == "error":
+        assert ours == theirs
+        return
+    assert ours[1][:2] == theirs[1][:2]
+    assert type(ours[1][2]) is str
+    for payload in (theirs[1][2], ours[1][2], ours[1][2].encode("utf-8", "surrogatepass")):
+        meant = outcome(kombu.utils.json.loads, payload)
+        got = outcome(kombu_decode, payload)
+        assert got[0] == meant[0]
+        assert got[0] == "error" or same(got, meant)
+
+
+@pytest.mark.parametrize("text", [b"", b"[1", b"NaN", b'{"a": 1, "a": 2}', b"\xff", b'"\\ud800"'])
+def test_the_registry_reads_the_same_with_ours(registry, text):
+    meant = outcome(kombu_decode, text)
+    assert serialization.register_json()
+    assert same(outcome(kombu_decode, text), meant)
+
+
+def test_registering_again_changes_nothing(registry):
+    assert serialization.register_json()
+    kept = registry._encoders["json"], registry._decoders[JSON]
+    assert serialization.register_json()
+    assert (registry._encoders["json"], registry._decoders[JSON]) == kept
+    assert serialization.means_kombu_json(ACCEPT)
+
+
+def test_the_default_serializer_is_ours_too(registry):
+    assert serialization.register_json()
+    assert kombu.serialization.dumps({"a": [1, 2]}) == (JSON, "utf-8", '{"a":[1,2]}')
+
+
+def test_a_json_of_the_application_is_left_alone(registry):
+    kombu.serialization.register("json", lambda v: "enc", None, JSON)
+    assert not serialization.register_json()
+    assert kombu.serialization.dumps([1], serializer="json")[2] == "enc"
+
+
 # Properties
 
 EXAMPLES = int(os.environ.get("FASTRPC_HYPOTHESIS_EXAMPLES", "400"))
