@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+from amqp import spec
+from amqp.basic_message import Message
 from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 from vine import promise
@@ -54,6 +57,23 @@ class Channel(pyamqp.Channel):
         return sent
 
     basic_publish = _basic_publish
+
+    def deliver(
+        self, arguments: tuple[str, int, bool, str, str], properties: dict[str, Any], body: bytes
+    ) -> None:
+        """Give a delivery to its consumer's callback, as py-amqp's dispatch does."""
+        if self.is_closing:
+            self.dispatch_method(spec.Basic.Deliver, b"", None)  # logs that it is ignored
+            return
+        message = Message(body)
+        message.properties = properties
+        message.body_size = message.body_received = len(body)
+        message.ready = True
+        if self.auto_decode and "content_encoding" in properties:
+            # What has no such encoding, as "binary" is none, stays as it is.
+            with suppress(LookupError, TypeError, ValueError):
+                message.body = body.decode(properties["content_encoding"])
+        self._on_basic_deliver(*arguments, message)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
         """Acknowledge one delivery, or all up to it.

@@ -15,8 +15,7 @@ from contextlib import suppress
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
 
-from amqp import spec
-from amqp.basic_message import Message
+from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 from vine import promise
 
@@ -51,6 +50,8 @@ class Connection(pyamqp.Connection):
 
     #: Called when more was read than was served: no readable socket will tell an event loop of it.
     on_rest: Callable[[], None] | None = None
+    #: Called when the connection ends.
+    on_collect: Callable[[], None] | None = None
 
     def __init__(
         self,
@@ -158,6 +159,12 @@ class Connection(pyamqp.Connection):
         except AttributeError:
             # An exception was thrown into the making of a channel. The socket is closed by now.
             self._transport = self.connection = self.channels = None
+        self._end()
+
+    def _end(self) -> None:
+        on_collect, self.on_collect, self.on_rest = self.on_collect, None, None
+        if on_collect is not None:
+            on_collect()
 
     def abandon(self) -> None:
         """Close our copy of the socket and nothing else: it is another process's connection."""
@@ -165,6 +172,7 @@ class Connection(pyamqp.Connection):
         if transport is not None and transport.sock is not None:
             sock, transport.sock = transport.sock, None
             sock.close()
+        self._end()
 
     def dispatch(self, kind: int) -> Any:
         """Serve what the reader shows: ``on_delivery``, or py-amqp's handlers for all else.
@@ -185,15 +193,13 @@ class Connection(pyamqp.Connection):
             ) from exc
 
     def on_delivery(self) -> Any:
-        """Give the delivery that the reader shows to py-amqp's consumers."""
+        """Give the delivery that the reader shows to the consumers of its channel."""
         reader = self.reader
         if reader.body_dropped:
             raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
-        message = Message(frame_method=spec.Basic.Deliver, frame_args=reader.method_args)
-        message.inbound_header(reader.header)
-        message.body = reader.body
-        message.ready = True
-        self.on_inbound_method(reader.channel, spec.Basic.Deliver, reader.method_args, message)
+        if self.channels is None:
+            raise RecoverableConnectionError("Connection already closed")
+        self.channels[reader.channel].deliver(reader.delivery_args, reader.properties, reader.body)
         return True
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from types import MethodType
 from typing import Any
 
 from kombu.transport import pyamqp
 
 from .connection import Connection
+from .loop import LoopReader
 
 __all__ = ["OURS", "SSLTransport", "Transport", "is_amqp", "use_our_transport"]
 
@@ -19,20 +19,12 @@ class Transport(pyamqp.Transport):
     Connection = Connection
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        super().register_with_event_loop(connection, loop)
-
-        def due() -> None:
-            connection.on_rest = None  # one at a time
-            loop.call_soon(serve)
-
-        def serve() -> None:
-            connection.on_rest = due
-            with suppress(TimeoutError):
-                # All of it: before the loop comes back here it may wait for a socket.
-                while connection.connected and connection.reader.buffered:
-                    connection.drain_events(timeout=0)
-
-        connection.on_rest = due
+        connection.transport.raise_on_initial_eintr = True
+        served = LoopReader(connection, loop)
+        loop.add_reader(connection.sock, served.on_readable)
+        loop.add_reader(served.alarm.fileno(), served.on_readable)
+        connection.on_collect = served.close
+        connection.on_rest = served.alarm.set
         connection.tell_of_rest()
 
 

@@ -5,7 +5,7 @@ lock.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 NEED_MORE: Final[int]
 """``FrameReader.next()``: nothing whole is buffered (0)."""
@@ -122,6 +122,19 @@ class FrameReader:
     @property
     def body_dropped(self) -> int:
         """Size of a body over ``max_body``, which was read over (``body`` is empty); else 0."""
+
+    @property
+    def delivery_args(self) -> tuple[str, int, bool, str, str]:
+        """Consumer tag, delivery tag, redelivered, exchange and routing key, as py-amqp's handler
+        of ``basic.deliver`` takes them."""
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """All properties, decoded, as ``amqp.Message.properties`` has them.
+
+        Raises ``TableError`` where they are malformed, and what
+        ``fastrpc.wire._table.loads_properties`` raises.
+        """
 
     @property
     def method_args(self) -> bytes:

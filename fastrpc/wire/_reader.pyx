@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from fastrpc.wire._memory cimport Area, bytes_allocator, raw_allocator, take_bytes
+from fastrpc.wire._table cimport read_properties
 from fastrpc.wire.calloc cimport allocator
 from fastrpc.wire.cframe cimport (
     FRAME_DELIVERY,
@@ -43,6 +44,10 @@ cdef inline bytes copy_view(wire_view view):
 
 cdef inline object copy_optional(wire_view view):
     return None if view.ptr == NULL else copy_view(view)
+
+
+cdef inline str shortstr(wire_view view):
+    return view.ptr[: view.len].decode("utf-8", "surrogatepass")
 
 
 cdef uint32_t checked_frame_max(frame_max) except? 0:
@@ -254,6 +259,23 @@ cdef class FrameReader:
     def header(self):
         self.want_delivery()
         return copy_view(self.event.header)
+
+    @property
+    def delivery_args(self):
+        self.want_delivery()
+        return (
+            shortstr(self.event.consumer_tag),
+            self.event.delivery_tag,
+            bool(self.event.redelivered),
+            shortstr(self.event.exchange),
+            shortstr(self.event.routing_key),
+        )
+
+    @property
+    def properties(self):
+        # Behind the class, the weight and the size of the body.
+        self.want_delivery()
+        return read_properties(self.event.header.ptr + 12, self.event.header.len - 12)
 
     cdef bytes body_bytes(self):
         cdef uint8_t *data

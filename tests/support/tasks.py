@@ -68,6 +68,16 @@ def sleep(seconds):
 
 
 @task()
+def note_and_wait(path, number, until=None):
+    """Write down that it runs, then wait until the file `until` exists."""
+    with open(path, "a") as log:
+        log.write(f"{number}\n")
+    deadline = time.monotonic() + 60
+    while until and not os.path.exists(until) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@task()
 def big(size):
     """A result of `size` characters."""
     return "x" * size

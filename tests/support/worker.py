@@ -28,7 +28,8 @@ class Worker:
     """`celery worker` with the tasks of tasks.py, ready when the constructor returns.
 
     `queues` are the queues it consumes, the first is also where its tasks send subtasks.
-    `conf` are Celery settings, `args` more of the command line.
+    `conf` are Celery settings, `args` more of the command line. `install`: it calls
+    fastrpc.install() first.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Worker:
         conf: dict[str, Any] | None = None,
         args: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
+        install: bool = False,
         timeout: float = 60,
     ) -> None:
         self.broker, self.backend, self.pool, self.queues = broker, backend, pool, queues
@@ -65,6 +67,7 @@ class Worker:
                     "FASTRPC_TEST_QUEUE": queues[0],
                     "FASTRPC_TEST_CONF": json.dumps(conf or {}),
                     "C_FORCE_ROOT": "1",
+                    **({"FASTRPC_TEST_INSTALL": "1"} if install else {}),
                     **(env or {}),
                 },
                 stdin=subprocess.DEVNULL,

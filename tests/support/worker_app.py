@@ -8,8 +8,12 @@ import sys
 
 from celery.signals import worker_ready
 
+import fastrpc
 from tests.support.apps import make_app
 from tests.support.worker import READY_LINE
+
+if os.environ.get("FASTRPC_TEST_INSTALL"):
+    fastrpc.install()
 
 app = make_app(
     os.environ["FASTRPC_TEST_BROKER"],

@@ -1,0 +1,78 @@
+"""A connection under kombu's event loop, which looks at sockets and not into our read buffer."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from amqp.exceptions import RecoverableConnectionError
+
+__all__ = ["Alarm", "LoopReader"]
+
+#: Deliveries that are served before the loop looks at its timers again.
+AT_MOST = 32
+
+
+class Alarm:
+    """A file descriptor that is readable while set: the loop does not sleep then."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        self._is_set = False
+
+    def fileno(self) -> int:
+        return self._read
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            os.write(self._write, b"!")
+
+    def clear(self) -> None:
+        if self._is_set:
+            self._is_set = False
+            os.read(self._read, 1)
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class LoopReader:
+    """Serves a connection in the loop's turns.
+
+    A turn begins with what was asked for in the one before: of a solo pool the acknowledgement of
+    the task that ran. So a turn serves deliveries until something is asked for, and no task begins
+    before the last one is acknowledged.
+    """
+
+    def __init__(self, connection: Any, loop: Any) -> None:
+        self.connection, self.loop = connection, loop
+        self.alarm = Alarm()
+
+    def on_readable(self) -> None:
+        """Serve what is there.
+
+        Raises:
+            RecoverableConnectionError: the connection is lost, as whatever py-amqp raises.
+        """
+        connection, alarm = self.connection, self.alarm
+        if not connection.connected:
+            raise RecoverableConnectionError("Socket was disconnected")
+        for _ in range(AT_MOST):
+            if self.loop._ready:
+                return  # the socket, or the alarm, brings us back
+            try:
+                connection.drain_events(timeout=0)
+            except TimeoutError:
+                alarm.clear()  # what is left is only part of a frame
+                return
+            if not connection.reader.buffered:
+                alarm.clear()
+                return
+
+    def close(self) -> None:
+        """The connection has ended."""
+        self.loop.remove(self.alarm.fileno())
+        self.alarm.close()

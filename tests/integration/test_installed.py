@@ -1,0 +1,172 @@
+"""Real workers and clients with install() on both sides; the transport is checked to be ours."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.support.apps import make_app
+from tests.support.processes import ROOT
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker
+
+WAIT = 30
+CLIENT = """
+import os, sys, time
+import fastrpc
+fastrpc.install()
+from datetime import datetime, timedelta, timezone
+from celery import chain, group
+from tests.support.apps import make_app
+app = make_app(os.environ["URL"], "rpc://", os.environ["QUEUE"], task_queue_max_priority=10)
+task = lambda name: app.tasks["tests." + name]
+with app.connection_for_write() as connection:
+    assert type(connection.transport).__module__ == "fastrpc.transport.transports"
+"""
+
+
+@pytest.fixture(scope="module", params=["solo", "threads", "prefork"])
+def worker(request, broker):
+    name = f"fastrpc-tests-installed-{request.param}-{os.getpid()}"
+    with Worker(
+        broker.url,
+        "rpc://",
+        pool=request.param,
+        queues=(name,),
+        args=("-E",),
+        install=True,
+        conf={"task_queue_max_priority": 10},
+    ) as worker:
+        yield worker
+
+
+def run(broker, worker, source: str) -> str:
+    """What a client program prints, in a process of its own: install() is for a whole process."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT + textwrap.dedent(source)],
+        cwd=ROOT,
+        env={**os.environ, "URL": broker.url, "QUEUE": worker.queue, "NAME": worker.name},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stderr + worker.log
+    return done.stdout
+
+
+def test_tasks_and_their_options(broker, worker):
+    run(
+        broker,
+        worker,
+        f"""
+        echo, add = task("echo"), task("add")
+        results = [
+            echo.apply_async(("plain",)),
+            echo.apply_async(("headers",), headers={{"a": [1, {{"b": None}}]}}),
+            echo.apply_async(("priority",), priority=7),
+            echo.apply_async(("eta",), eta=datetime.now(timezone.utc) + timedelta(seconds=0.5)),
+            echo.apply_async(("countdown",), countdown=0.2),
+            echo.apply_async(("expires",), expires=60),
+            echo.apply_async(("gzip",), compression="gzip"),
+            echo.apply_async(("linked",), link=echo.s(), link_error=echo.s()),
+            echo.apply_async(("größer" * 100_000,)),
+        ]
+        got = [r.get(timeout={WAIT}) for r in results]
+        assert got[:8] == "plain headers priority eta countdown expires gzip linked".split(), got
+        assert got[8] == "größer" * 100_000
+        assert chain(add.s(1, 2), add.s(3))().get(timeout={WAIT}) == 6
+        many = group(add.s(n, n) for n in range(300))()
+        assert many.get(timeout={WAIT}) == [2 * n for n in range(300)]
+        """,
+    )
+
+
+def test_remote_control(broker, worker):
+    said = run(
+        broker,
+        worker,
+        f"""
+        name = os.environ["NAME"]
+        assert app.control.ping([name], timeout={WAIT}, limit=1) == [{{name: {{"ok": "pong"}}}}]
+        look = app.control.inspect([name], timeout={WAIT}, limit=1)
+        print(sorted(look.registered()) == [name], look.stats()[name]["broker"]["transport"])
+        """,
+    )
+    assert said.split() == ["True", "amqp"]
+
+
+def test_events(broker, worker):
+    said = run(
+        broker,
+        worker,
+        f"""
+        import json, threading
+        seen, done = [], threading.Event()
+        def watch():
+            with app.connection_for_read() as connection:
+                def caught(event):
+                    seen.append(event["type"])
+                    if event["type"] == "task-succeeded":
+                        receiver.should_stop = True
+                        done.set()
+                receiver = app.events.Receiver(connection, handlers={{"*": caught}})
+                ready.set()
+                receiver.capture(limit=None, timeout={WAIT}, wakeup=False)
+        ready = threading.Event()
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        ready.wait()
+        time.sleep(1)
+        task("echo").apply_async(("seen",)).get(timeout={WAIT})
+        assert done.wait({WAIT}), seen
+        print(json.dumps(seen))
+        """,
+    )
+    assert {"task-received", "task-started", "task-succeeded"} <= set(json.loads(said))
+
+
+@pytest.mark.parametrize("install", [False, True], ids=["stock", "installed"])
+def test_kill_9_runs_no_finished_task_again(broker, tmp_path, install):
+    """In the fifth of eight prefetched tasks of a solo pool.
+
+    On stock the last that finished may run again, as its acknowledgement waits for the loop's turn.
+    """
+    log = tmp_path / "runs"
+    queue = f"fastrpc-tests-kill-{install}-{os.getpid()}"
+    app = make_app(broker.url, "fastrpc://", queue)
+
+    def start():
+        return Worker(
+            broker.url,
+            "rpc://",
+            pool="solo",
+            concurrency=1,
+            queues=(queue,),
+            conf={"worker_prefetch_multiplier": 8},
+            install=install,
+        )
+
+    def runs() -> list[int]:
+        numbers = [int(line) for line in log.read_text().split()] if log.exists() else []
+        return [numbers.count(n) for n in range(8)]
+
+    with contextlib.closing(start()) as worker:
+        for n in range(8):
+            # Only the first worker stays in the fifth.
+            app.tasks["tests.note_and_wait"].apply_async(
+                (str(log), n, str(tmp_path / "go") if n == 4 else None), ignore_result=True
+            )
+        wait_until(lambda: runs()[4] == 1, WAIT, "the fifth task runs")
+        worker.kill()
+    (tmp_path / "go").touch()
+    with contextlib.closing(start()):
+        wait_until(lambda: min(runs()) > 0, WAIT, "the others have run")
+    again = [n for n, times in enumerate(runs()) if times > 1]
+    assert set(again) <= ({4} if install else {3, 4})
+    assert max(runs()) <= 2
