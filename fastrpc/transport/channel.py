@@ -11,6 +11,8 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 from vine import promise
 
+from .batch import PublishBatch
+
 __all__ = ["Channel"]
 
 
@@ -57,6 +59,15 @@ class Channel(pyamqp.Channel):
         return sent
 
     basic_publish = _basic_publish
+
+    @property
+    def supports_batch_publish(self) -> bool:
+        """Not with ``confirm_publish``: each message is waited for, as on stock."""
+        return self.connection is not None and not self.connection.confirm_publish
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """What kombu's ``Producer.batch()`` collects messages in."""
+        return PublishBatch(self, max_size)
 
     def deliver(
         self, arguments: tuple[str, int, bool, str, str], properties: dict[str, Any], body: bytes

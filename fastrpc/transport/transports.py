@@ -17,6 +17,7 @@ class Transport(pyamqp.Transport):
     """kombu's AMQP transport over our connection."""
 
     Connection = Connection
+    implements = pyamqp.Transport.implements.extend(batch_publish=True)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         connection.transport.raise_on_initial_eintr = True

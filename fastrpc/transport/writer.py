@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from typing import Any
 
@@ -31,7 +30,6 @@ class FrameWriter:
         # Made with the connection: gevent and eventlet may have patched it since the import.
         self._lock = threading.Lock()
         self._broken = False
-        self._pid = os.getpid()
 
     def __call__(
         self,
@@ -86,12 +84,16 @@ class FrameWriter:
             self._begin().ack(channel, delivery_tag, multiple)
             self._finish(channel, b"")
 
+    def send(self, frames: FrameBuffer) -> None:
+        """Write whole frames that were encoded elsewhere, all at once."""
+        with self._lock:
+            self._begin()
+            self._write(frames)
+            self._connection.bytes_sent += 1
+
     def _begin(self) -> FrameBuffer:
         if self._broken:
             raise BrokenPipeError(errno.EPIPE, "a write on this connection has failed before")
-        if self._frames and self._pid != os.getpid():
-            self._frames.clear()  # the parent's, which sends them itself
-        self._pid = os.getpid()
         return self._frames
 
     def _finish(self, channel: int, body: Any) -> None:
@@ -102,7 +104,7 @@ class FrameWriter:
                 self._frames.body(channel, body, frame_max)
             else:
                 self._write_parts(channel, memoryview(body), frame_max)
-        self._write()
+        self._write(self._frames)
         self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
 
     def _write_parts(self, channel: int, body: memoryview, frame_max: int) -> None:
@@ -110,12 +112,9 @@ class FrameWriter:
         step = max(AT_ONCE // chunk, 1) * chunk
         for start in range(0, len(body), step):
             self._frames.body(channel, body[start : start + step], frame_max)
-            self._write()
+            self._write(self._frames)
 
-    def _write(self) -> None:
-        frames = self._frames
-        if not frames:
-            return
+    def _write(self, frames: FrameBuffer) -> None:
         done = False
         try:
             with frames.view() as view:

@@ -1,0 +1,115 @@
+"""Many messages in one write: kombu's batch protocol, ``Producer.batch()`` since kombu 5.7."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import kombu.exceptions
+from amqp.exceptions import RecoverableConnectionError
+
+from ..wire._frames import FrameBuffer
+from .writer import AT_ONCE, encoded_body
+
+__all__ = ["PublishBatch"]
+
+#: kombu has it since 5.7.
+BatchPublishError: type[Exception] = getattr(
+    kombu.exceptions, "BatchPublishError", kombu.exceptions.KombuError
+)
+
+
+class PublishBatch:
+    """Messages of one channel, kept until ``max_size`` of them or :data:`AT_ONCE` bytes are there.
+
+    Not thread-safe: kombu gives each thread its own.
+    """
+
+    def __init__(self, channel: Any, max_size: int) -> None:
+        self.channel, self.max_size = channel, max_size
+        self._frames = FrameBuffer()
+        self._count = 0
+        self._pid = os.getpid()
+        self._failed: Exception | None = None
+        self._closed = ""
+
+    def publish(
+        self,
+        message: Any,
+        exchange: Any = "",
+        routing_key: Any = "",
+        mandatory: bool = False,
+        immediate: bool = False,
+        timeout: float | None = None,
+        confirm_timeout: float | None = None,
+    ) -> None:
+        """Encode a message; it is written by a later ``flush``.
+
+        Raises:
+            TableError, struct.error: it cannot be encoded and is no part of the batch.
+        """
+        self._check_usable()
+        channel = self.channel
+        body = encoded_body(message)
+        before = len(self._frames)
+        self._frames.publish(
+            channel.channel_id,
+            exchange,
+            routing_key,
+            mandatory,
+            immediate,
+            message.properties,
+            len(body),
+        )
+        try:
+            self._frames.body(channel.channel_id, body, self._connection().frame_max)
+        except BaseException:
+            self._frames.truncate(before)
+            raise
+        self._count += 1
+        if self._count >= self.max_size or len(self._frames) >= AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept.
+
+        Raises:
+            kombu.exceptions.BatchPublishError: the write failed; which messages arrived is unknown.
+        """
+        self._check_usable()
+        if not self._count:
+            return
+        count, self._count = self._count, 0
+        try:
+            if self._pid != os.getpid():
+                return  # the parent's, which sends them itself
+            connection = self._connection()
+            connection.look_in()
+            connection.frame_writer.send(self._frames)
+        except Exception as exc:
+            self._failed = exc
+            raise BatchPublishError(f"{count} messages of a batch are in doubt: {exc}") from exc
+        finally:
+            self._frames.clear()
+
+    def discard(self) -> None:
+        """Forget what has not been written."""
+        self._closed = "aborted"
+        self._count = 0
+        self._frames.clear()
+
+    def close(self) -> None:
+        """Forget what has not been written, for good."""
+        self.discard()
+        self._closed = "closed"
+
+    def _connection(self) -> Any:
+        if not self.channel.connection:
+            raise RecoverableConnectionError("basic_publish: connection closed")
+        return self.channel.connection
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise RuntimeError(f"publish batch is {self._closed}")
+        if self._failed is not None:
+            raise BatchPublishError("publish batch failed before") from self._failed
