@@ -52,6 +52,7 @@ BACKENDS = {
     "fastrpc": "fastrpc://",
     "fastrpc-noconfirm": "fastrpc://?publisher_confirms=0",
     "fastrpc-busywait": "fastrpc://?busy_wait=0.002",
+    "installed": "rpc://",
     "raw": "rpc://",
 }
 
@@ -202,6 +203,7 @@ class Arena:
                     # With few, Celery's event loop may sleep before it acknowledges short tasks.
                     conf={"worker_prefetch_multiplier": 64},
                     env=env,
+                    install=who == "installed",
                 )
         return self._workers[who]
 

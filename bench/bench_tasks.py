@@ -6,7 +6,7 @@ import pytest
 
 from .arena import QUICK, contestants, full_only, rounds
 
-EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "raw")
+EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "installed", "raw")
 
 
 @contestants(*EVERYBODY)
@@ -46,7 +46,7 @@ def test_call_and_wait(race, arena, who):
 
 @full_only
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-@contestants("rpc", "redis", "fastrpc")
+@contestants("rpc", "redis", "fastrpc", "installed")
 def test_round(race, arena, who, pool):
     """The same with the other pools, two threads or processes each."""
     whole(race, arena, "whole", pool, 4_000, 3)
