@@ -7,9 +7,11 @@ or the compiled code, has to name itself is only listed. A test asks for each na
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import kombu.pools
+import kombu.transport
 from celery._state import current_task, task_join_will_block
 from celery.app.utils import Settings
 from celery.backends.base import Backend
@@ -23,7 +25,9 @@ __all__ = [
     "current_task",
     "dates_are_always_utc",
     "forget_pools",
+    "forget_schemes",
     "forget_thread_state",
+    "replace_codec",
     "spellings",
     "task_join_will_block",
 ]
@@ -83,6 +87,19 @@ BORROWED = (
         "may a content type be decoded?",
         "serialization",
     ),
+    Borrowed(
+        "kombu.serialization:registry._default_encode", "is `json` the default?", "serialization"
+    ),
+    Borrowed(
+        "kombu.serialization:registry._set_default_serializer",
+        "keeps `json` the default",
+        "serialization",
+    ),
+    Borrowed("kombu.transport:_transport_cache", "a scheme is resolved once", "_install"),
+    Borrowed("kombu.asynchronous.hub:Hub#_ready", "was a task acknowledged?", "transport.loop"),
+    Borrowed(
+        "amqp.channel:Channel._on_basic_deliver", "a delivery's consumer", "transport.channel"
+    ),
     Borrowed("kombu.pools:Connections", "pools of the parent", "_lifecycle"),
     Borrowed("kombu.resource:Resource#_closed", "pools of the parent", "_lifecycle"),
     Borrowed("kombu.messaging:Producer.__connection__", "a pooled producer's own", "client.side"),
@@ -119,6 +136,21 @@ def codecs() -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     The registry changes them in place.
     """
     return registry._encoders, registry._decoders, registry._disabled_content_types
+
+
+def replace_codec(name: str, encode: Any, decode: Any) -> None:
+    """Register other functions for a serializer, which stays the default if it is."""
+    content_type, content_encoding, former = registry._encoders[name]
+    is_default = registry._default_encode is former
+    registry.register(name, encode, decode, content_type, content_encoding)
+    if is_default:
+        registry._set_default_serializer(name)
+
+
+def forget_schemes(schemes: Iterable[str]) -> None:
+    """Let kombu resolve the transports of these schemes anew: it does so once."""
+    for scheme in schemes:
+        kombu.transport._transport_cache.pop(scheme, None)
 
 
 def dates_are_always_utc() -> bool:

@@ -35,6 +35,7 @@ def install(backend: bool = True, transport: bool = True) -> None:
         BACKEND_ALIASES["rpc"] = "fastrpc.backend:RPCBackend"
         logger.debug("installed: rpc:// is fastrpc's result backend")
     if transport:
+        from ._borrowed import forget_schemes
         from .serialization import register_json
 
         if register_json():
@@ -42,7 +43,5 @@ def install(backend: bool = True, transport: bool = True) -> None:
         from kombu import transport as kombu_transport
 
         kombu_transport.TRANSPORT_ALIASES.update(TRANSPORTS)
-        for scheme in TRANSPORTS:
-            # kombu resolves a scheme once.
-            kombu_transport._transport_cache.pop(scheme, None)
+        forget_schemes(TRANSPORTS)
         logger.debug("installed: %s use fastrpc's transport", ", ".join(TRANSPORTS))

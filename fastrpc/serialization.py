@@ -16,7 +16,7 @@ from kombu.serialization import dumps as _registry_dumps
 from kombu.serialization import loads as _registry_loads
 from kombu.utils import json as _kombu_json
 
-from ._borrowed import codecs
+from ._borrowed import codecs, replace_codec
 from ._json import MISS as _MISS
 from ._json import dumps as _plain_dumps
 from ._json import loads as _plain_loads
@@ -62,10 +62,7 @@ def register_json() -> bool:
     codec = _encoders.get("json")
     if codec is None or codec[2] not in _KOMBU_DUMPS or _decoders.get(_JSON) not in _KOMBU_LOADS:
         return False
-    default = _registry._default_encode is codec[2]
-    _registry.register("json", _json_dumps, _json_loads, codec[0], codec[1])
-    if default:
-        _registry._set_default_serializer("json")
+    replace_codec("json", _json_dumps, _json_loads)
     return True
 
 
