@@ -199,7 +199,10 @@ class Connection(pyamqp.Connection):
             raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
         if self.channels is None:
             raise RecoverableConnectionError("Connection already closed")
-        self.channels[reader.channel].deliver(reader.delivery_args, reader.properties, reader.body)
+        channel = self.channels.get(reader.channel)
+        if channel is None:
+            raise ProtocolError(f"delivery on channel {reader.channel}, which is not open")
+        channel.deliver(reader.delivery_args, reader.properties, reader.body)
         return True
 
 

@@ -6,7 +6,6 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator
-from struct import pack
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from amqp import spec
 
 from fastrpc.errors import ProtocolError
+from fastrpc.transport.channel import Channel
 from fastrpc.transport.connection import (
     HANG_UP_TIMEOUT,
     STICKY_TIMEOUT,
@@ -219,17 +219,23 @@ class TestDispatch:
         with pytest.raises(error):
             opened.connection.dispatch(opened.connection.reader.next())
 
-    def test_a_delivery_goes_to_py_amqps_consumers(self, opened):
+    def test_a_delivery_goes_to_the_consumer_of_its_tag(self, opened):
         got: list[Any] = []
-        opened.connection.on_inbound_method = lambda *args: got.append(args)
+        channel = Channel(opened.connection, 1)
+        channel.callbacks["queue"] = got.append
         opened.connection.reader.feed(delivery(7, b"body", b"id"))
         before = opened.connection.bytes_recv
         assert opened.connection.dispatch(opened.connection.reader.next()) is True
-        [(channel, method, payload, message)] = got
-        assert (channel, method, payload[:4]) == (1, spec.Basic.Deliver, pack(">HH", 60, 60))
-        assert (message.body, message.properties["correlation_id"]) == (b"body", "id")
+        [message] = got
+        assert (message.channel, message.delivery_info["delivery_tag"]) == (channel, 7)
+        assert (message.body, message.properties["correlation_id"]) == ("body", "id")
         assert message.ready
         assert opened.connection.bytes_recv > before  # a sign of life
+
+    def test_one_for_no_channel_is_a_protocol_error(self, opened):
+        opened.connection.reader.feed(delivery(7, b"body"))
+        with pytest.raises(ProtocolError, match="delivery on channel 1"):
+            opened.connection.dispatch(opened.connection.reader.next())
 
     def test_or_to_who_has_asked_for_them(self, opened):
         opened.connection.on_delivery = lambda: opened.connection.reader.delivery_tag
