@@ -17,7 +17,7 @@ from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
 from ._borrowed import current_task, forget_thread_state, task_join_will_block
-from ._lifecycle import making, register
+from ._lifecycle import bequeath, making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
 from .client.side import ClientSide, client_side, is_leaf, open_channel
@@ -86,6 +86,14 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
+        # Makes the queue of a name. Not a method: queues outlive the backend.
+        self._make_queue = partial(
+            make_queue,
+            queue_class=self.Queue,
+            exchange=self.exchange,
+            expires=self.expires,
+            queue_type=self.options.queue_type,
+        )
         with making():
             self._client = client_side(app, self._make_client_side)
             register(self)
@@ -94,7 +102,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._publisher: AMQPPublisher | KombuPublisher | None = None
 
     def _make_client_side(self) -> ClientSide:
-        return ClientSide(
+        side = ClientSide(
             self.app,
             self.options,
             make_queue=self._make_queue,
@@ -103,6 +111,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
             to_python=self.meta_from_decoded,
             consumer_class=self.ResultConsumer,
         )
+        if self.auto_delete:
+            bequeath(side, side.queues)
+        return side
 
     @property
     def result_consumer(self) -> Any:
@@ -120,15 +131,6 @@ class RPCBackend(AsyncBackendMixin, Backend):
             return Options.parse(given, self.url)
         except BadOption as exc:
             raise ImproperlyConfigured(str(exc)) from exc
-
-    def _make_queue(self, name: str) -> kombu.Queue:
-        return make_queue(
-            name,
-            queue_class=self.Queue,
-            exchange=self.exchange,
-            expires=self.expires,
-            queue_type=self.options.queue_type,
-        )
 
     # -- calling a task ------------------------------------------------------------------------
 
@@ -398,6 +400,14 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 url=self.url,
             ),
         )
+
+    def leave(self, timeout: float) -> bool:
+        """``close``, where the process ends: of all that was sent the broker has been told.
+
+        Returns:
+            Whether the broker answered within ``timeout`` seconds.
+        """
+        return self._client.leave(self.auto_delete, timeout)
 
     def close(self) -> None:
         """Hang up, once the results sent are confirmed (for ``shutdown_timeout`` at most).

@@ -30,6 +30,8 @@ cdef class ReadingRole:
     cdef object _reader
     cdef int _depth
     cdef int _calling_out
+    cdef object _claimed_by
+    cdef Wait _claim
 
     cdef bint take(self) except -1
     cdef int leave(self) except -1

@@ -131,5 +131,15 @@ class ReadingRole:
     def sleeping(self) -> int:
         """How many threads sleep until the reader hands over to them."""
 
+    def claim(self, wait: Wait) -> None:
+        """Have no other thread take the role once it is free; ``wait`` is woken when it is."""
+
+    def end_claim(self) -> None:
+        """Let others take it again; one of the sleepers is woken."""
+
+    @property
+    def claimed(self) -> bool:
+        """Whether another thread has claimed the role: the reader should leave soon."""
+
     def after_fork(self) -> None:
         """Forget the parent's other threads; a reader that forked in a callback goes on."""

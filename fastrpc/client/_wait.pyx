@@ -221,6 +221,8 @@ cdef class ReadingRole:
         # Asked for by name: gevent may have patched it since.
         this = threading.get_ident()
         if self._reader is None:
+            if self._claimed_by is not None and self._claimed_by != this:
+                return False
             self._reader = this
             self._depth = 1
             return True
@@ -245,10 +247,27 @@ cdef class ReadingRole:
     cdef int hand_over(self) except -1:
         """Wake one sleeper to become the reader, unless there is one."""
         if self._reader is None:
+            if self._claim is not None:
+                self._claim.wake()
+                return 0
             for sleeper in self._sleepers:
                 (<Wait>sleeper).wake()
                 break
         return 0
+
+    def claim(self, Wait wait not None):
+        """Have nobody else take the role once it is free; ``wait`` is woken when it is."""
+        self._claimed_by = threading.get_ident()
+        self._claim = wait
+
+    def end_claim(self):
+        """Let others take it again; one of the sleepers is woken."""
+        self._claimed_by = self._claim = None
+        self.hand_over()
+
+    @property
+    def claimed(self):
+        return self._claimed_by is not None and self._claimed_by != threading.get_ident()
 
     def call_out(self, function):
         """``function()``, a callback of the application that may wait for other results."""
@@ -273,6 +292,7 @@ cdef class ReadingRole:
     def after_fork(self):
         """Forget the parent's other threads; a reader that forked in a callback goes on."""
         self._sleepers.clear()
+        self._claimed_by = self._claim = None
         if self._reader != threading.get_ident():
             self._reader = None
             self._depth = self._calling_out = 0

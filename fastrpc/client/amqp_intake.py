@@ -124,6 +124,14 @@ class AMQPIntake(Intake):
             )
         self._ask_at = now + ANSWER_TIMEOUT
         self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
+        self._write_qos()
+
+    def nudge(self) -> None:
+        if not self.readers_only:
+            # Any question will do: its answer ends the read.
+            self._loop.guarded(self._write_qos)
+
+    def _write_qos(self) -> None:
         self.channel.send_method(spec.Basic.Qos, "lBb", (0, self.options.prefetch, False))
 
     def readable(self) -> bool:

@@ -161,12 +161,17 @@ class Intake:
         """Within, each answer of the broker may take ``timeout`` seconds, where we can say so."""
         yield
 
+    def nudge(self) -> None:
+        """Have the reader, another thread, return soon, where one read may be long."""
+
     def goodbye(self, timeout: float, delete_queues: bool) -> None:
-        """Close in order; each answer may take ``timeout`` seconds."""
+        """Close in order, within ``timeout`` seconds."""
+        end = time.monotonic() + timeout
         with self.answered_within(timeout):
             self.acknowledge()
             if delete_queues:
                 self.queues.delete(self._declaring)
+        with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
             self.connection.close()
 
     def abandon(self) -> None:

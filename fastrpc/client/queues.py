@@ -1,4 +1,4 @@
-"""The reply queues of this process, and when one must be declared (again).
+"""The reply queues of this process, when one must be declared (again), and how they go.
 
 A queue that was declared can be gone at the next call: it expired unused, somebody deleted
 it, the broker lost it. So every call repeats the declaration ahead of the task, on the same
@@ -9,6 +9,7 @@ does not renew RabbitMQ's ``x-expires``, so a waiting one is due well before tha
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,9 +22,13 @@ from kombu import Queue
 from kombu.common import maybe_declare
 
 from ..errors import ReplyQueueMismatch, ReplyQueueRefused
+from ..transport.dial import connect, errors_of
+from ..transport.transports import is_amqp, use_our_transport
 from ..wire._poll import hung_up
 
 __all__ = ["ReplyQueues", "make_queue"]
+
+logger = logging.getLogger("fastrpc")
 
 #: The part of ``x-expires`` after which a waiting declaration renews it.
 RENEW_AFTER = 0.25
@@ -63,11 +68,17 @@ class ReplyQueues:
     Args:
         make: Makes the queue of a name, unbound.
         expires: Seconds after which the broker drops an unused queue, or None.
+        connect: Makes an unopened kombu connection, to delete the queues over.
+
+    They outlive the app where it is collected, so nothing here may lead back to it.
     """
 
-    def __init__(self, make: Callable[[str], Queue], expires: float | None) -> None:
+    def __init__(
+        self, make: Callable[[str], Queue], expires: float | None, connect: Callable[[], Any]
+    ) -> None:
         self.make = make
         self.expires = expires
+        self._connect = connect
         self._renew_at: dict[str, float] = {}
         self._encoded: dict[str, bytes] = {}
 
@@ -150,10 +161,35 @@ class ReplyQueues:
 
     def delete(self, channel: Any) -> None:
         """Delete all queues of this process, with whatever is in them."""
-        while self._renew_at:
-            name, _ = self._renew_at.popitem()
-            self._encoded.pop(name, None)
-            self.make(name)(channel).delete()
+        names = self.names
+        self.clear()  # first: the broker says so of those that are consumed
+        try:
+            for left, name in zip(reversed(range(len(names))), names, strict=True):
+                # A channel is served in order: the last answer stands for all of them.
+                self.make(name)(channel).delete(nowait=left > 0)
+        except BaseException:
+            self._renew_at.update(dict.fromkeys(names, 0.0))
+            raise
+
+    def leave(self, timeout: float) -> bool:
+        """Delete them over a connection of their own, within about ``timeout`` seconds.
+
+        Returns:
+            Whether the broker did it; otherwise they are left to ``x-expires``.
+        """
+        if not self._renew_at:
+            return True
+        connection = self._connect()
+        if is_amqp(connection):
+            use_our_transport(connection, answer_timeout=timeout)
+        try:
+            connect(connection, timeout)
+            self.delete(connection.default_channel)
+            connection.close()
+            return True
+        except errors_of(connection) as exc:
+            logger.debug("cannot delete the reply queues: %s", exc)
+            return False
 
 
 @contextmanager

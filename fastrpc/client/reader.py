@@ -30,7 +30,7 @@ from kombu.exceptions import OperationalError
 from ..options import Options
 from ..retry import backoff
 from ..stats import Stats
-from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure, is_refusal
+from ..transport.dial import ANSWER_TIMEOUT, failure, is_refusal
 from ..transport.transports import is_amqp, use_our_transport
 from ._wait import ReadingRole, Wait, Watchers
 from .amqp_intake import AMQPIntake
@@ -55,7 +55,7 @@ CONNECT_TIMEOUT = 10.0
 #: What was handed over is acknowledged this many seconds later, if no reader did it before.
 ACKNOWLEDGE_AFTER = 1.0
 
-#: How long, in seconds, each answer may take when the connection is closed.
+#: How long, in seconds, closing the connection may take.
 GOODBYE_TIMEOUT = 2.0
 
 #: How long, in seconds, a first look waits for what the queues hold already.
@@ -273,7 +273,7 @@ class ResultConsumer:
             except intake.errors as exc:
                 self._lost(intake, exc)
                 continue
-            if wait.news or not arrived or time.monotonic() >= end:
+            if wait.news or not arrived or self._role.claimed or time.monotonic() >= end:
                 return
             if wait.on_interval is not None:
                 self._role.call_out(wait.on_interval)
@@ -380,7 +380,7 @@ class ResultConsumer:
                 logger.warning(
                     "no connection to the broker for results, trying again: %s", str(exc)
                 )
-            if not wait.remaining():
+            if not wait.remaining() or self._role.claimed:
                 return None
 
     def _open(self, timeout: float) -> Intake:
@@ -405,41 +405,53 @@ class ResultConsumer:
         if self._intake is intake:  # else a callback that waited has reconnected already
             self._intake = None
 
-    def close(self, delete_queues: bool) -> None:
+    def close(
+        self, delete_queues: bool, timeout: float = GOODBYE_TIMEOUT, for_good: bool = False
+    ) -> bool:
         """Hang up; with ``delete_queues`` the reply queues go, with all that is in them.
 
-        Takes a few seconds at the most; what cannot be deleted is left to ``x-expires``.
+        Takes ``timeout`` seconds at the most; what cannot be deleted is left to ``x-expires``. With
+        ``for_good`` no other thread reads from now on: it would make the queues again.
+
+        Returns:
+            Whether all was done.
         """
-        wait = Wait(GOODBYE_TIMEOUT)
-        while wait.remaining() and not self._role.interrupted:
-            if self._role.run_or_sleep(wait, wait.remaining(), self._close, delete_queues):
-                return
-        logger.debug("not closing the connection for results: a thread waits on it")
-
-    def _close(self, delete_queues: bool) -> None:
-        intake, self._intake = self._intake, None
-        if intake is not None:
-            self._say_goodbye(intake, delete_queues)
-        elif delete_queues and self.queues.names:
-            self._delete_queues()
-
-    def _say_goodbye(self, intake: Intake, delete_queues: bool) -> None:
+        role, wait = self._role, Wait(timeout)
+        if role.interrupted:
+            return False
+        role.claim(wait)
         try:
-            intake.goodbye(GOODBYE_TIMEOUT, delete_queues)
+            intake = self._intake
+            if role.reading and intake is not None:
+                with suppress(*intake.errors):  # lost: the reader learns of it, too
+                    intake.nudge()
+            while True:
+                closed: list[bool] = []
+                role.run_or_sleep(wait, wait.remaining(), self._close, delete_queues, wait, closed)
+                if closed:
+                    return closed[0]
+                if not wait.remaining():
+                    logger.debug("not closing the connection for results: a thread waits on it")
+                    return False
+        finally:
+            if not for_good:
+                role.end_claim()
+
+    def _close(self, delete_queues: bool, wait: Wait, closed: list[bool]) -> None:
+        intake, self._intake = self._usable_intake(), None
+        in_order = intake is None or self._say_goodbye(intake, delete_queues, wait.remaining())
+        if delete_queues and (left := wait.remaining()):  # nobody waited, or goodbye failed
+            in_order = self.queues.leave(left)
+        closed.append(in_order)
+
+    def _say_goodbye(self, intake: Intake, delete_queues: bool, timeout: float) -> bool:
+        try:
+            intake.goodbye(timeout, delete_queues)
+            return True
         except intake.errors as exc:
             logger.debug("closing the connection for results: %s", exc)
-
-    def _delete_queues(self) -> None:
-        """Delete the queues where tasks were sent and nobody waited for their results."""
-        connection = self.app.connection_for_write()
-        if is_amqp(connection):
-            use_our_transport(connection, answer_timeout=GOODBYE_TIMEOUT)
-        try:
-            connect(connection, GOODBYE_TIMEOUT)
-            self.queues.delete(connection.default_channel)
-            connection.close()
-        except errors_of(connection) as exc:
-            logger.debug("cannot delete the reply queues: %s", exc)
+            intake.close()
+            return False
 
 
 def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher) -> Intake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,7 +18,7 @@ from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 from .matcher import ResultMatcher
 from .queues import ReplyQueues
-from .reader import ResultConsumer
+from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
 __all__ = ["ClientSide", "client_side"]
 
@@ -66,7 +67,9 @@ class ClientSide:
     ) -> None:
         self.app = app
         self.stats = Stats()
-        self.queues = ReplyQueues(make_queue, expires)
+        self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
+        #: The thread in which the process ends.
+        self._ended_in: int | None = None
         self.table = PendingTable(
             max_unclaimed=options.max_unclaimed,
             max_unclaimed_bytes=options.max_unclaimed_bytes,
@@ -110,6 +113,8 @@ class ClientSide:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
+        if self._ended_in not in (None, threading.get_ident()):
+            return  # the process ends, nobody would delete it
         self.queues.declare_for_call(self.oid, channel)
         self.reader.consume_new()
 
@@ -229,11 +234,23 @@ class ClientSide:
 
     def close(self, delete_queues: bool) -> None:
         """Hang up; with ``delete_queues`` the reply queues go, with all that is in them."""
-        self.reader.close(delete_queues)
+        self.reader.close(delete_queues, GOODBYE_TIMEOUT)
+
+    def leave(self, delete_queues: bool, timeout: float) -> bool:
+        """The same at the end of the process, within ``timeout`` seconds.
+
+        Daemon threads may still run; they get no more results.
+
+        Returns:
+            Whether the broker answered.
+        """
+        self._ended_in = threading.get_ident()
+        return self.reader.close(delete_queues, timeout, for_good=True)
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
         self.stats.reset()
+        self._ended_in = None
         self.queues.clear()
         self.matcher.clear()
         self.watchers.clear()

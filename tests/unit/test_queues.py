@@ -38,6 +38,7 @@ class Channel:
         self.messages = messages
         self.calls: list[tuple] = []
         self.refuses = ""
+        self.silent = False
 
     def queue_declare(self, queue, nowait=False, **kwargs):
         self.calls.append(("declare, no answer" if nowait else "declare", queue))
@@ -65,8 +66,10 @@ class Channel:
     def queue_bind(self, **kwargs):
         pytest.fail("the default exchange binds every queue by its name")
 
-    def queue_delete(self, queue, **kwargs):
-        self.calls.append(("delete", queue))
+    def queue_delete(self, queue, nowait=False, **kwargs):
+        self.calls.append(("delete, no answer" if nowait else "delete", queue))
+        if self.silent:
+            raise TimeoutError
 
     def exchange_declare(self, **kwargs):
         pytest.fail("the default exchange is there")
@@ -101,9 +104,13 @@ def make(name: str, **options) -> kombu.Queue:
     return make_queue(name, queue_class=Queue, **{**given, **options})
 
 
+def connect():
+    pytest.fail("nothing here needs a connection")
+
+
 @pytest.fixture
 def queues(clock) -> ReplyQueues:
-    return ReplyQueues(make, EXPIRES)
+    return ReplyQueues(make, EXPIRES, connect)
 
 
 class TestDeclaringForCalls:
@@ -160,7 +167,7 @@ class TestDeclaringForCalls:
         assert kinds == ["declare", "declare, no answer", "declare", "declare, no answer"]
 
     def test_a_queue_that_never_expires_is_never_due(self, clock):
-        queues = ReplyQueues(make, None)
+        queues = ReplyQueues(make, None, connect)
         channel = Channel()
         queues.declare_for_call("q", channel)
         clock.now += 10**9
@@ -244,8 +251,21 @@ class TestTheEnd:
             queues.declare_for_call(name, channel)
         channel.calls.clear()
         queues.delete(channel)
-        assert sorted(channel.calls) == [("delete", "a"), ("delete", "b")]
+        # Only the last answer is waited for.
+        assert channel.calls == [("delete, no answer", "a"), ("delete", "b")]
         assert queues.names == []
+
+    def test_what_the_broker_has_not_deleted_can_be_deleted_again(self, queues):
+        channel = Channel()
+        for name in "ab":
+            queues.declare_for_call(name, channel)
+        channel.silent = True
+        with pytest.raises(TimeoutError):
+            queues.delete(channel)
+        channel.silent = False
+        channel.calls.clear()
+        queues.delete(channel)
+        assert channel.calls == [("delete, no answer", "a"), ("delete", "b")]
 
     def test_a_forked_child_forgets_and_deletes_none(self, queues):
         channel = Channel()

@@ -56,7 +56,7 @@ def consumer() -> ResultConsumer:
         max_claimed=0,
         max_claimed_bytes=0,
     )
-    queues = ReplyQueues(SimpleNamespace, None)
+    queues = ReplyQueues(SimpleNamespace, None, SimpleNamespace)
     consumer = ResultConsumer(None, queues, Options.parse({}), stats, matcher, watchers, role)
     consumer._intake = SilentIntake()
     return consumer

@@ -1,0 +1,149 @@
+"""Reply queues go with who needed them: apps, threads, greenlets, forks, and the process itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support import inside
+from tests.support.backends import BACKENDS, FAST
+from tests.support.processes import ROOT
+from tests.support.proxy import Proxy
+from tests.support.results import answer, expect
+from tests.support.threads import Background
+from tests.support.waiting import wait_until
+
+#: How late, in seconds, a process may end that has nothing more to do but to close its backends.
+EXIT = 1.0
+
+
+@pytest.fixture
+def run(private_broker, worker):
+    """run(scenario, backend) -> what leaving_child.py printed, and when it had ended."""
+
+    @contextmanager
+    def start(scenario: str, backend: str = FAST, *args: str, url: str = "") -> Iterator:
+        with subprocess.Popen(
+            [
+                *(sys.executable, "-m", "tests.faults.leaving_child"),
+                *(url or private_broker.url, backend, worker.queue, scenario, *args),
+            ],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
+    return start
+
+
+def finish(child: subprocess.Popen, status: int = 0) -> float:
+    """Let it end; the seconds that it took from its last line to its end."""
+    said, errors = child.communicate("\n", timeout=60)
+    ended = time.time()
+    assert child.returncode == status, said + errors
+    try:
+        return ended - float(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        return 0.0
+
+
+@pytest.fixture
+def queues(private_broker, worker):
+    """queues() -> the queues that were not there when the test began."""
+    before = private_broker.queues().keys()
+
+    def new() -> set[str]:
+        return private_broker.queues().keys() - before - {"fastrpc-faults-nobody"}
+
+    return new
+
+
+def all_gone(queues) -> None:
+    wait_until(lambda: not queues(), 10, "no queue is left")
+
+
+SCENARIOS = [
+    *("apps", "kept_apps", "forks", "exit_in_thread", "interrupt", "terminate"),
+    *("waiting_daemon", "waiting_daemons"),
+]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "backend"),
+    # Stock leaves the queues that nobody has consumed.
+    [*((scenario, backend) for scenario in SCENARIOS for backend in BACKENDS), ("unread", FAST)],
+)
+def test_none_is_left_by_a_process_that_has_ended(run, queues, scenario, backend):
+    with run(scenario, backend) as child:
+        finish(child)
+    all_gone(queues)
+
+
+def test_none_is_left_while_a_daemon_thread_goes_on_to_the_very_end(run, queues):
+    """Else it would have them made again."""
+    for _ in range(3):
+        with run("sending_daemon") as child:
+            finish(child)
+    all_gone(queues)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_none_is_left_by_an_app_that_was_closed(run, queues, backend):
+    """Its process lives on."""
+    with run("collected_app", backend) as child:
+        assert child.stdout.readline() == "collected\n"
+        all_gone(queues)
+        finish(child)
+
+
+def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client, sender, queues):
+    """Nothing of it can run any more: as after kill -9."""
+    pid = os.fork()
+    if not pid:
+        expect(make_client(private_broker.url, result_expires=5), 1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+    assert len(queues()) == 1
+    wait_until(lambda: not queues(), 20, "it has expired")
+
+
+class TestLeavingSoon:
+    @pytest.mark.parametrize("scenario", ["waiting_daemon", "waiting_daemons"])
+    def test_while_a_daemon_thread_waits(self, run, scenario):
+        with run(scenario) as child:
+            assert finish(child) < EXIT
+
+    def test_while_the_broker_is_silent(self, run, private_broker):
+        with (
+            Proxy(private_broker.host, private_broker.port) as proxy,
+            run("silent_broker", url=private_broker.url_for(proxy.port)) as child,
+        ):
+            assert child.stdout.readline() == "silence, please\n"
+            proxy.freeze()
+            assert finish(child) < EXIT + 0.2  # the interpreter's own end
+
+    def test_other_threads_go_on_where_only_a_backend_is_closed(self, app, sender):
+        """They connect again."""
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        waiting = Background(lambda: result.get(timeout=20))
+        wait_until(lambda: inside.role_is_taken(app), 5, "it reads")
+        app.backend.close()
+        [second] = expect(app, 1)
+        answer(sender, oid, [result, second], "there")
+        assert waiting.result(10) == "there"
+        assert second.get(timeout=10) == "there"
