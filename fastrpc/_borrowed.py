@@ -24,9 +24,9 @@ __all__ = [
     "codecs",
     "current_task",
     "dates_are_always_utc",
+    "forget_own_pools",
     "forget_pools",
     "forget_schemes",
-    "forget_thread_state",
     "replace_codec",
     "spellings",
     "task_join_will_block",
@@ -59,10 +59,10 @@ BORROWED = (
     ),
     Borrowed(
         "celery._state:task_join_will_block",
-        "inside a task, where a send declares no queue",
-        "backend, client.side",
+        "inside a task, where few wait for what they send",
+        "client.names, client.side",
     ),
-    Borrowed("celery.app.base:Celery#_local", "the thread's oid, wrong after a fork", "backend"),
+    Borrowed("celery.app.base:Celery#_local", "where thread_oid keeps the names", "client.names"),
     Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "backend"),
     Borrowed("celery.app.amqp:AMQP._producer_pool", "producers of the parent", "backend"),
     Borrowed("celery.app.utils:Settings._to_keys", "all spellings of a setting", "settings"),
@@ -158,12 +158,11 @@ def dates_are_always_utc() -> bool:
     return "utc" in Backend._get_result_meta.__code__.co_names
 
 
-def forget_thread_state(app: Any) -> None:
-    """In a forked child: Celery caches the thread's reply queue, and keeps pooled connections.
+def forget_own_pools(app: Any) -> None:
+    """In a forked child: forget the pooled connections that the app keeps.
 
     Not ``app._after_fork``: in children of billiard, where it is due, billiard calls it.
     """
-    vars(app._local).pop("oid", None)
     app._pool = None
     if "amqp" in vars(app):
         app.amqp._producer_pool = None

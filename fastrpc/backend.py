@@ -16,7 +16,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
-from ._borrowed import current_task, forget_thread_state, task_join_will_block
+from ._borrowed import current_task, forget_own_pools
 from ._lifecycle import bequeath, making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
@@ -93,6 +93,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
             exchange=self.exchange,
             expires=self.expires,
             queue_type=self.options.queue_type,
+            max_unread=self.options.max_unread,
+            max_unread_bytes=self.options.max_unread_bytes,
         )
         with making():
             self._client = client_side(app, self._make_client_side)
@@ -137,7 +139,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
     @property
     def oid(self) -> str:
         """The name of the reply queue of the current thread (``app.thread_oid``)."""
-        return self._client.oid
+        return str(self.app.thread_oid)
 
     @property
     def binding(self) -> kombu.Queue:
@@ -156,8 +158,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
         self._client.renew(task_id)
-        if not task_join_will_block():
-            self._client.expect(open_channel(producer))
+        self._client.expect(open_channel(producer))
 
     def ensure_chords_allowed(self) -> None:
         raise NotImplementedError(NO_CHORDS)
@@ -429,4 +430,4 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._client.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()
-        forget_thread_state(self.app)
+        forget_own_pools(self.app)

@@ -37,6 +37,10 @@ class Options:
     #: Results that were handed out, kept for whoever asks for one again: how many, how many bytes.
     max_claimed: int = 1000
     max_claimed_bytes: int = 4 * MIB
+    #: What the broker keeps, for each thread, of results that a task has not read of the tasks it
+    #: has sent: how many, and how many bytes.
+    max_unread: int = 1000
+    max_unread_bytes: int = 16 * MIB
     #: The largest message body that is accepted.
     max_body: int = 512 * MIB
     #: How long a read looks at the socket over and over before it sleeps.
@@ -139,6 +143,8 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_unclaimed_bytes": _number(int, 1, MOST),
     "max_claimed": _number(int, 0, MOST),
     "max_claimed_bytes": _number(int, 0, MOST),
+    "max_unread": _number(int, 1, MOST),
+    "max_unread_bytes": _number(int, 1, MOST),
     "max_body": _number(int, 1, MOST),
     "busy_wait": _number(float, 0, 0.01),
     "queue_type": _queue_type,

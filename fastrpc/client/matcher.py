@@ -29,6 +29,7 @@ from ..stats import Stats
 from ._matcher import Claimed, Fulfiller
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
 from ._wait import ReadingRole, Watchers
+from .names import owner_of
 
 __all__ = ["JSON", "ResultMatcher", "body_format"]
 
@@ -273,7 +274,7 @@ class ResultMatcher:
             self.refuse(correlation_id, exc)
             return
         if listened and not self._is_known(meta["task_id"]):
-            self.watchers.tell(queue, meta)
+            self.watchers.tell(owner_of(queue), meta)
         self._take_in(meta, body, format)
 
     def refuse(self, correlation_id: bytes | None, exc: BadMessage) -> None:

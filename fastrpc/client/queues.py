@@ -25,6 +25,7 @@ from ..errors import ReplyQueueMismatch, ReplyQueueRefused
 from ..transport.dial import connect, errors_of
 from ..transport.transports import is_amqp, use_our_transport
 from ..wire._poll import hung_up
+from .names import is_unread
 
 __all__ = ["ReplyQueues", "make_queue"]
 
@@ -46,11 +47,16 @@ def make_queue(
     exchange: Any,
     expires: float | None,
     queue_type: str,
+    max_unread: int,
+    max_unread_bytes: int,
 ) -> Queue:
     """The reply queue ``name``; ``expires`` in seconds, None or 0 for never."""
     arguments: dict[str, Any] = {"x-queue-type": queue_type}
     if queue_type == "quorum":
         arguments["x-delivery-limit"] = DELIVERY_LIMIT
+    if is_unread(name):  # the oldest go first
+        arguments["x-max-length"] = max_unread
+        arguments["x-max-length-bytes"] = max_unread_bytes
     return queue_class(
         name,
         exchange,
@@ -106,8 +112,10 @@ class ReplyQueues:
         if name in self._renew_at:
             self._renew_at[name] = 0.0
 
-    def declare_for_call(self, name: str, channel: Any) -> None:
+    def declare_for_call(self, name: str, channel: Any, again: bool = True) -> None:
         """Make sure that ``name`` exists when what is published next on ``channel`` arrives.
+
+        Without ``again`` a declaration that the broker has answered is not repeated.
 
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
@@ -117,7 +125,7 @@ class ReplyQueues:
             raise RecoverableConnectionError("channel disconnected")
         client = channel.connection.client
         if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
-            if not speaks_amqp(channel):
+            if not again or not speaks_amqp(channel):
                 return
             # A connection that died while nobody looked is made anew below, as stock does. What
             # is written after the peer's FIN is accepted, and lost: the task would go over the

@@ -17,6 +17,7 @@ from ..stats import Stats
 from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 from .matcher import ResultMatcher
+from .names import QueueNames, is_unread
 from .queues import ReplyQueues
 from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
@@ -67,6 +68,8 @@ class ClientSide:
     ) -> None:
         self.app = app
         self.stats = Stats()
+        #: The names of this app's reply queues, for each thread.
+        self.names = QueueNames.of(app)
         self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
         #: The thread in which the process ends.
         self._ended_in: int | None = None
@@ -95,11 +98,6 @@ class ClientSide:
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
         )
 
-    @property
-    def oid(self) -> str:
-        """The name of the reply queue of the current thread (``app.thread_oid``)."""
-        return str(self.app.thread_oid)
-
     # -- calling a task ------------------------------------------------------------------------
 
     def renew(self, task_id: str) -> None:
@@ -109,13 +107,21 @@ class ClientSide:
     def expect(self, channel: Any) -> None:
         """Have the reply queue exist when the task that is published next on ``channel`` arrives.
 
+        Inside a task only the first one is declared: nearly all that tasks send is never waited
+        for, and must not pay for it.
+
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker does not make it.
         """
         if self._ended_in not in (None, threading.get_ident()):
             return  # the process ends, nobody would delete it
-        self.queues.declare_for_call(self.oid, channel)
+        lease = self.names.lease()
+        lease.hand_out()
+        again = not task_join_will_block()
+        # All of them: a signature has the name that was right when it was made.
+        for name in lease.handed_out:
+            self.queues.declare_for_call(name, channel, again and not is_unread(name))
         self.reader.consume_new()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -129,7 +135,7 @@ class ClientSide:
             return
         self.matcher.add(result, weak=weak)
         if read and detect_environment() != "default" and not result._cache:
-            self.reader.read_in_background(self.oid)
+            self.reader.read_in_background(self.names.lease().name)
 
     def ready_members(
         self, members: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
@@ -172,10 +178,10 @@ class ClientSide:
             else:
                 waiting[id(node)] = node
         nodes = list(waiting.values())
-        if nodes and task_join_will_block():
+        if nodes:
             self._declare_for_wait()
         matcher = self.matcher
-        wait = Wait(timeout, on_message, self.oid, on_interval)
+        wait = Wait(timeout, on_message, self.names.lease().name, on_interval)
         try:
             # Within: an exception thrown in may follow any call.
             self.watchers.watch(nodes, wait)
@@ -199,17 +205,19 @@ class ClientSide:
             matcher.fulfiller.give_up(nodes, wait)
 
     def _declare_for_wait(self) -> None:
-        """Have this thread's queue exist where sends, in tasks, declare none: as in Celery."""
-        # The first queue of a process is declared when the intake opens, within the deadline.
-        if len(self.queues) and self.oid not in self.queues:
-            with self.app.producer_or_acquire() as producer:
-                self.queues.declare_for_call(self.oid, open_channel(producer))
+        """Have the queues of this thread exist whose names a signature took that others send."""
+        if not len(self.queues):
+            return  # the first one is declared when the intake opens, within the deadline
+        for name in self.names.lease().handed_out:
+            if name not in self.queues:
+                with self.app.producer_or_acquire() as producer:
+                    self.queues.declare_for_call(name, open_channel(producer))
 
     # -- looking -------------------------------------------------------------------------------
 
     def look(self) -> int:
         """Take in what has arrived; see ``ResultConsumer.look``."""
-        return self.reader.look(self.oid)
+        return self.reader.look(self.names.lease().name)
 
     def is_kept(self, task_id: str) -> bool:
         """Whether a state of ``task_id`` is kept in this process."""
@@ -251,6 +259,7 @@ class ClientSide:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
         self.stats.reset()
         self._ended_in = None
+        self.names.after_fork()
         self.queues.clear()
         self.matcher.clear()
         self.watchers.clear()

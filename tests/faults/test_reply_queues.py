@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support import inside
+from tests.support.apps import make_app
 from tests.support.backends import BACKENDS, FAST
 from tests.support.processes import ROOT
 from tests.support.proxy import Proxy
-from tests.support.results import answer, expect
-from tests.support.threads import Background
+from tests.support.results import answer, call, expect
+from tests.support.threads import Background, run_threads
 from tests.support.waiting import wait_until
 
 #: How late, in seconds, a process may end that has nothing more to do but to close its backends.
@@ -119,6 +121,64 @@ def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client
     assert os.waitpid(pid, 0)[1] == signal.SIGTERM
     assert len(queues()) == 1
     wait_until(lambda: not queues(), 20, "it has expired")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_greenlets_that_come_and_go_share_a_few(run, queues):
+    pytest.importorskip("gevent")
+    with run("greenlets", FAST, "1500") as child:
+        assert child.stdout.readline() == "served\n"
+        assert 0 < len(queues()) <= 21  # and the main one
+        finish(child)
+    all_gone(queues)
+
+
+class TestThreads:
+    def test_that_come_and_go_share_a_few(self, app, sender, queues):
+        def request(_n: int) -> str:
+            [result] = expect(app, 1)
+            answer(sender, app.backend.oid, [result], "there")
+            return result.get(timeout=20)
+
+        for _ in range(40):
+            assert run_threads(5, request) == ["there"] * 5
+        assert len(queues()) <= 5
+        assert set(inside.reply_queues(app)) == queues()
+
+    def test_what_a_thread_that_ended_has_sent_arrives_all_the_same(self, app, sender):
+        """Its queue is another thread's by then."""
+        oid, first = Background(lambda: (app.backend.oid, expect(app, 3))).result(10)
+        again, second = Background(lambda: (app.backend.oid, expect(app, 3))).result(10)
+        assert again == oid
+        answer(sender, oid, second)
+        answer(sender, oid, first)
+        assert [result.get(timeout=10) for result in first + second] == [0, 1, 2] * 2
+
+    def test_that_run_at_one_time_have_one_each(self, app):
+        names = run_threads(6, lambda n: (app.backend.oid, time.sleep(0.2))[0])
+        assert len(set(names)) == 6
+
+    def test_those_of_an_app_whose_backend_was_made_late(self, private_broker, sender):
+        """Celery names the queue of the first task before it asks for the backend."""
+        app = make_app(private_broker.url, FAST, "fastrpc-faults-nobody")
+        oid = app.thread_oid
+        [result] = expect(app, 1)
+        assert app.thread_oid == oid == app.backend.oid
+        answer(sender, oid, [result], "there")
+        assert result.get(timeout=10) == "there"
+        app.backend.close()
+
+    def test_one_that_only_froze_a_signature_waits_on_its_own(self, app, sender):
+        """Another thread sends the task, as a client does with the `link` of one."""
+        call(app, sender, 1)  # the connection is there
+
+        def freeze_and_wait() -> str:
+            result = app.signature("tests.echo").freeze()
+            answer_later = threading.Timer(0.5, answer, (sender, app.thread_oid, [result], "there"))
+            answer_later.start()
+            return result.get(timeout=10)
+
+        assert Background(freeze_and_wait).result(20) == "there"
 
 
 class TestLeavingSoon:

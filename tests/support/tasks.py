@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery, chain, group
@@ -221,6 +222,46 @@ def join_one(self, value):
     leaf = self.request.delivery_info["routing_key"] + "-leaf"
     with allow_join_result():
         return self.app.tasks["tests.echo"].apply_async((value,), queue=leaf).get(timeout=30)
+
+
+@task(bind=True)
+def join_late(self, value, seconds=0):
+    """Sends one subtask, and allows itself to wait only afterwards."""
+    leaf = self.request.delivery_info["routing_key"] + "-leaf"
+    sent = self.app.tasks["tests.started_then"].apply_async((value, seconds), queue=leaf)
+    with allow_join_result():
+        return sent.get(timeout=5)
+
+
+@task(bind=True)
+def join_pause(self, value, pause=0.3):
+    """Sends a subtask that answers before it is waited for."""
+    leaf = self.request.delivery_info["routing_key"] + "-leaf"
+    sent = self.app.tasks["tests.echo"].apply_async((value,), queue=leaf)
+    time.sleep(pause)
+    return sent.get(timeout=5, disable_sync_subtasks=False)
+
+
+@task(bind=True)
+def join_in_threads(self, values):
+    """Each of its threads sends one and waits for it."""
+    leaf = self.request.delivery_info["routing_key"] + "-leaf"
+    echo = self.app.tasks["tests.echo"]
+
+    def call(value):
+        return echo.apply_async((value,), queue=leaf).get(timeout=5, disable_sync_subtasks=False)
+
+    with ThreadPoolExecutor(len(values)) as pool:
+        return list(pool.map(call, values))
+
+
+@task(bind=True)
+def fire_and_forget(self, count):
+    """Sends subtasks whose results nobody asks for."""
+    leaf = self.request.delivery_info["routing_key"] + "-leaf"
+    for n in range(count):
+        self.app.tasks["tests.echo"].apply_async((n,), queue=leaf)
+    return self.app.thread_oid
 
 
 @task(bind=True)

@@ -270,7 +270,7 @@ class TestReplyQueue:
         assert backend.oid == app.thread_oid == backend.binding.name == backend.binding.routing_key
 
     def test_each_thread_has_its_own(self, backend):
-        seen: list = []
+        seen = [backend.oid]
         all_there = threading.Barrier(3)  # the name of a thread that ended may be given again
 
         def client() -> None:
@@ -282,7 +282,7 @@ class TestReplyQueue:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len({*seen, backend.oid}) == 4
+        assert len(set(seen)) == 4
 
     def test_it_is_durable_classic_and_expires(self, backend):
         queue = backend.binding

@@ -10,10 +10,12 @@ import pytest
 from amqp import spec
 from amqp.exceptions import PreconditionFailed
 from amqp.serialization import loads
+from celery.result import denied_join_result
 from kombu.transport.virtual import Channel as VirtualChannel
 
 from fastrpc import ReplyQueueMismatch, ReplyQueueRefused
 from fastrpc.client import queues as queues_module
+from fastrpc.client.names import Lease, owner_of
 from fastrpc.client.queues import ReplyQueues, make_queue
 
 EXPIRES = 100.0
@@ -100,7 +102,13 @@ class Queue(kombu.Queue):
 
 
 def make(name: str, **options) -> kombu.Queue:
-    given = {"exchange": kombu.Exchange(None), "expires": EXPIRES, "queue_type": "classic"}
+    given = {
+        "exchange": kombu.Exchange(None),
+        "expires": EXPIRES,
+        "queue_type": "classic",
+        "max_unread": 10,
+        "max_unread_bytes": 1000,
+    }
     return make_queue(name, queue_class=Queue, **{**given, **options})
 
 
@@ -197,6 +205,16 @@ class TestDeclaringForCalls:
         queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")]
 
+    def test_inside_a_task_it_is_not_repeated(self, queues, clock):
+        """Nearly all that tasks send is never waited for; but it must not expire either."""
+        channel = Channel()
+        for _ in range(3):
+            queues.declare_for_call("q", channel, again=False)
+        assert channel.calls == [("declare", "q")]
+        clock.now += EXPIRES * 0.26
+        queues.declare_for_call("q", channel, again=False)
+        assert channel.calls == [("declare", "q")] * 2
+
     def test_other_arguments_on_the_broker_are_explained(self, queues):
         channel = Channel()
         channel.refuses = "inequivalent arg 'durable'"
@@ -277,6 +295,19 @@ class TestTheEnd:
 
 
 class TestTheQueue:
+    def test_of_what_is_sent_inside_tasks_the_broker_keeps_a_bounded_number(self):
+        lease = Lease("q", [])
+        with denied_join_result():
+            name = lease.hand_out()
+        assert lease.handed_out == (name,)
+        assert make(name).queue_arguments == {
+            "x-queue-type": "classic",
+            "x-max-length": 10,
+            "x-max-length-bytes": 1000,
+        }
+        assert make(lease.hand_out()).queue_arguments == {"x-queue-type": "classic"}
+        assert owner_of(name) == "q"
+
     def test_it_is_durable_expires_and_says_what_it_is(self, queues):
         channel = Channel()
         queues.declare_for_call("q", channel)
