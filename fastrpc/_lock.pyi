@@ -4,7 +4,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 class Lock:
-    """``threading.Lock`` for ``with`` only.
+    """A lock for ``with`` only, taken in turn.
+
+    Those who wait get it in the order in which they came. In their first millisecond others may
+    still take it before them: to switch threads at each release would cost more than the wait.
 
     An exception that is thrown into the thread, as a soft time limit is, finds it taken and
     given back by the block, or not taken at all. Not re-entrant.

@@ -3,30 +3,50 @@
 # Compiled, because an asynchronous exception (a signal handler's, PyThreadState_SetAsyncExc's) is
 # raised between two bytecodes: here there are none between taking the lock and entering the block
 # that gives it back. Nothing that may run Python code stands between the two either.
+#
+# The state needs no lock of its own: the GIL is not released, nor a greenlet switched, but in
+# `gate.acquire`, where a thread waits.
 import threading
+from collections import deque
+from time import monotonic
+
+# Seconds of waiting after which the lock is handed over. Sooner, whoever runs takes it, which
+# saves a switch of threads for each time that it is taken.
+cdef double PATIENCE = 0.001
+
+
+cdef class _Waiter:
+    """A thread in the queue."""
+
+    cdef object ident
+    cdef object gate  # locked while the thread is to sleep
+    cdef double since
+    cdef bint woken
+    cdef bint granted
+
+
+cdef int wake(_Waiter waiter) except -1:
+    if not waiter.woken:
+        waiter.woken = True
+        waiter.gate.release()
+    return 0
 
 
 cdef class Lock:
-    """A lock that an asynchronous exception cannot leave behind locked."""
+    """A fair lock that an asynchronous exception cannot leave behind locked."""
 
-    cdef object take
-    cdef object give
-    cdef object is_locked
+    cdef bint held
     cdef object owner  # of the thread, or greenlet, that holds it
+    cdef object waiters  # in the order of their arrival
 
     def __cinit__(self):
-        # Made at run time: gevent and eventlet may have put theirs in its place by now.
-        lock = threading.Lock()
-        self.take, self.give, self.is_locked = lock.acquire, lock.release, lock.locked
+        self.waiters = deque()
 
     def __enter__(self):
-        me = threading.get_ident()
-        self.take()
-        self.owner = me
+        self.take(None)
         return self
 
     def __exit__(self, *exc_info):
-        self.owner = None
         self.give()
 
     def within(self, timeout):
@@ -37,11 +57,71 @@ cdef class Lock:
 
     def locked(self):
         """Whether anybody holds it."""
-        return self.is_locked()
+        return self.held
 
     @property
     def mine(self):
         return self.owner is not None and self.owner == threading.get_ident()
+
+    cdef bint take(self, timeout) except -1:
+        me = threading.get_ident()
+        if self.held:
+            return self.wait(me, timeout)
+        self.held, self.owner = True, me
+        return True
+
+    cdef bint wait(self, me, timeout) except -1:
+        cdef _Waiter waiter = _Waiter.__new__(_Waiter)
+        cdef double left = -1
+        # Made at run time: gevent and eventlet may have put theirs in its place by now.
+        waiter.ident, waiter.gate, waiter.since = me, threading.Lock(), monotonic()
+        waiter.gate.acquire()
+        self.waiters.append(waiter)
+        try:
+            while self.held:
+                if timeout is not None:
+                    left = timeout - (monotonic() - waiter.since)
+                    if left <= 0:
+                        self.waiters.remove(waiter)
+                        return False
+                waiter.gate.acquire(True, left)
+                if waiter.granted:
+                    return True
+                waiter.woken = False
+        except BaseException:
+            if waiter.granted:
+                self.give()
+            else:
+                self.waiters.remove(waiter)
+                if self.waiters and not self.held:
+                    wake(self.next())  # it may have been this one's turn
+            raise
+        self.waiters.remove(waiter)
+        self.held, self.owner = True, me
+        return True
+
+    cdef int give(self) except -1:
+        cdef _Waiter waiter
+        if not self.waiters:
+            self.held, self.owner = False, None
+            return 0
+        waiter = self.next()
+        if monotonic() - waiter.since >= PATIENCE:
+            self.waiters.remove(waiter)
+            waiter.granted, self.owner = True, waiter.ident
+        else:
+            self.held, self.owner = False, None
+        return wake(waiter)
+
+    cdef _Waiter next(self):
+        """The first in the queue. Where its thread waits twice, because a signal handler came in
+        between, the handler's wait: until that is over the other one cannot go on."""
+        cdef _Waiter first = self.waiters[0]
+        cdef _Waiter waiter, last = first
+        for waiter in self.waiters:
+            if waiter.ident == first.ident:
+                last = waiter
+        return last
 
 
 cdef class _Turn:
@@ -52,15 +132,10 @@ cdef class _Turn:
     cdef bint taken
 
     def __enter__(self):
-        me = threading.get_ident()
-        timeout = max(self.timeout, 0)
-        if self.lock.take(True, timeout):
-            self.lock.owner = me
-            self.taken = True
+        self.taken = self.lock.take(max(self.timeout, 0))
         return self.taken
 
     def __exit__(self, *exc_info):
         if self.taken:
             self.taken = False
-            self.lock.owner = None
             self.lock.give()

@@ -54,6 +54,9 @@ HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 class Lost(Exception):
     """The link cannot be used any more; the cause says why."""
 
+    #: No link was made, or the broker never answered on it: this uses up a retry.
+    in_vain = False
+
 
 class Silent(Lost):
     """The broker was silent for too long; nothing else says that the connection is gone."""
@@ -201,6 +204,14 @@ class Link:
         except self._errors as exc:
             raise self._lose(exc) from exc
         self._in_frame = False
+
+    def wait(self, timeout: float) -> None:
+        """Wait until there is something to read, ``timeout`` seconds at most.
+
+        Alone among the methods it needs no lock: others may use, or close, the link meanwhile.
+        """
+        with suppress(*self._errors, ValueError):  # closed: the next user finds out
+            self._await(EVENT_READ, timeout)
 
     def _await(self, events: int, timeout: float) -> bool:
         """Wait for the socket, whether it is ready. gevent and eventlet replace the selectors."""

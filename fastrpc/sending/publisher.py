@@ -37,8 +37,14 @@ logger = logging.getLogger("fastrpc")
 #: Seconds between two looks of the watching thread.
 WATCH_INTERVAL = 0.2
 
-#: Seconds that who waits for room in the window waits for a confirm, before looking further.
-ROOM_INTERVAL = 0.5
+#: How long, in seconds, a sender that waits for room waits for the socket before it looks again:
+#: what it waits for may have been read meanwhile by another thread.
+ROOM_INTERVAL = 0.1
+
+#: While one thread waits for room, each other one may send a result at such intervals, in seconds,
+#: until ``OVERDRAFT`` times the window is full: one that sends now and then need not wait because
+#: another one floods.
+PASS_INTERVAL, OVERDRAFT = 0.005, 2
 
 #: Sends between two looks for confirms.
 SENDS_PER_LOOK = 32
@@ -158,6 +164,11 @@ class AMQPPublisher:
 
     def _begin(self) -> None:
         self._lock = Lock()
+        #: Held by the sender that waits for room, without the lock above; the next ones wait for
+        #: it, in turn. Whoever takes both takes this one first.
+        self._room = Lock()
+        #: Of each thread: when it may pass by those that wait for room.
+        self._passing = threading.local()
         self._link: Link | None = None
         #: All that is not confirmed.
         self._window = ConfirmWindow()
@@ -190,7 +201,7 @@ class AMQPPublisher:
             kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
                 the broker refuses us.
         """
-        if self._lock.mine:
+        if self._lock.mine or self._room.mine:
             # A signal handler or a destructor, called in the middle of a send of this thread.
             self._window.append(message)
             self.stats.published += 1
@@ -198,38 +209,71 @@ class AMQPPublisher:
             return
         delays = pauses = None
         while True:
-            with self._lock:
-                try:
-                    self._publish(message)
-                    return
-                except Lost as exc:
-                    lost, in_vain = exc, self._drop_link(exc)
+            try:
+                if self._room.locked():
+                    sent = self._may_pass() and self._publish(message, OVERDRAFT)
+                else:
+                    sent = self._publish(message)
+                if not sent:
+                    self._publish_in_turn(message)
+                return
+            except Lost as exc:
+                lost = exc
             delays = delays or self.options.retry_policy.delays()
             pauses = pauses or backoff()
-            delay = next(delays if in_vain else pauses, None)
+            delay = next(delays if lost.in_vain else pauses, None)
             if delay is None or is_refusal(lost.__cause__):
                 raise OperationalError(str(lost)) from lost.__cause__
             time.sleep(delay)
 
+    def _may_pass(self) -> bool:
+        now = time.monotonic()
+        if now < getattr(self._passing, "next", 0):
+            return False
+        self._passing.next = now + PASS_INTERVAL
+        return True
+
+    def _publish_in_turn(self, message: Message) -> None:
+        with self._room:
+            while not self._publish(message):
+                link = self._link
+                if link is not None:
+                    link.wait(ROOM_INTERVAL)
+
+    def _publish(self, message: Message, windows: int = 1) -> bool:
+        """Send ``message`` if fewer than so many windows are full; returns whether it was sent."""
+        with self._lock:
+            try:
+                sent = self._send_new(message, windows)
+            except Lost as exc:
+                exc.in_vain = self._drop_link(exc)
+                raise
+        return sent
+
     # -- with the lock held --------------------------------------------------------------------
 
-    def _publish(self, message: Message) -> None:
+    def _send_new(self, message: Message, windows: int) -> bool:
         now = time.monotonic()
         link = self._open_link()
-        window, options = self._window, self.options
         # Before it is sent: once it is in the window a lost connection is no failure of it.
         if link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
-        while (
-            window.again
-            or link.blocked
-            or not window.has_room(options.confirm_window, options.confirm_window_bytes)
-        ):
+        if not self._has_room(link, windows):
+            self._look(link)
+            self._check_heard(link)
             self._send_again(link)
-            self._wait_for_room(link)
+            if not self._has_room(link, windows):
+                return False
         self._send(link, message)
         self._sent_at = now
         self.stats.published += 1
+        return True
+
+    def _has_room(self, link: Link, windows: int) -> bool:
+        window, options = self._window, self.options
+        return not (window.again or link.blocked) and window.has_room(
+            windows * options.confirm_window, windows * options.confirm_window_bytes
+        )
 
     def _open_link(self) -> Link:
         link = self._link
@@ -302,15 +346,6 @@ class AMQPPublisher:
             self._send(link, again[0])
             self.stats.resent += 1
             self._look(link)
-
-    def _wait_for_room(self, link: Link) -> None:
-        """Wait a while if the window is full or the broker asked us to."""
-        window, options = self._window, self.options
-        if link.blocked or not window.has_room(
-            options.confirm_window, options.confirm_window_bytes
-        ):
-            self._look(link, timeout=ROOM_INTERVAL)
-            self._check_heard(link)
 
     def _look(self, link: Link, timeout: float = 0) -> None:
         window, options = self._window, self.options
@@ -470,7 +505,6 @@ class AMQPPublisher:
         deadline = time.monotonic() + timeout
         pauses = backoff()
         while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
-            # A send that waits for room holds the lock, and reads confirms itself.
             with self._lock.within(left) as taken:
                 if not taken:
                     break
@@ -484,8 +518,8 @@ class AMQPPublisher:
                 self.unconfirmed,
                 timeout,
             )
-        with self._lock.within(LEAST_GOODBYE) as taken:
-            if not taken:
+        with self._room.within(LEAST_GOODBYE) as alone, self._lock.within(LEAST_GOODBYE) as taken:
+            if not (alone and taken):
                 return  # it is not ours to close while somebody sends
             self._window = ConfirmWindow()  # with what is given up, the watching thread ends
             link, self._link = self._link, None

@@ -511,7 +511,7 @@ class TestBlocked:
         answer(sender, oid, results[1:2])
         wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
         sending = Background(lambda: answer(sender, oid, results[2:]))
-        wait_until(sender.backend._publisher._lock.locked, 5, "a send waits")
+        wait_until(sender.backend._publisher._room.locked, 5, "a send waits")
         closing = Background(sender.backend.close)
         try:
             closing.result(10)

@@ -29,6 +29,7 @@ def held_locks(app: Celery) -> list[str]:
         locks["consuming"] = intake._consume_lock
     if publisher is not None:
         locks["publisher"] = publisher._lock
+        locks["room"] = publisher._room
     return [name for name, lock in locks.items() if lock.locked()]
 
 

@@ -52,6 +52,7 @@ class FakeLink:
         self.heartbeats = 0
         self.frames: deque[tuple[int, bool, bool]] = deque()
         self.looks = 0
+        self.waits: list[float] = []
         self.interrupt: BaseException | None = None
         self.on_send: Callable[[], object] | None = None
 
@@ -74,6 +75,10 @@ class FakeLink:
 
     def keep_alive(self, window: ConfirmWindow) -> None:
         self.heartbeats += 1
+
+    def wait(self, timeout: float) -> None:
+        self.waits.append(timeout)
+        time.sleep(min(timeout, 0.01))
 
     def read(self, window, timeout=0) -> bool:
         self.looks += 1

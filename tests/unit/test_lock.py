@@ -134,3 +134,47 @@ def test_an_error_in_the_block_goes_out_and_gives_it_back():
     with pytest.raises(ZeroDivisionError), lock.within(1):
         raise ZeroDivisionError
     assert not lock.locked()
+
+
+def test_it_is_not_taken_again_and_again_before_one_that_waits():
+    lock, over, turns = Lock(), threading.Event(), 0
+
+    def flood() -> None:
+        nonlocal turns
+        while not over.is_set():
+            with lock:
+                turns += 1
+                time.sleep(0.002)
+
+    flooding = threading.Thread(target=flood)
+    flooding.start()
+    most = 0
+    try:
+        for _ in range(50):
+            before = turns
+            with lock:
+                most = max(most, turns - before)
+            time.sleep(0.001)
+    finally:
+        over.set()
+        flooding.join(10)
+    # The one that held it, and one more in the first millisecond of the wait.
+    assert most <= 3
+
+
+def test_those_who_wait_get_it_in_the_order_in_which_they_came():
+    lock, order = Lock(), []
+
+    def take(n: int) -> None:
+        with lock:
+            order.append(n)
+            time.sleep(0.002)
+
+    threads = [threading.Thread(target=take, args=(n,)) for n in range(10)]
+    with lock:
+        for thread in threads:
+            thread.start()
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+    assert order == list(range(10))

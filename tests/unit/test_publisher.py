@@ -131,6 +131,37 @@ class TestTheWindow:
         assert publisher.unconfirmed == 2
         timer.join()
 
+    def test_who_floods_holds_up_nobody_else(self, make, broker):
+        publisher = make(confirm_window=3)
+        send(publisher, *"abc")
+        flooding = threading.Thread(target=send, args=(publisher, "flood"))
+        flooding.start()
+        wait_until(publisher._room.locked, 5, "it waits for room")
+        send(publisher, "d")
+        assert broker.got == list("abcd")
+        assert flooding.is_alive()
+        broker.link.confirm(4, multiple=True)
+        flooding.join(10)
+        assert broker.got[4:] == ["flood"]
+
+    def test_but_even_of_those_there_is_a_limit(self, make, broker):
+        publisher = make(confirm_window=2)
+        send(publisher, *"ab")
+        threads = [
+            threading.Thread(target=send, args=(publisher, name)) for name in ["flood", *"1234"]
+        ]
+        for thread in threads:
+            thread.start()
+            wait_until(publisher._room.locked, 5, "the first waits for room")
+        wait_until(lambda: publisher.unconfirmed == 4, 5, "two pass by")
+        time.sleep(0.05)
+        assert publisher.unconfirmed == 4
+        broker.confirms_at_once = True
+        broker.link.confirm(4, multiple=True)
+        for thread in threads:
+            thread.join(10)
+        assert len(set(broker.got)) == 7
+
     def test_its_bytes_count_too(self, make, broker):
         publisher = make(confirm_window_bytes=100)
         publisher.publish(message("a", 60))
@@ -754,16 +785,14 @@ def test_the_way_out_fits_the_broker():
 def test_the_pauses_of_a_full_window_do_not_burn_the_processor(make, broker):
     publisher = make(confirm_window=1)
     send(publisher, "a")
-    times: list[float] = []
-    read = broker.link.read
+    link = broker.link
+    wait = link.wait
 
-    def noted(window, timeout=0):
-        if timeout:
-            times.append(timeout)
-            if len(times) == 3:
-                broker.link.confirm(1)
-        return read(window, timeout)
+    def noted(timeout):
+        wait(timeout)
+        if len(link.waits) == 3:
+            link.confirm(1)
 
-    broker.link.read = noted
+    link.wait = noted
     send(publisher, "b")
-    assert times == [publisher_module.ROOM_INTERVAL] * 3
+    assert link.waits == [publisher_module.ROOM_INTERVAL] * 3
