@@ -46,6 +46,10 @@ TLS_CHUNK = 1 << 16
 #: What a write or read of a socket raises that does not wait.
 WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 
+#: A result from this size on does not come back if its reply queue is gone: nobody looks at it,
+#: and the way back costs the broker and the worker as much as the way out.
+MANDATORY_BELOW = 8 * 1024
+
 NO_HEADERS = dumps("F", [{}])
 
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -106,7 +110,7 @@ class Link:
         self.sent = 0
         self._confirms = confirms
         self._in_frame = False
-        self._encoders: dict[tuple[str, str], PublishEncoder] = {}
+        self._encoders: dict[tuple[str, str, bool], PublishEncoder] = {}
         given = connection.transport_options
         self._write_timeout = given.get("write_timeout") or WRITE_TIMEOUT
         settings = PATIENT if confirms or connection.heartbeat else WATCHFUL
@@ -157,7 +161,8 @@ class Link:
             Silent: for ``WRITE_TIMEOUT`` nothing moved, and nothing was heard.
             Lost: the connection is gone; whether the broker got the message is not known.
         """
-        key = (message.content_type, message.content_encoding)
+        mandatory = len(message.body) < MANDATORY_BELOW
+        key = (message.content_type, message.content_encoding, mandatory)
         encoder = self._encoders.get(key) or self._new_encoder(*key)
         frames = encoder.encode(message.routing_key, message.correlation_id, message.body)
         self.busy = True
@@ -251,7 +256,9 @@ class Link:
             with suppress(*WOULD_BLOCK):
                 self._write_frame(*frame)
 
-    def _new_encoder(self, content_type: str, content_encoding: str) -> PublishEncoder:
+    def _new_encoder(
+        self, content_type: str, content_encoding: str, mandatory: bool
+    ) -> PublishEncoder:
         encoder = PublishEncoder(
             self._channel.channel_id,
             "",
@@ -260,10 +267,10 @@ class Link:
             NO_HEADERS,
             self.delivery_mode,
             0,
-            True,
+            mandatory,
             self._amqp.frame_max,
         )
-        self._encoders[content_type, content_encoding] = encoder
+        self._encoders[content_type, content_encoding, mandatory] = encoder
         return encoder
 
     def read(self, window: ConfirmWindow, timeout: float = 0) -> bool:

@@ -49,6 +49,10 @@ PASS_INTERVAL, OVERDRAFT = 0.005, 2
 #: Sends between two looks for confirms.
 SENDS_PER_LOOK = 32
 
+#: Bytes in the window from which each send of a large result looks first: so that large bodies
+#: which are confirmed already are not kept. A look is dear only beside a small result.
+LOOK_BYTES, LARGE = 1 << 20, 1 << 16
+
 #: After this many idle seconds the connection is looked at before it is written to.
 IDLE = 1.0
 
@@ -256,7 +260,11 @@ class AMQPPublisher:
         now = time.monotonic()
         link = self._open_link()
         # Before it is sent: once it is in the window a lost connection is no failure of it.
-        if link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
+        if (
+            link.sent % SENDS_PER_LOOK == 0
+            or now - self._sent_at > IDLE
+            or (len(message.body) >= LARGE and self._window.bytes >= LOOK_BYTES)
+        ):
             self._look(link)
         if not self._has_room(link, windows):
             self._look(link)

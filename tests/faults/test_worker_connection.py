@@ -250,6 +250,19 @@ class TestCut:
         assert [result.get(timeout=10) for result in results] == list(range(100))
 
 
+def test_a_large_result_for_a_caller_that_is_gone_does_not_come_back(
+    private_broker, proxy, make_client
+):
+    sender = make_client(private_broker.url_for(proxy.port))
+    answer(sender, "gone", ["a"], "x")
+    await_confirms(sender)
+    before = proxy.stats["to_client"]
+    answer(sender, "gone", ["b"], "x" * (1 << 20))
+    await_confirms(sender)
+    assert proxy.stats["to_client"] - before < 10_000
+    assert sender.backend.stats()["returned"] == 1
+
+
 class TestWindow:
     """What is not confirmed is kept, up to a limit; there the next send waits."""
 
@@ -330,10 +343,11 @@ class TestTooLarge:
 
 
 class TestReturned:
-    def test_a_large_one_comes_back_at_once(self, sender):
-        """Not a buffer at each look: the confirms of all others come behind it."""
+    def test_a_large_one_does_not_hold_up_the_confirms_of_others(self, sender):
+        """It does not come back: they would come behind it."""
         answer(sender, "gone", new_ids(1), "x" * (32 << 20))
-        wait_until(lambda: sender.backend.stats()["returned"] == 1, 5, "it has come back")
+        answer(sender, "gone", new_ids(1), "x")
+        wait_until(lambda: sender.backend.stats()["returned"] == 1, 5, "the small one came back")
         await_confirms(sender, 2)
 
     def test_a_result_whose_caller_is_gone_is_counted(self, sender, app, records):

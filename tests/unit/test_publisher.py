@@ -120,6 +120,13 @@ class TestTheWindow:
         assert publisher.unconfirmed < publisher_module.SENDS_PER_LOOK
         assert broker.link.looks < 20
 
+    def test_large_ones_that_are_confirmed_are_not_kept(self, make, broker):
+        broker.confirms_at_once = True
+        publisher = make()
+        for n in range(20):
+            publisher.publish(message(str(n), 1 << 20))
+            assert publisher.unconfirmed <= 1
+
     def test_a_full_window_makes_who_sends_wait(self, make, broker):
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
