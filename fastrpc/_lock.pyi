@@ -1,5 +1,6 @@
-"""A lock that an asynchronous exception cannot leave behind locked."""
+"""A lock that an asynchronous exception cannot leave behind locked, and threads to go with it."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -36,3 +37,14 @@ class Lock:
 
         A signal handler, or a destructor, may find it so.
         """
+
+def start_thread(target: Callable[..., object], *args: object) -> None:
+    """Run ``target(*args)`` in a new thread, which does not keep the process alive.
+
+    An exception that is thrown into the thread that calls this finds the other one started or not
+    started at all. One that strikes the new thread instead, as CPython up to 3.12 lets it, has
+    ``target`` called again.
+
+    Raises:
+        RuntimeError: there can be no more threads.
+    """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.broker import RabbitMQ, Redis
+from tests.support.inside import watching_publishers
 from tests.support.session import ForeignBroker, session_broker, started
 from tests.support.waiting import wait_until
 
@@ -22,7 +22,7 @@ def no_watcher_outlives_its_test() -> Iterator[None]:
     """A thread that still mends its connection would meddle with the tests that follow."""
     yield
     wait_until(
-        lambda: all(thread.name != "fastrpc-confirms" for thread in threading.enumerate()),
+        lambda: not watching_publishers(),
         10,
         "all results are confirmed, or their backend is closed",
     )

@@ -46,9 +46,12 @@ TLS_CHUNK = 1 << 16
 #: What a write or read of a socket raises that does not wait.
 WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 
-#: A result from this size on does not come back if its reply queue is gone: nobody looks at it,
-#: and the way back costs the broker and the worker as much as the way out.
-MANDATORY_BELOW = 8 * 1024
+#: A result of ``LARGE`` bytes or more comes back only if its reply queue was not seen to be gone in
+#: the last ``GONE_FOR`` seconds: nobody looks at it, and the way back costs as much as the way out.
+LARGE, GONE_FOR = 8 * 1024, 1.0
+
+#: How many reply queues that are gone are remembered.
+MAX_GONE = 1000
 
 NO_HEADERS = dumps("F", [{}])
 
@@ -111,6 +114,8 @@ class Link:
         self._confirms = confirms
         self._in_frame = False
         self._encoders: dict[tuple[str, str, bool], PublishEncoder] = {}
+        #: Reply queue that is gone -> until when that is taken for granted.
+        self._gone: dict[str, float] = {}
         given = connection.transport_options
         self._write_timeout = given.get("write_timeout") or WRITE_TIMEOUT
         settings = PATIENT if confirms or connection.heartbeat else WATCHFUL
@@ -161,7 +166,7 @@ class Link:
             Silent: for ``WRITE_TIMEOUT`` nothing moved, and nothing was heard.
             Lost: the connection is gone; whether the broker got the message is not known.
         """
-        mandatory = len(message.body) < MANDATORY_BELOW
+        mandatory = not (self._gone and len(message.body) >= LARGE and self._is_gone(message))
         key = (message.content_type, message.content_encoding, mandatory)
         encoder = self._encoders.get(key) or self._new_encoder(*key)
         frames = encoder.encode(message.routing_key, message.correlation_id, message.body)
@@ -175,11 +180,16 @@ class Link:
         if written < len(frames):
             self._finish(frames[written:], window)
         self.sent += 1
+        if not mandatory:
+            self.stats.returned += 1
         if self._confirms:
             window.add(self.sent, message)
         else:
             window.forget(message)
         self.busy = False
+
+    def _is_gone(self, message: Message) -> bool:
+        return time.monotonic() < self._gone.get(message.routing_key, 0)
 
     def _write_tls(self, data: Any) -> int:
         return int(self._amqp.sock.write(data[:TLS_CHUNK]))
@@ -335,6 +345,9 @@ class Link:
 
     def _on_return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
         self.stats.returned += 1
+        if len(self._gone) >= MAX_GONE:
+            self._gone.clear()
+        self._gone[routing_key] = time.monotonic() + GONE_FOR
         logger.debug(
             "nobody gets the result of task %s: its reply queue %s is gone",
             message.properties.get("correlation_id"),

@@ -21,7 +21,7 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from .._lock import Lock
+from .._lock import Lock, start_thread
 from ..options import Options
 from ..retry import backoff
 from ..stats import Stats
@@ -181,7 +181,9 @@ class AMQPPublisher:
         self._heartbeat = 0
         #: The age at which a link is replaced on which the broker refuses results.
         self._patience = REFUSED_FOR_GOOD
-        self._watcher: threading.Thread | None = None
+        #: What the thread that looks for confirms while nobody sends was started with, if there
+        #: is one.
+        self._watcher: object = None
         #: Seconds until its next look.
         self._pause = WATCH_INTERVAL
 
@@ -420,14 +422,12 @@ class AMQPPublisher:
 
     def _ensure_watched(self) -> None:
         if self._watcher is None and self.unconfirmed:
-            watcher = threading.Thread(
-                target=lambda: self._watch(watcher), name="fastrpc-confirms", daemon=True
-            )
+            watcher = object()
             with suppress(RuntimeError):  # no more threads: the next send, or close(), looks
-                watcher.start()
+                start_thread(self._watch, watcher)
                 self._watcher = watcher
 
-    def _watch(self, me: threading.Thread) -> None:
+    def _watch(self, me: object) -> None:
         """Look for confirms, and mend the connection, until nothing is unconfirmed."""
         pauses = backoff()
         pause = WATCH_INTERVAL

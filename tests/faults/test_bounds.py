@@ -12,6 +12,7 @@ from celery.exceptions import TimeoutError
 
 from fastrpc.errors import ResultDropped
 from tests.support import inside
+from tests.support.inside import threads_of_ours
 from tests.support.resources import growth, open_files
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
@@ -202,7 +203,7 @@ class TestNothingIsLeftBehind:
 
         def quiet() -> bool:
             gc.collect()
-            return not any(t.name.startswith("fastrpc-") for t in threading.enumerate())
+            return not threads_of_ours()
 
         live()
         wait_until(quiet, 5, "no thread of ours is left")

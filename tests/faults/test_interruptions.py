@@ -316,7 +316,7 @@ class TestThrownIn:
             for where, task_id, exc in each_step(lambda: next(unsent).id, send, strike, FILES):
                 assert isinstance(exc, SoftTimeLimitExceeded), where
                 assert held_locks(sender) == [], where
-                assert not has_dead_watcher(sender), where
+                wait_until(lambda: not has_dead_watcher(sender), 5, where)
                 send(task_id)
 
         Background(sweep).result(60)

@@ -6,6 +6,7 @@ Only hang_up(), connect_to() and disconnect() change anything.
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from celery import Celery
 
 from fastrpc import _lifecycle
+from fastrpc.sending.publisher import AMQPPublisher
 
 
 def role_is_taken(app: Celery) -> bool:
@@ -123,21 +125,31 @@ def unconfirmed_bytes(sender: Celery) -> int:
     return sender.backend._publisher._window.bytes
 
 
-def watcher(sender: Celery) -> threading.Thread | None:
-    """The thread that looks for confirms while nobody sends."""
+def is_watched(sender: Celery) -> bool:
+    """Whether the publisher counts on a thread to look for confirms while nobody sends."""
     publisher = sender.backend._publisher
-    return None if publisher is None else publisher._watcher
+    return publisher is not None and publisher._watcher is not None
+
+
+def watching_publishers() -> list[AMQPPublisher]:
+    """Those for which a thread runs that looks for confirms. It has no name to be found by."""
+    found = []
+    for frame in sys._current_frames().values():
+        while frame is not None:
+            if frame.f_code is AMQPPublisher._watch.__code__:
+                found.append(frame.f_locals["self"])
+            frame = frame.f_back
+    return found
 
 
 def has_dead_watcher(sender: Celery) -> bool:
     """Whether the publisher counts on a thread that does not run to look for confirms."""
-    thread = watcher(sender)
-    return thread is not None and not thread.is_alive()
+    return is_watched(sender) and sender.backend._publisher not in watching_publishers()
 
 
 def threads_of_ours() -> list[str]:
     """Names of the running threads that fastrpc has started."""
-    return [
+    return ["confirms" for _ in watching_publishers()] + [
         thread.name
         for thread in threading.enumerate()
         if thread.name.startswith("fastrpc-") and thread.is_alive()

@@ -109,11 +109,11 @@ class Target:
     def throw(self, kind: type[BaseException]) -> bool:
         """Have `kind` raised in the thread, if it is in an exposed call.
 
-        Not while a thread is being started: CPython gives a new one the ident of its creator until
-        it runs. What is meant for the creator may kill it, and Thread.start() waits for ever.
+        Where that one is starting another thread it may be raised there instead: CPython up to 3.12
+        gives a new one the ident of its creator until it runs.
         """
         with self._lock:
-            if self.open and not threading._limbo:  # type: ignore[attr-defined]
+            if self.open:
                 _set_async_exc(self.thread, kind)
                 return True
             return False

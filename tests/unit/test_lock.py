@@ -6,14 +6,15 @@ import ctypes
 import queue
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
-from fastrpc._lock import Lock
+from fastrpc._lock import Lock, start_thread
 
 #: How many exceptions hit each way of taking it.
 BLOWS = 300
@@ -178,3 +179,33 @@ def test_those_who_wait_get_it_in_the_order_in_which_they_came():
     for thread in threads:
         thread.join(10)
     assert order == list(range(10))
+
+
+class TestANewThread:
+    def test_what_is_thrown_at_its_creator_does_not_end_it(self):
+        """Up to CPython 3.12 it has the ident of its creator until it runs."""
+        ran: queue.SimpleQueue[int] = queue.SimpleQueue()
+        set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        me = ctypes.c_ulong(threading.get_ident())
+        thrown = ctypes.py_object(Blow)
+
+        def run(n: int) -> None:
+            ran.put(n)
+
+        for n in range(BLOWS):
+            with suppress(Blow):
+                start_thread(run, n)
+                set_async_exc(me, thrown)
+                set_async_exc(me, thrown)
+                time.sleep(0)
+            assert ran.get(timeout=5) == n
+
+    def test_what_ends_it_in_the_end_is_reported(self, monkeypatch):
+        reports: queue.SimpleQueue[object] = queue.SimpleQueue()
+        monkeypatch.setattr(sys, "unraisablehook", lambda args: reports.put(args.exc_type))
+
+        def fail() -> None:
+            raise Blow
+
+        start_thread(fail)
+        assert reports.get(timeout=5) is Blow

@@ -11,12 +11,14 @@ from amqp.exceptions import AccessRefused
 from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
+from fastrpc._lock import start_thread
 from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
 from fastrpc.stats import Stats
+from tests.support.inside import watching_publishers
 from tests.support.publishing import Broker, FakeLink, apology, message, send
 from tests.support.waiting import wait_until
 
@@ -44,10 +46,7 @@ def make(broker, monkeypatch):
     broker.down = broker.refuses = False
     for publisher in made:
         publisher._window = ConfirmWindow()
-        watcher = publisher._watcher
-        if watcher is not None:
-            watcher.join(10)
-            assert not watcher.is_alive()
+    wait_until(lambda: not watching_publishers(), 10, "no thread looks for confirms")
 
 
 @pytest.fixture
@@ -653,13 +652,12 @@ class TestWhileNobodySends:
         self, make, broker, monkeypatch
     ):
         publisher = make()
-        start = threading.Thread.start
 
-        def start_and_break(self) -> None:
-            start(self)
+        def start_and_break(*args) -> None:
+            start_thread(*args)
             raise SoftTimeLimitExceeded
 
-        monkeypatch.setattr(threading.Thread, "start", start_and_break)
+        monkeypatch.setattr(publisher_module, "start_thread", start_and_break)
         with pytest.raises(SoftTimeLimitExceeded):
             send(publisher, "a")
         monkeypatch.undo()
@@ -690,10 +688,10 @@ class TestWhileNobodySends:
     ):
         """As in a thread that outlives the main one, from Python 3.12 on."""
 
-        def start(self) -> None:
+        def start(*args) -> None:
             raise RuntimeError("can't create new thread at interpreter shutdown")
 
-        monkeypatch.setattr(publisher_module.threading.Thread, "start", start)
+        monkeypatch.setattr(publisher_module, "start_thread", start)
         publisher = make()
         publisher.publish(message("a"))
         assert broker.got == ["a"]
