@@ -36,7 +36,8 @@ class Broker:
     def make(self, name: str):
         """A reply queue, unbound."""
         return lambda channel: SimpleNamespace(
-            queue_declare=lambda: self.declare(name), delete=lambda: self.deleted.append(name)
+            queue_declare=lambda: self.declare(name),
+            delete=lambda nowait: self.deleted.append(name),
         )
 
     def declare(self, name: str):
@@ -80,7 +81,7 @@ class Way:
             max_claimed=0,
             max_claimed_bytes=0,
         )
-        self.queues = ReplyQueues(self.broker.make, None)
+        self.queues = ReplyQueues(self.broker.make, None, connect=None)
         for name in names:
             self.queues._renew_at[name] = 0.0
         self.intake = AMQPIntake(
