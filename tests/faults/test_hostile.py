@@ -151,10 +151,12 @@ def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
 def test_rubbish_under_the_id_of_another_task_changes_no_result(app, noticed_nothing):
     """It can end a wait that was not over, and no more: `rpc://` raises there, too."""
     first, second = new_ids(2)
+    received = app.backend.stats()["received"]
     publish(app, app.backend.oid, meta(first, result="there"), correlation_id=first)
     for task_id in (first, second, second):
         publish(app, app.backend.oid, b"{", correlation_id=task_id)
     publish(app, app.backend.oid, meta(second, result="late"), correlation_id=second)
+    wait_until(lambda: app.backend.stats()["received"] == received + 5, 10, "all have come")
     assert app.AsyncResult(first).get(timeout=10) == "there"
     assert app.AsyncResult(second).get(timeout=10) == "late"  # nobody had asked before it came
 
