@@ -19,6 +19,7 @@ export FASTRPC_WERROR ?= 1
 
 # The fast ones come first.
 TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
+SANITIZED_TESTS ?= tests/unit
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 STORM_SECONDS ?= 300
@@ -89,9 +90,9 @@ test-pythons: system ## unit tests and the semantics on every Python from 3.10 t
 
 .PHONY: test-sanitize
 test-sanitize: NEEDS := compiler python
-test-sanitize: system ## the unit tests with the extension modules under ASan and UBSan
-	$(call say,'building under ASan and UBSan and running the unit tests')
-	@tools/test-sanitized $(PYTHON) $(CC)
+test-sanitize: system ## SANITIZED_TESTS (tests/unit) with the extension modules under ASan and UBSan
+	$(call say,'building under ASan and UBSan and running $(SANITIZED_TESTS)')
+	@tools/test-sanitized $(PYTHON) $(CC) $(SANITIZED_TESTS)
 
 .PHONY: fuzz
 fuzz: NEEDS := compiler python clang
