@@ -24,7 +24,8 @@ from .client.side import ClientSide, client_side, is_leaf, open_channel
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .retry import RetryPolicy
-from .sending.publisher import AMQPPublisher, KombuPublisher, make_publisher
+from .sending.lanes import Lanes, make_publisher
+from .sending.publisher import KombuPublisher
 from .settings import Setting
 from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
@@ -101,7 +102,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             register(self)
         self._always_eager = Setting(app, "task_always_eager")
         self._meta = MetaBuilder(self)
-        self._publisher: AMQPPublisher | KombuPublisher | None = None
+        self._publisher: Lanes | KombuPublisher | None = None
 
     def _make_client_side(self) -> ClientSide:
         side = ClientSide(
@@ -211,7 +212,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             task_id, state, self.encode_result(result, state), traceback, request
         )
 
-    def _make_publisher(self) -> AMQPPublisher | KombuPublisher:
+    def _make_publisher(self) -> Lanes | KombuPublisher:
         with making():
             if self._publisher is None:
                 self._publisher = make_publisher(

@@ -48,6 +48,9 @@ class ConfirmWindow:
     def has_room(self, count: int, size: int) -> bool:
         """Whether fewer than ``count`` and than ``size`` bytes were never refused."""
 
+    def holds(self, correlation_id: str) -> bool:
+        """Whether a message with this correlation id is kept; looks at all of them."""
+
     def add(self, tag: int, message: Any) -> None:
         """``message`` was sent; tags only grow. It may be the first of ``again`` or ``refused``."""
 

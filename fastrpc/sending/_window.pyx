@@ -60,6 +60,20 @@ cdef class ConfirmWindow:
             len(self.messages) - len(self.retried) + len(self.again) < count and self.bytes < size
         )
 
+    def holds(self, correlation_id):
+        """Whether a message with this correlation id is kept."""
+        # Copied in one step: a collection in the midst of an iteration may change them.
+        for message in list(self.messages.values()):
+            if message.correlation_id == correlation_id:
+                return True
+        for message in tuple(self.again):
+            if message.correlation_id == correlation_id:
+                return True
+        for _, _, message in tuple(self.refused):
+            if message.correlation_id == correlation_id:
+                return True
+        return False
+
     def add(self, uint64_t tag, message):
         """``message`` was sent; tags only grow."""
         self.messages[tag] = message

@@ -26,11 +26,10 @@ from ..options import Options
 from ..retry import backoff
 from ..stats import Stats
 from ..transport.dial import is_refusal
-from ..transport.transports import is_amqp
 from ._window import ConfirmWindow
 from .link import Link, Lost, Message, Silent
 
-__all__ = ["AMQPPublisher", "KombuPublisher", "Message", "make_publisher"]
+__all__ = ["AMQPPublisher", "KombuPublisher", "Message"]
 
 logger = logging.getLogger("fastrpc")
 
@@ -87,23 +86,6 @@ SLICE, SLICE_BYTES = 100, 1 << 20
 
 #: Seconds until the next slice.
 SLICE_INTERVAL = 0.05
-
-
-def make_publisher(
-    app: Any,
-    exchange: Any,
-    delivery_mode: int,
-    options: Options,
-    stats: Stats,
-    substitute: Callable[[Message], Message | None],
-) -> AMQPPublisher | KombuPublisher:
-    """The way out that fits the broker of ``app``; not yet connected.
-
-    ``substitute`` makes what is sent, if anything, in place of one too large for the broker.
-    """
-    if is_amqp(app.connection_for_write()):
-        return AMQPPublisher(app, delivery_mode, options, stats, substitute)
-    return KombuPublisher(app, exchange, delivery_mode, options, stats)
 
 
 class KombuPublisher:
@@ -198,6 +180,23 @@ class AMQPPublisher:
         """Results that the broker has not confirmed yet."""
         return len(self._window)
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether the current thread is in the midst of a send: a signal handler finds it so."""
+        return self._lock.mine or self._room.mine
+
+    def holds(self, correlation_id: str) -> bool:
+        """Whether a result of that task is not confirmed yet."""
+        return self._window.holds(correlation_id)
+
+    def look(self, timeout: float) -> None:
+        """Read confirms, and wait ``timeout`` seconds at most until there are more to read."""
+        with self._lock:
+            self._tend()
+        link = self._link
+        if link is not None:
+            link.wait(timeout)
+
     def publish(self, message: Message) -> None:
         """Send one result; returns when it is written, and keeps it until it is confirmed.
 
@@ -207,7 +206,7 @@ class AMQPPublisher:
             kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
                 the broker refuses us.
         """
-        if self._lock.mine or self._room.mine:
+        if self.is_mine:
             # A signal handler or a destructor, called in the middle of a send of this thread.
             self._window.append(message)
             self.stats.published += 1

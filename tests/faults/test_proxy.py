@@ -116,6 +116,20 @@ def test_megabytes_pass_unharmed_while_the_reader_is_slow_to_start(connect):
     sender.join(5)
 
 
+def test_a_limited_path_is_shared(echo, proxy, connect):
+    socks, data = [connect() for _ in range(2)], b"x" * 100_000
+    proxy.limit(1_000_000)
+    started = time.monotonic()
+    for sock in socks:
+        threading.Thread(target=sock.sendall, args=(data,), daemon=True).start()
+    for sock in socks:
+        assert read_exactly(sock, len(data)) == data
+    assert time.monotonic() - started >= 0.15
+    proxy.limit(None)
+    assert ask(socks[0], data) == data
+    assert proxy.stats[TO_SERVER] == 300_000
+
+
 def test_end_of_stream_is_passed_on_and_the_answer_still_arrives(echo, proxy, connect):
     sock = connect()
     sock.sendall(b"last words")

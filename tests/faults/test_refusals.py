@@ -114,7 +114,7 @@ def test_sending_without_permission_does_not_stay_unnoticed(counting, make_clien
     assert SECRET not in records.text
     assert counting.stats["accepted"] <= 20
     # Nothing is left to be tried again by whoever closes it once more.
-    sender.backend._publisher._begin()
+    inside.publisher(sender)._begin()
 
 
 def test_every_waiting_thread_hears_of_it(counting, make_client):

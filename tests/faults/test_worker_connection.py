@@ -263,6 +263,24 @@ def test_a_large_result_for_a_caller_that_is_gone_does_not_come_back(
     assert sender.backend.stats()["returned"] == 2
 
 
+def test_small_ones_pass_a_large_one(app, cut_sender, proxy):
+    """Over a path on which the large one takes many seconds."""
+    oid = app.backend.oid
+    [large] = expect(app, 1)
+    answer(cut_sender, oid, expect(app, 1))
+    await_confirms(cut_sender)
+    proxy.limit(1_000_000, TO_SERVER)
+    sending = Background(lambda: answer(cut_sender, oid, [large], "x" * (20 << 20)))
+    wait_until(lambda: inside.link(cut_sender, large=True) is not None, 5, "it has begun")
+    small = expect(app, 100)
+    answer(cut_sender, oid, small)
+    assert [result.get(timeout=10) for result in small] == list(range(100))
+    assert sending.running
+    proxy.limit(None, TO_SERVER)
+    sending.result(20)
+    assert large.get(timeout=20) == "x" * (20 << 20)
+
+
 class TestWindow:
     """What is not confirmed is kept, up to a limit; there the next send waits."""
 
@@ -282,7 +300,7 @@ class TestWindow:
         await_confirms(sender)
         proxy.freeze()
         sending = Background(lambda: answer(sender, oid, results, value))
-        publisher = sender.backend._publisher
+        publisher = inside.publisher(sender)
         wait_until(lambda: publisher.unconfirmed >= fit - 1, 5, "the window is full")
         assert sending.running
         assert publisher.unconfirmed <= fit
@@ -421,7 +439,7 @@ class TestRefused:
             with stopwatch(2, "all of them"):
                 answer(sender, oid, results)
                 assert [result.get(timeout=5) for result in results] == list(range(50))
-        assert sender.backend._publisher._window.refused_count > 100
+        assert inside.publisher(sender)._window.refused_count > 100
         full.backend.close()  # its queue is gone, and with it who refuses
         await_confirms(sender)
 
@@ -505,15 +523,15 @@ class TestBlocked:
             await_confirms(sender)
             alarm(True)
             answer(sender, oid, [first])
-            wait_until(lambda: sender.backend._publisher._link.blocked, 15, "it is blocked")
+            wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
             value = "x" * (24 << 20 if mid_frame else 1)
             sending = Background(lambda: answer(sender, oid, [last], value))
             time.sleep(8)  # more than the silence of an alarm is waited for
-            silent = sender.backend._publisher._link
+            silent = inside.link(sender)
             assert silent.blocked
             proxy.freeze()
             alarm(False)
-            wait_until(lambda: sender.backend._publisher._link is not silent, 10, "it is given up")
+            wait_until(lambda: inside.link(sender) is not silent, 10, "it is given up")
             proxy.thaw()
             sending.result(20)
             assert (first.get(timeout=20), last.get(timeout=20)) == (0, value)
@@ -530,7 +548,7 @@ class TestBlocked:
         answer(sender, oid, results[1:2])
         wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
         sending = Background(lambda: answer(sender, oid, results[2:]))
-        wait_until(sender.backend._publisher._room.locked, 5, "a send waits")
+        wait_until(inside.publisher(sender)._room.locked, 5, "a send waits")
         closing = Background(sender.backend.close)
         try:
             closing.result(10)

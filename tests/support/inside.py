@@ -14,6 +14,7 @@ from typing import Any
 from celery import Celery
 
 from fastrpc import _lifecycle
+from fastrpc.sending.lanes import Lanes
 from fastrpc.sending.publisher import AMQPPublisher
 
 
@@ -24,14 +25,13 @@ def role_is_taken(app: Celery) -> bool:
 
 def held_locks(app: Celery) -> list[str]:
     """Names of the locks, other than the reading role, that are held."""
-    backend = app.backend
-    intake, publisher = backend.result_consumer._intake, backend._publisher
+    intake = app.backend.result_consumer._intake
     locks: dict[str, Any] = {"making backends": _lifecycle.making()}
     if intake is not None:
         locks["consuming"] = intake._consume_lock
-    if publisher is not None:
-        locks["publisher"] = publisher._lock
-        locks["room"] = publisher._room
+    for publisher in publishers(app):
+        locks[f"publisher {id(publisher)}"] = publisher._lock
+        locks[f"room {id(publisher)}"] = publisher._room
     return [name for name, lock in locks.items() if lock.locked()]
 
 
@@ -109,10 +109,21 @@ def hang_up(app: Celery) -> None:
     app.backend.result_consumer._intake = None
 
 
-def link(sender: Celery) -> Any:
+def publishers(sender: Celery) -> list[AMQPPublisher]:
+    """That of the small results, and that of the large ones."""
+    lanes = sender.backend._publisher
+    return [lanes.small, lanes.large] if isinstance(lanes, Lanes) else []
+
+
+def publisher(sender: Celery) -> AMQPPublisher:
+    """What small results are sent by."""
+    return publishers(sender)[0]
+
+
+def link(sender: Celery, *, large: bool = False) -> Any:
     """What results are sent over, with the connection that it owns; None while there is none."""
-    publisher = sender.backend._publisher
-    return None if publisher is None else publisher._link
+    made = publishers(sender)
+    return made[large]._link if made else None
 
 
 def link_amqp(sender: Celery) -> Any:
@@ -122,13 +133,12 @@ def link_amqp(sender: Celery) -> Any:
 
 def unconfirmed_bytes(sender: Celery) -> int:
     """Bytes of the results that are kept until they are confirmed."""
-    return sender.backend._publisher._window.bytes
+    return sum(publisher._window.bytes for publisher in publishers(sender))
 
 
 def is_watched(sender: Celery) -> bool:
-    """Whether the publisher counts on a thread to look for confirms while nobody sends."""
-    publisher = sender.backend._publisher
-    return publisher is not None and publisher._watcher is not None
+    """Whether a publisher counts on a thread to look for confirms while nobody sends."""
+    return any(publisher._watcher is not None for publisher in publishers(sender))
 
 
 def watching_publishers() -> list[AMQPPublisher]:
@@ -143,8 +153,9 @@ def watching_publishers() -> list[AMQPPublisher]:
 
 
 def has_dead_watcher(sender: Celery) -> bool:
-    """Whether the publisher counts on a thread that does not run to look for confirms."""
-    return is_watched(sender) and sender.backend._publisher not in watching_publishers()
+    """Whether a publisher counts on a thread that does not run to look for confirms."""
+    counting = [publisher for publisher in publishers(sender) if publisher._watcher is not None]
+    return not {*counting} <= {*watching_publishers()}
 
 
 def threads_of_ours() -> list[str]:

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tests.support.processes import ROOT
@@ -32,6 +33,8 @@ __all__ = ["Proxy"]
 TO_SERVER = "to_server"
 TO_CLIENT = "to_client"
 CHUNK = 1 << 18
+#: Seconds between two shares of what a limited path lets pass.
+SHARE_INTERVAL = 0.005
 
 
 class Proxy:
@@ -75,6 +78,11 @@ class Proxy:
     def cut_after(self, count: int, direction: str = TO_CLIENT) -> None:
         """Let exactly `count` more bytes pass in that direction, then break every connection."""
         self._do("cut_after", count=count, direction=direction)
+
+    def limit(self, rate: float | None, direction: str = TO_SERVER) -> None:
+        """Let `rate` bytes a second pass in that direction, shared by all connections that have
+        any; None lets all pass."""
+        self._do("limit", rate=rate, direction=direction)
 
     def freeze(self) -> None:
         """Half-open: connections are accepted and stay, nothing passes, nobody is told."""
@@ -168,6 +176,8 @@ class _Serve:
         self.freezes = False  # what is to happen when a budget is used up: a cut, or this
         self.interval: float | None = None
         self.next_cut = 0.0
+        self.rates: dict[str, float] = {}  # direction -> bytes a second
+        self.next_share = 0.0
         self.port = 0
         self.listener: socket.socket | None = None
         self.commands = b""
@@ -178,9 +188,9 @@ class _Serve:
 
     def run(self) -> None:
         while True:
-            timeout = None
-            if self.interval is not None:
-                timeout = max(0.0, self.next_cut - time.monotonic())
+            ends = [self.next_cut] if self.interval is not None else []
+            ends += [self.next_share] if self.rates else []
+            timeout = max(0.0, min(ends) - time.monotonic()) if ends else None
             for key, mask in self.selector.select(timeout):
                 # A handler may have closed the socket of a later event.
                 if self.selector.get_map().get(key.fd) is key:
@@ -188,6 +198,8 @@ class _Serve:
             if self.interval is not None and time.monotonic() >= self.next_cut:
                 self.next_cut = time.monotonic() + self.interval
                 self.do_cut()
+            if self.rates and time.monotonic() >= self.next_share:
+                self.share_out()
 
     # -- commands
 
@@ -229,6 +241,26 @@ class _Serve:
     def do_freeze_after(self, count: int, direction: str) -> None:
         self.do_cut_after(count, direction)
         self.freezes = True
+
+    def do_limit(self, rate: float | None, direction: str) -> None:
+        self.rates.pop(direction, None)
+        if rate is not None:
+            self.rates[direction] = rate
+        self.watch_all()
+
+    def share_out(self) -> None:
+        """Let pass what the limits allow until the next time."""
+        self.next_share = max(self.next_share + SHARE_INTERVAL, time.monotonic())
+        for direction, rate in self.rates.items():
+            waiting = [
+                (connection, pipe)
+                for connection in self.connections
+                for pipe in connection.pipes
+                if pipe.direction == direction and pipe.held and not self.frozen
+            ]
+            for connection, pipe in waiting:
+                share = int(rate * SHARE_INTERVAL / len(waiting))
+                self.serve(connection, lambda pipe=pipe, share=share: self.flush(pipe, share))
 
     def do_freeze(self) -> None:
         self.frozen = True
@@ -308,7 +340,7 @@ class _Serve:
                     # A slow reader slows the writer, as on a direct connection.
                     if pipe.source is sock and not pipe.ended and len(pipe.held) < CHUNK:
                         events |= selectors.EVENT_READ
-                    if pipe.sink is sock and pipe.held:
+                    if pipe.sink is sock and pipe.held and pipe.direction not in self.rates:
                         events |= selectors.EVENT_WRITE
             self.set_events(sock, events, connection)
 
@@ -323,13 +355,19 @@ class _Serve:
             self.selector.modify(sock, events, known.data)
 
     def on_data(self, connection: _Connection, sock: socket.socket, mask: int) -> None:
-        try:
+        def pass_on() -> None:
             for pipe in connection.pipes:
                 if mask & selectors.EVENT_READ and pipe.source is sock:
                     self.fill(pipe)
                     self.flush(pipe)
                 elif mask & selectors.EVENT_WRITE and pipe.sink is sock:
                     self.flush(pipe)
+
+        self.serve(connection, pass_on)
+
+    def serve(self, connection: _Connection, step: Callable[[], None]) -> None:
+        try:
+            step()
         except BlockingIOError:
             pass
         except OSError:
@@ -349,9 +387,12 @@ class _Serve:
         if not data:
             pipe.ended = True
 
-    def flush(self, pipe: _Pipe) -> None:
+    def flush(self, pipe: _Pipe, share: int | None = None) -> None:
         if pipe.held:
+            if pipe.direction in self.rates and share is None:
+                return  # share_out() does it
             allowed = self.budget.get(pipe.direction, len(pipe.held))
+            allowed = min(allowed, share or allowed)
             sent = pipe.sink.send(memoryview(pipe.held)[:allowed]) if allowed else 0
             del pipe.held[:sent]
             self.counts[pipe.direction] += sent

@@ -15,8 +15,9 @@ from fastrpc._lock import start_thread
 from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending._window import ConfirmWindow
+from fastrpc.sending.lanes import make_publisher
 from fastrpc.sending.link import Lost
-from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message, make_publisher
+from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message
 from fastrpc.stats import Stats
 from tests.support.inside import watching_publishers
 from tests.support.publishing import Broker, FakeLink, apology, message, send
@@ -776,9 +777,9 @@ def test_the_way_out_fits_the_broker():
     from celery import Celery
 
     for url, kind in [
-        ("amqp://", "AMQPPublisher"),
-        ("pyamqp://", "AMQPPublisher"),
-        ("amqps://", "AMQPPublisher"),
+        ("amqp://", "Lanes"),
+        ("pyamqp://", "Lanes"),
+        ("amqps://", "Lanes"),
         ("memory://", "KombuPublisher"),
         ("redis://", "KombuPublisher"),
     ]:

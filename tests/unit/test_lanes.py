@@ -1,0 +1,134 @@
+"""fastrpc.sending.lanes: which connection a result takes, over a broker that does as it is told."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from fastrpc.options import Options
+from fastrpc.sending import lanes as lanes_module
+from fastrpc.sending import publisher as publisher_module
+from fastrpc.sending.lanes import LARGE, Lanes
+from fastrpc.sending.publisher import AMQPPublisher
+from fastrpc.stats import Stats
+from tests.support.publishing import Broker, apology, message
+from tests.support.threads import Background
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture
+def broker(monkeypatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(publisher_module, "Link", broker.connect)
+    return broker
+
+
+@pytest.fixture
+def make(broker, monkeypatch):
+    """make(publisher_confirms=False) -> lanes, for which nobody looks but who sends."""
+    monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
+    app = SimpleNamespace(connection_for_write=dict)
+
+    def make(**options) -> Lanes:
+        return Lanes(app, 1, Options.parse(options), Stats(), apology)
+
+    return make
+
+
+def ids(publisher: AMQPPublisher) -> list[str]:
+    return [message.correlation_id for message in publisher._window]
+
+
+def test_each_has_its_connection_once_it_is_needed(make, broker):
+    lanes = make()
+    lanes.publish(message("small"))
+    assert len(broker.links) == 1
+    lanes.publish(message("large", LARGE))
+    assert len(broker.links) == 2
+    assert (ids(lanes.small), ids(lanes.large)) == (["small"], ["large"])
+    assert lanes.unconfirmed == 2
+
+
+def test_a_small_one_passes_a_large_one_that_is_being_written(make, broker):
+    lanes = make()
+    lanes.publish(message("first", LARGE))
+    broker.link.confirm(1)
+    go_on = threading.Event()
+    broker.link.on_send = lambda: go_on.wait(10)
+    sending = Background(lambda: lanes.publish(message("large", LARGE)))
+    wait_until(lanes.large._lock.locked, 5, "it is being written")
+    lanes.publish(message("small"))
+    assert broker.got == ["first", "small"]
+    go_on.set()
+    sending.result(5)
+    assert broker.got[2:] == ["large"]
+
+
+class TestTheOrderOfOneTask:
+    def test_a_small_one_follows_a_large_one(self, make):
+        lanes = make()
+        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task"))
+        lanes.publish(message("another"))
+        assert (ids(lanes.small), ids(lanes.large)) == (["another"], ["task", "task"])
+
+    def test_a_large_one_waits_for_the_confirm_of_a_small_one(self, make, broker):
+        lanes = make()
+        lanes.publish(message("task"))
+        timer = threading.Timer(0.1, lambda: broker.links[0].confirm(1))
+        timer.start()
+        lanes.publish(message("task", LARGE))
+        assert (ids(lanes.small), ids(lanes.large)) == ([], ["task"])
+        timer.join()
+
+    def test_but_not_for_ever(self, make, monkeypatch):
+        monkeypatch.setattr(lanes_module, "ORDER_PATIENCE", 0.1)
+        lanes = make()
+        lanes.publish(message("task"))
+        lanes.publish(message("task", LARGE))
+        assert ids(lanes.small) == ["task", "task"]
+
+    def test_in_a_signal_handler_it_does_not_wait_at_all(self, make, broker):
+        lanes = make()
+        lanes.publish(message("task"))
+        broker.link.on_send = lambda: lanes.publish(message("task", LARGE))
+        lanes.publish(message("interrupted"))
+        assert ids(lanes.small) == ["task", "interrupted"]
+        assert [m.correlation_id for m in lanes.small._window.again] == ["task"]
+
+    def test_what_a_lost_connection_has_to_send_again_counts(self, make, broker):
+        lanes = make()
+        lanes.publish(message("task", LARGE))
+        broker.link.cut = True
+        lanes.large.look(0)
+        lanes.publish(message("task"))
+        assert broker.got == ["task", "task", "task"]
+        assert ids(lanes.large) == ["task", "task"]
+
+    def test_without_confirms_all_take_one(self, make, broker):
+        lanes = make(publisher_confirms=False)
+        lanes.publish(message("task"))
+        lanes.publish(message("task", LARGE))
+        assert len(broker.links) == 1
+
+
+def test_both_are_closed(make, broker):
+    lanes = make()
+    lanes.publish(message("small"))
+    lanes.publish(message("large", LARGE))
+    for link in broker.links:
+        link.confirm(1)
+    lanes.close(5)
+    assert lanes.unconfirmed == 0
+    assert [link.said_goodbye for link in broker.links] == [True, True]
+
+
+def test_a_forked_child_leaves_both_alone(make, broker):
+    lanes = make()
+    lanes.publish(message("small"))
+    lanes.publish(message("large", LARGE))
+    lanes.after_fork()
+    assert [link.abandoned for link in broker.links] == [True, True]
+    assert lanes.unconfirmed == 0
