@@ -51,8 +51,9 @@ class Options:
     heartbeat: float | None = None
     #: Keep results until the broker has confirmed them.
     publisher_confirms: bool = True
-    #: Unconfirmed results that may be outstanding: how many, and how many bytes.
-    confirm_window: int = 1000
+    #: Unconfirmed results that may be outstanding: how many, and how many bytes. None follows the
+    #: rate at which the broker confirms.
+    confirm_window: int | None = None
     confirm_window_bytes: int = 64 * MIB
     #: How long a shutting-down worker waits for outstanding confirms.
     shutdown_timeout: float = 10.0
@@ -150,7 +151,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "queue_type": _queue_type,
     "heartbeat": _optional(_number(float, 0, 65535)),  # connection.tune-ok: a short
     "publisher_confirms": _flag,
-    "confirm_window": _number(int, 1, MOST),
+    "confirm_window": _optional(_number(int, 1, MOST)),
     "confirm_window_bytes": _number(int, 1, MOST),
     "shutdown_timeout": _number(float, 0, 2_000_000),  # poll() takes milliseconds in an int
 }

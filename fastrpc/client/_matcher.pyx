@@ -278,6 +278,18 @@ cdef class Fulfiller:
 cdef dict _no_kwargs = {}  # vine only ever unpacks it
 
 
+cdef class _Arguments:
+    """What the listeners of a promise are called with, as vine unpacks it: ``(result,), {}``.
+
+    A result that its own promise held would be freed by the collector only, with all its body.
+    """
+
+    cdef object ref
+
+    def __iter__(self):
+        return iter(((self.ref(),), _no_kwargs))
+
+
 cdef bint has_listeners(object result) except -1:
     promise = result.on_ready
     return promise._svpending is not None or promise._lvpending is not None
@@ -289,9 +301,11 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
     The promise would call `_on_fulfilled` first, which only takes the result out of the table, as
     the caller does.
     """
+    cdef _Arguments arguments = _Arguments.__new__(_Arguments)
     promise = result.on_ready
     result._cache = meta
-    promise.value = ((result,), _no_kwargs)
+    arguments.ref = _ref(result)
+    promise.value = arguments
     promise.ready = True
     return not has_listeners(result)
 

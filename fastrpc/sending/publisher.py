@@ -41,8 +41,8 @@ WATCH_INTERVAL = 0.2
 ROOM_INTERVAL = 0.1
 
 #: While one thread waits for room, each other one may send a result at such intervals, in seconds,
-#: until ``OVERDRAFT`` times the window is full: one that sends now and then need not wait because
-#: another one floods.
+#: until ``OVERDRAFT`` times as many results are in the window: one that sends now and then need not
+#: wait because another one floods.
 PASS_INTERVAL, OVERDRAFT = 0.005, 2
 
 #: Sends between two looks for confirms.
@@ -51,6 +51,10 @@ SENDS_PER_LOOK = 32
 #: Bytes in the window from which each send of a large result looks first: so that large bodies
 #: which are confirmed already are not kept. A look is dear only beside a small result.
 LOOK_BYTES, LARGE = 1 << 20, 1 << 16
+
+#: How long, in seconds, a send of ``LOOK_BYTES`` or more waits for a confirm while twice as much as
+#: its body is in the window: with a broker that keeps up few bodies are kept.
+MOMENT = 0.02
 
 #: After this many idle seconds the connection is looked at before it is written to.
 IDLE = 1.0
@@ -77,9 +81,16 @@ HEARTBEAT = 20
 #: it has other reasons.
 REFUSED_FOR_GOOD, REFUSED_AT_MOST = 1.0, 8.0
 
-#: How many times ``confirm_window`` refused results are kept: enough for what a busy worker sends
-#: to a quorum queue in the seconds of an election.
-REFUSED_WINDOWS = 10
+#: Where ``confirm_window`` is not given: as many as the broker confirms in a second, between these
+#: two. So a broker that takes long to confirm does not slow down who sends.
+LEAST_WINDOW, MOST_WINDOW = 1_000, 10_000
+
+#: Least time, in seconds, over which that rate is measured.
+RATE_INTERVAL = 0.2
+
+#: How many times ``confirm_window`` refused results are kept, or how many where it is not given:
+#: enough for what a busy worker sends to a quorum queue in the seconds of an election.
+REFUSED_WINDOWS, MOST_REFUSED = 10, 20_000
 
 #: Refused messages, and their bytes, that are sent again in one go.
 SLICE, SLICE_BYTES = 100, 1 << 20
@@ -158,6 +169,10 @@ class AMQPPublisher:
         self._link: Link | None = None
         #: All that is not confirmed.
         self._window = ConfirmWindow()
+        #: How many of them may be in flight.
+        self._size = self.options.confirm_window or LEAST_WINDOW
+        #: Confirms since the time by time.monotonic().
+        self._confirms, self._confirms_since = 0, 0.0
         self._sent_at = 0.0
         #: What the next link asks for.
         self._heartbeat = 0
@@ -261,11 +276,10 @@ class AMQPPublisher:
         now = time.monotonic()
         link = self._open_link()
         # Before it is sent: once it is in the window a lost connection is no failure of it.
-        if (
-            link.sent % SENDS_PER_LOOK == 0
-            or now - self._sent_at > IDLE
-            or (len(message.body) >= LARGE and self._window.bytes >= LOOK_BYTES)
-        ):
+        size, kept = len(message.body), self._window.bytes
+        if size >= LARGE and kept >= LOOK_BYTES:
+            self._look(link, MOMENT if size >= LOOK_BYTES and kept >= 2 * size else 0)
+        elif link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
         if not self._has_room(link, windows):
             self._look(link)
@@ -279,9 +293,9 @@ class AMQPPublisher:
         return True
 
     def _has_room(self, link: Link, windows: int) -> bool:
-        window, options = self._window, self.options
+        window = self._window
         return not (window.again or link.blocked) and window.has_room(
-            windows * options.confirm_window, windows * options.confirm_window_bytes
+            windows * self._size, self.options.confirm_window_bytes
         )
 
     def _open_link(self) -> Link:
@@ -362,12 +376,24 @@ class AMQPPublisher:
         try:
             link.read(window, timeout)
         finally:
+            self._confirms += window.confirmed
             window.count_into(self.stats)
+        if options.confirm_window is None:
+            self._fit_window()
+        most = REFUSED_WINDOWS * options.confirm_window if options.confirm_window else MOST_REFUSED
         while window.refused and (
-            window.refused_count > REFUSED_WINDOWS * options.confirm_window
+            window.refused_count > most
             or (window.refused_bytes > options.confirm_window_bytes and window.refused_count > 1)
         ):
             self._give_up()
+
+    def _fit_window(self) -> None:
+        now = time.monotonic()
+        elapsed = now - self._confirms_since
+        if elapsed >= RATE_INTERVAL:
+            rate = int(self._confirms / elapsed)
+            self._size = min(max(rate, LEAST_WINDOW), MOST_WINDOW)
+            self._confirms, self._confirms_since = 0, now
 
     def _check_heard(self, link: Link) -> None:
         expected = self._window.in_flight or link.blocked

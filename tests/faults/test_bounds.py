@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -129,6 +130,24 @@ class TestUnclaimed:
         take_in(app, 5_000)
         got = run_threads(10, lambda n: [r.get(timeout=5) for r in results[n::10]])
         assert got == [list(range(n, 5_000, 10)) for n in range(10)]
+
+
+def test_a_result_that_is_dropped_takes_its_body_along(app, sender):
+    """At once: nobody waits for the collector, which may not come for minutes."""
+    gc.disable()
+    try:
+        [result] = expect(app, 1)
+        answer(sender, app.backend.oid, [result], "x" * MIB)
+        assert len(result.get(timeout=10)) == MIB
+        heard = []
+        result.then(heard.append)
+        assert heard == [result]
+        dropped = weakref.ref(result)
+        heard.clear()
+        del result
+        assert dropped() is None
+    finally:
+        gc.enable()
 
 
 class TestNothingIsLeftBehind:

@@ -241,7 +241,7 @@ def test_a_long_alarm_in_the_middle_of_a_large_result(
         sending = Background(lambda: answer(sender, oid, [large], "xyz" * (16 << 20)))
         sending.thread.join(10)
         assert sending.running
-        assert inside.link(sender).blocked
+        assert inside.link(sender, large=True).blocked
     finally:
         tls_broker.set_alarm(False)
     sending.result(30)

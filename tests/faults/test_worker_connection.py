@@ -32,8 +32,8 @@ def cut_sender(private_broker, proxy, make_client) -> Celery:
     return make_client(private_broker.url_for(proxy.port))
 
 
-def link_is_open(sender: Celery) -> bool:
-    return inside.link(sender) is not None
+def link_is_open(sender: Celery, *, large: bool = False) -> bool:
+    return inside.link(sender, large=large) is not None
 
 
 class TestCut:
@@ -218,6 +218,7 @@ class TestCut:
         small, large = expect(app, 2), expect(app, 1)
         oid = app.backend.oid
         answer(sender, oid, small)  # the second one waits for the first one's confirm
+        answer(sender, oid, expect(app, 1), "x" * (1 << 20))
         await_confirms(sender)
         proxy.freeze()
         sending = Background(lambda: answer(sender, oid, large, "x" * (16 << 20)))
@@ -226,17 +227,17 @@ class TestCut:
         proxy.thaw()
         sending.result(20)
         assert large[0].get(timeout=20) == "x" * (16 << 20)
-        assert proxy.stats["accepted"] == 1
+        assert proxy.stats["accepted"] == 2
 
     def test_a_write_that_does_not_progress_is_given_up(self, app, cut_sender, proxy, monkeypatch):
         monkeypatch.setattr(link, "WRITE_TIMEOUT", 1)
         small, large = expect(app, 1), expect(app, 1)
         oid = app.backend.oid
-        answer(cut_sender, oid, small)
+        answer(cut_sender, oid, small, "x" * (1 << 20))
         await_confirms(cut_sender)
         proxy.freeze()
         sending = Background(lambda: answer(cut_sender, oid, large, "x" * (16 << 20)))
-        wait_until(lambda: not link_is_open(cut_sender), 10, "it is given up")
+        wait_until(lambda: not link_is_open(cut_sender, large=True), 10, "it is given up")
         proxy.thaw()
         sending.result(20)
         assert large[0].get(timeout=20) == "x" * (16 << 20)
@@ -250,11 +251,11 @@ class TestCut:
         assert [result.get(timeout=10) for result in results] == list(range(100))
 
 
-def test_a_large_result_for_a_caller_that_is_gone_does_not_come_back(
+def test_after_the_first_large_ones_for_a_caller_that_is_gone_do_not_come_back(
     private_broker, proxy, make_client
 ):
     sender = make_client(private_broker.url_for(proxy.port))
-    answer(sender, "gone", ["a"], "x")
+    answer(sender, "gone", ["a"], "x" * (1 << 20))
     await_confirms(sender)
     before = proxy.stats["to_client"]
     answer(sender, "gone", ["b"], "x" * (1 << 20))

@@ -84,9 +84,11 @@ class FakeLink:
         self.looks += 1
         if self.cut:
             raise Lost(self.reason) from ConnectionResetError("cut")
-        if not self.frames:
-            time.sleep(min(timeout, 0.01))
-            return False
+        end = time.monotonic() + timeout
+        while not self.frames:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.001)
         while self.frames:  # other threads append to it
             window.confirm(*self.frames.popleft())
         self.heard_at = time.monotonic()

@@ -31,7 +31,7 @@ OPTIONS = {
     "queue_type": ("classic", "quorum", "quorum", "quorum"),
     "heartbeat": (None, 2.5, "2.5", 2.5),
     "publisher_confirms": (True, False, "false", False),
-    "confirm_window": (1000, 7, "7", 7),
+    "confirm_window": (None, 7, "7", 7),
     "confirm_window_bytes": (64 * 2**20, 4096, "4096", 4096),
     "shutdown_timeout": (10.0, 0, "0", 0.0),
 }
@@ -50,7 +50,7 @@ WRONG = {
     "queue_type": ["stream", "", None, 1],
     "heartbeat": [-1, "soon", True, float("inf"), float("nan"), 65536],
     "publisher_confirms": ["maybe", "", 2, 0, None],
-    "confirm_window": [0, "x", 1.5, None, 2**63],
+    "confirm_window": [0, "x", 1.5, 2**63],
     "confirm_window_bytes": [0, "x", None, 2**63],
     "shutdown_timeout": [-0.1, "x", None, float("inf"), 1e300],
 }

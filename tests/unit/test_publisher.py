@@ -127,6 +127,16 @@ class TestTheWindow:
             publisher.publish(message(str(n), 1 << 20))
             assert publisher.unconfirmed <= 1
 
+    def test_few_large_ones_are_kept_while_the_broker_confirms_soon(
+        self, make, broker, monkeypatch
+    ):
+        monkeypatch.setattr(publisher_module, "MOMENT", 5.0)
+        publisher = make()
+        for n in range(20):
+            publisher.publish(message(str(n), 1 << 20))
+            assert publisher.unconfirmed <= 2
+            threading.Timer(0.005, broker.link.confirm, [n + 1]).start()
+
     def test_a_full_window_makes_who_sends_wait(self, make, broker):
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
@@ -137,6 +147,24 @@ class TestTheWindow:
         assert time.monotonic() - started >= 0.09
         assert publisher.unconfirmed == 2
         timer.join()
+
+    def test_it_holds_what_the_broker_confirms_in_a_second(self, make, broker, monkeypatch):
+        monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.05)
+        broker.confirms_at_once = True
+        publisher = make()
+        end = time.monotonic() + 0.3
+        while time.monotonic() < end:
+            send(publisher, *"abcdefgh")
+        broker.confirms_at_once = False
+        send(publisher, *(str(n) for n in range(1_500)))
+        assert publisher.unconfirmed >= 1_500
+
+    def test_but_never_more_than_was_asked_for(self, make, broker, monkeypatch):
+        monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.0)
+        broker.confirms_at_once = True
+        publisher = make(confirm_window=3)
+        send(publisher, *(str(n) for n in range(200)))
+        assert publisher._size == 3
 
     def test_who_floods_holds_up_nobody_else(self, make, broker):
         publisher = make(confirm_window=3)
