@@ -1,6 +1,6 @@
 # Every target does its own set-up: a virtual environment in .venv, the build, and the packages of
-# the distribution that are missing. `make help` lists the targets. What is longer than a few lines
-# is a script in tools/.
+# the distribution that are missing. `make help` lists the targets. Recipes of more than a few lines
+# are scripts in tools/.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,7 +14,7 @@ PY := $(BIN)/python
 CC ?= cc
 CLANG ?= clang
 CWARN := -std=c11 -Wall -Wextra -Wconversion -Wsign-conversion -Werror
-# For every build of the extension modules here; users' own builds only warn.
+# Warnings are errors when the extension modules are built here; users' own builds only warn.
 export FASTRPC_WERROR ?= 1
 
 # The fast ones come first.
@@ -25,9 +25,9 @@ SOAK_SECONDS ?= 600
 STORM_SECONDS ?= 300
 C_SOURCES := $(wildcard $(patsubst %,%/*.[ch],src_c tests/c tests/fuzz bench/c))
 BENCH_OUT ?= .make/bench
-# Debian's release that `make test-rabbitmq4` takes RabbitMQ from, and the mirror it is fetched from
-# (apt's own by default).
+# The Debian release from which `make test-rabbitmq4` takes RabbitMQ.
 RABBITMQ4_SUITE ?= trixie
+# The mirror to fetch it from; empty takes apt's own.
 DEBIAN_MIRROR ?=
 RABBITMQ4_TESTS ?= $(patsubst %,tests/integration/test_%.py,bad_input pools semantics wire) \
 	$(patsubst %,tests/faults/test_%.py,broker client_connection cluster quorum refusals tls worker_connection)
@@ -75,7 +75,7 @@ test-long: build ## the tests that take many minutes: a million results, ten tho
 
 .PHONY: test-rabbitmq4
 test-rabbitmq4: NEEDS += debootstrap unshare
-test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests with a broker against RabbitMQ 4, of Debian RABBITMQ4_SUITE (trixie); needs root
+test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests that need a broker, against RabbitMQ 4 of Debian RABBITMQ4_SUITE (trixie); needs root
 	$(call say,"running the tests against RabbitMQ $$(tools/debian-rabbitmq version $(RABBITMQ4_ROOT)) of $(RABBITMQ4_SUITE)")
 	@tools/debian-rabbitmq run $(RABBITMQ4_ROOT) $(PY) -m pytest $(RABBITMQ4_TESTS) -m 'not long'
 
@@ -96,7 +96,7 @@ test-sanitize: system ## SANITIZED_TESTS (tests/unit) with the extension modules
 
 .PHONY: fuzz
 fuzz: NEEDS := compiler python clang
-fuzz: system ## hostile bytes for the parsers, FUZZ_SECONDS each
+fuzz: system ## fuzz the parsers, FUZZ_SECONDS (60) each
 	$(call say,'fuzzing for $(FUZZ_SECONDS) s each')
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) CLANG=$(CLANG) tests/fuzz/run
 
@@ -106,13 +106,13 @@ soak: build ## SOAK_SECONDS (600) of load with random cuts, restarts and forks, 
 	@$(PY) -m tests.soak $(SOAK_SECONDS)
 
 .PHONY: storm
-storm: build ## STORM_SECONDS (300) of load while exceptions, collections and callbacks strike
+storm: build ## STORM_SECONDS (300) of load interrupted by exceptions, garbage collection and callbacks
 	$(call say,'a storm of $(STORM_SECONDS) s')
 	@$(PY) -m tests.storm $(STORM_SECONDS)
 
 # -- checks that run nothing
 
-# Nobody inherits from the compiled classes, so their stubs need not say how that would clash.
+# Nothing inherits from the compiled classes, so their stubs do without @disjoint_base.
 STUBTEST := -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-disjoint-bases \
 	--allowlist tools/stubtest-allowlist.txt
 STUBS = $(subst /,.,$(basename $(shell find fastrpc -name '*.pyi')))
@@ -135,7 +135,7 @@ lint: $(VENV)/.installed ## ruff, cython-lint, clang-format, mypy, stubs, spelli
 	@$(BIN)/shellcheck .ci/run $(filter-out %.txt,$(wildcard tools/*))
 
 .PHONY: compile
-compile: ## the C code alone, warnings are errors
+compile: ## compile the C code alone, with warnings as errors
 	$(call say,'compiling the C code with $(CWARN)')
 	@for source in $(filter %.c,$(C_SOURCES)); do \
 		$(CC) $(CWARN) -O2 -Isrc_c -Itests/c -Ibench/c -c -o /dev/null $$source; done
@@ -146,7 +146,7 @@ compile: ## the C code alone, warnings are errors
 bench-deps: build $(AMQP_SPEEDUPS)/.tried
 
 .PHONY: bench
-bench: bench-deps ## stock, redis, fast and raw bytes in turns; report and plots in .make/bench
+bench: bench-deps ## compare stock, redis, fastrpc and raw bytes; report and plots in .make/bench
 	$(call say,'running the benchmarks: about ten minutes')
 	@tools/run-benchmarks $(PY) $(BENCH_OUT)
 
@@ -157,7 +157,7 @@ bench-quick: bench-deps ## as bench, in a minute: small sizes, few rounds
 
 .PHONY: bench-instructions
 bench-instructions: NEEDS := compiler python valgrind
-bench-instructions: system ## instructions of the C code against bench/instructions.json
+bench-instructions: system ## compare the C code's instruction counts with bench/instructions.json
 	$(call say,'counting instructions')
 	@$(or $(wildcard $(PY)),$(PYTHON)) -m bench.instructions
 
@@ -172,13 +172,13 @@ docs: $(PY) ## the documentation, strictly, into site/
 	@echo "site/index.html"
 
 .PHONY: clean
-clean: ## remove all that was built, .venv too
+clean: ## remove everything that was built, also .venv
 	$(call say,'removing what was built')
 	@rm -rf $(VENV) .make build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	@find fastrpc \( -name '*.so' -o -name '_*.c' \) -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# -- what the targets above stand on
+# -- what the targets above need
 
 .PHONY: system
 system:
@@ -188,11 +188,11 @@ $(PY):
 	$(call say,'making $(VENV) with the newest python3 >= 3.10')
 	@tools/make-venv $(VENV) $(PYTHON)
 
-# What has to be built again when it changes; __init__.py has the version.
+# A change to one of these needs a new build; __init__.py has the version.
 SOURCES := pyproject.toml setup.py fastrpc/__init__.py \
 	$(shell find fastrpc src_c -name '*.pyx' -o -name '*.pxd' -o -path 'src_c/*.[ch]')
 
-# Editable: the tests and the benchmarks see the sources as they are.
+# Editable: tests and benchmarks use the Python sources in place.
 $(VENV)/.installed: $(SOURCES) | $(PY)
 	$(call say,'building fastrpc and installing it with its test$(,) lint$(,) bench and demo extras')
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint,bench,demo]'
