@@ -1,12 +1,11 @@
-/* Where memory comes from: the one struct that frame, publish and pending take. Header only, libc
- * only.
+/* The allocator that frame, publish and pending take. Header only, libc only.
  *
- * resize(ctx, NULL, n) allocates n bytes. resize(ctx, p, n) keeps the contents; where it cannot, it
- * frees p and returns NULL (as reallocf, not as realloc: the caller forgets p either way). n is
- * never 0. free(ctx, p) takes what resize returned, never NULL.
+ * resize(ctx, NULL, n) allocates n bytes. resize(ctx, p, n) keeps the contents; if it fails, it
+ * frees p and returns NULL (like reallocf, not like realloc: p is invalid either way). n is never
+ * 0. free(ctx, p) takes a pointer that resize returned, never NULL.
  *
- * Whoever is given an allocator copies the struct. What `ctx` points to belongs to the caller and
- * must outlive every block.
+ * A function that takes an allocator copies the struct. The object behind `ctx` belongs to the
+ * caller and must outlive every block.
  */
 #ifndef FASTRPC_ALLOC_H
 #define FASTRPC_ALLOC_H
@@ -24,7 +23,7 @@ typedef struct allocator {
 static inline void *alloc_libc_resize(void *ctx, void *ptr, size_t size)
 {
     (void)ctx;
-    if (ptr == NULL) /* nearly always, and cheaper */
+    if (ptr == NULL) /* the usual case; malloc is cheaper than realloc */
         return malloc(size);
     void *moved = realloc(ptr, size);
     if (moved == NULL)
@@ -38,7 +37,7 @@ static inline void alloc_libc_free(void *ctx, void *ptr)
     free(ptr);
 }
 
-/* `given`, or that of libc where it is NULL. */
+/* `given`, or libc's allocator if it is NULL. */
 static inline allocator alloc_or_libc(const allocator *given)
 {
     return given != NULL ? *given : (allocator){alloc_libc_resize, alloc_libc_free, NULL};
@@ -50,15 +49,15 @@ static inline void *alloc_new(const allocator *a, size_t size)
     return a->resize(a->ctx, NULL, size);
 }
 
-/* NULL: out of memory, and ptr is freed. */
+/* NULL: out of memory; ptr is then freed. */
 static inline void *alloc_resize(const allocator *a, void *ptr, size_t size)
 {
     return a->resize(a->ctx, ptr, size);
 }
 
-/* The first `size` bytes of a larger block in a block of that size; without memory for one the
- * block stays as it is. Never NULL. A copy gives back more than a block cut short in place, whose
- * start can hold on to a whole page. */
+/* Copies the first `size` bytes of a larger block into a new block of that size and frees the old
+ * one; out of memory, it returns the old block. Never NULL. Shrinking in place would give back
+ * less: the small rest can keep a whole page in use. */
 static inline void *alloc_shrink(const allocator *a, void *ptr, size_t size)
 {
     void *smaller = alloc_new(a, size);

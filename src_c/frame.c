@@ -4,30 +4,30 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* Inside only: a frame was swallowed, look at the next one. */
+/* Internal: a frame was consumed without an event, look at the next one. */
 enum { AGAIN = 3 };
 
 enum {
     CLASS_BASIC = 60,
     BASIC_DELIVER = (CLASS_BASIC << 16) | 60,
     ROOM_MIN = FRAME_READ_SIZE / 4,
-    BUFFER_KEEP = 4 * FRAME_READ_SIZE, /* an empty buffer larger than that is given back */
-    BODY_START = 256, /* small: a hostile peer can open 65,535 bodies with a byte each */
-    PAGE_SIZE = 256   /* channels a page; 256 pages make the 65,536 channels of AMQP */
+    BUFFER_KEEP = 4 * FRAME_READ_SIZE, /* a larger buffer is freed once it is empty */
+    BODY_START = 256, /* small: a hostile peer can open 65,535 bodies with one byte each */
+    PAGE_SIZE = 256   /* channels per page; 256 pages make the 65,536 channels of AMQP */
 };
 
-/* One delivery whose frames came apart. */
+/* One delivery whose frames were not contiguous in the buffer. */
 typedef struct assembly {
     uint16_t channel;
     bool has_header;
-    uint8_t *meta; /* method arguments, then content header: parsed again once the body is here */
+    uint8_t *meta; /* method arguments, then content header; parsed again once the body is whole */
     size_t args_len;
     size_t header_len;
     uint8_t *body;
     size_t body_len;
     size_t body_cap;
     size_t body_size; /* announced; >= body_cap >= body_len */
-    uint64_t dropped; /* announced, where it is more than body_max: read over, not kept */
+    uint64_t dropped; /* announced size of a body larger than body_max, which is skipped */
     uint64_t drop_left;
 } assembly;
 
@@ -40,14 +40,14 @@ struct frame_reader {
     size_t rpos;
     size_t wpos;
     size_t reserved;
-    bool drained; /* what is buffered is less than one frame, next() said so */
+    bool drained; /* the last next() found less than one frame in the buffer */
 
     uint32_t frame_max;
     uint64_t body_max;
 
-    assembly *stream; /* whose body frame is being read; its head is consumed */
+    assembly *stream; /* the delivery whose body frame is being read; its head is consumed */
     uint32_t stream_left;
-    assembly *done; /* the delivery returned last, when it was assembled */
+    assembly *done; /* the delivery returned last, if it was assembled */
     size_t open;
     assembly **pages[PAGE_SIZE];
 
@@ -90,7 +90,7 @@ static void free_assembly(frame_reader *r, assembly *a)
     alloc_free(&r->alloc, a);
 }
 
-/* Views of the delivery returned last end here. */
+/* Ends the views of the delivery returned last. */
 static void release_done(frame_reader *r)
 {
     if (r->done != NULL) {
@@ -140,8 +140,8 @@ static int append_header(frame_reader *r, assembly *a, wire_view header)
 static int append_body(frame_reader *r, assembly *a, const uint8_t *ptr, size_t n)
 {
     if (a->body_cap - a->body_len < n) {
-        /* By what has arrived, at least doubled, never past what was announced: in the end the
-         * block is exactly as large as the body. */
+        /* Grow with what has arrived, at least doubling, but never past the announced size: in the
+         * end the block is exactly as large as the body. */
         size_t cap = a->body_len + n;
         if (cap < BODY_START)
             cap = BODY_START;
@@ -167,7 +167,7 @@ static int append_body(frame_reader *r, assembly *a, const uint8_t *ptr, size_t 
  *     delivery-tag           longlong
  *     redelivered            octet, bit 0
  *     exchange, routing-key  shortstr
- * Whatever follows is ignored and not passed on.
+ * Bytes after these are ignored and not passed on.
  */
 static bool parse_deliver(frame_event *ev, const uint8_t *ptr, size_t len)
 {
@@ -190,8 +190,8 @@ static bool parse_deliver(frame_event *ev, const uint8_t *ptr, size_t len)
  *                       content-type s, content-encoding s, headers F, delivery-mode o, priority o,
  *                       correlation-id s, reply-to s, expiration s, message-id s, timestamp L,
  *                       type s, user-id s, app-id s, cluster-id s
- * The class is checked first: the flags of another class would mean something else. Whatever
- * follows is ignored and not passed on. 0 or error, without a message.
+ * The class is checked first: the flags of another class would mean something else. Bytes after
+ * the properties are ignored and not passed on. 0 or error, without a message.
  */
 static int parse_header(frame_event *ev, uint64_t *body_size, const uint8_t *ptr, size_t len)
 {
@@ -214,7 +214,7 @@ static int parse_header(frame_event *ev, uint64_t *body_size, const uint8_t *ptr
         (flags & FRAME_HAS_PRIORITY && !wire_read_u8(&c, &ev->priority)) ||
         (flags & 0x0400 && !wire_read_shortstr(&c, &ev->correlation_id)))
         return FRAME_EPROPERTIES;
-    /* Nobody asks for the others; but they go on to py-amqp, which trusts them. */
+    /* The other properties are not used here, but py-amqp gets them and does not check them. */
     if (flags & 0x03FC) {
         wire_view ignored;
         for (uint16_t bit = 0x0200; bit >= 0x0004; bit >>= 1)
@@ -243,8 +243,8 @@ static head load_head(const uint8_t *p)
     return (head){p[0], wire_load16(p + 1), wire_load32(p + 3)};
 }
 
-/* Is there a whole frame of that type and channel at p, of `left` bytes? It says no for everything
- * that is odd as well: then the frame is read on its own, and complained about there. */
+/* Whether the `left` bytes at p begin with a whole frame of that type and channel. It is false for
+ * a malformed frame too: next_frame() then reads that frame and reports the error. */
 static bool whole_frame(const frame_reader *r, const uint8_t *p, size_t left, uint8_t type,
                         uint16_t channel, uint32_t *size)
 {
@@ -258,8 +258,8 @@ static bool whole_frame(const frame_reader *r, const uint8_t *p, size_t left, ui
     return true;
 }
 
-/* The fast path: content header and the only body frame, if any, follow at once. Returns the bytes
- * they take, or 0. */
+/* The fast path: the content header, and a single body frame if there is a body, follow directly.
+ * Returns the number of their bytes, or 0 if it does not apply. */
 static size_t contiguous_content(const frame_reader *r, frame_event *ev, const uint8_t *p,
                                  size_t left)
 {
@@ -283,7 +283,7 @@ static size_t contiguous_content(const frame_reader *r, frame_event *ev, const u
     return (size_t)(body - p) + FRAME_OVERHEAD + frame_size;
 }
 
-/* ------------------------------------------------------------------ deliveries in pieces */
+/* ------------------------------------------------------------------ assembled deliveries */
 
 static int finish(frame_reader *r, assembly *a, frame_event *ev)
 {
@@ -355,13 +355,13 @@ static int delivery_header(frame_reader *r, frame_event *ev, head h, const uint8
     return body_size == 0 ? finish(r, a, ev) : AGAIN;
 }
 
-/* What is still to come of the announced body. */
+/* How much of the announced body has not arrived. */
 static uint64_t body_left(const assembly *a)
 {
     return a->dropped != 0 ? a->drop_left : a->body_size - a->body_len;
 }
 
-/* A body frame of an open delivery is read as its bytes arrive: it never waits in the buffer. */
+/* A body frame of an open delivery is read as its bytes arrive; it need not fit into the buffer. */
 static int start_body_frame(frame_reader *r, head h, assembly *a)
 {
     if (!a->has_header)
@@ -439,7 +439,7 @@ static int next_frame(frame_reader *r, frame_event *ev)
     if (a != NULL && h.type == FRAME_BODY)
         return start_body_frame(r, h, a);
 
-    if (left - FRAME_HEAD_SIZE <= h.size) /* <=: the end octet belongs to it */
+    if (left - FRAME_HEAD_SIZE <= h.size) /* <=: the end octet must be there too */
         return FRAME_NEED_MORE;
     const uint8_t *payload = p + FRAME_HEAD_SIZE;
     if (payload[h.size] != FRAME_END)
@@ -486,7 +486,7 @@ static int grow_buffer(frame_reader *r, size_t need, bool one_frame)
     if (need > SIZE_MAX / 4 || r->cap > SIZE_MAX / 4)
         return out_of_memory(r);
     size_t cap = r->cap * 2;
-    /* Twice as much as has arrived, not what the frame's head claims. */
+    /* Doubling follows what has arrived, not what the frame's head claims. */
     if (one_frame && cap > (size_t)r->frame_max + FRAME_READ_SIZE)
         cap = (size_t)r->frame_max + FRAME_READ_SIZE;
     if (cap < FRAME_READ_SIZE)
@@ -518,9 +518,9 @@ int frame_reader_reserve(frame_reader *r, size_t want, uint8_t **ptr, size_t *ro
         }
     }
     if (r->cap - r->wpos < need) {
-        /* Moving what is left to the front must stay linear. If next() wanted more, it is the start
-         * of one frame and no byte is moved twice; otherwise a move of `left` bytes must be paid
-         * for by as many, or a quarter of the buffer, that were consumed. */
+        /* Moves to the front must cost linear time in total. If the buffer is drained, the rest is
+         * the start of one frame, and no byte is moved twice. Otherwise a move is allowed only
+         * after as many bytes as it moves, or a quarter of the buffer, were consumed. */
         if (r->rpos != 0 && (r->drained || r->rpos >= left || r->rpos >= r->cap / 4)) {
             memmove(r->buf, r->buf + r->rpos, left);
             r->rpos = 0;
@@ -597,7 +597,7 @@ uint32_t frame_reader_frame_max(const frame_reader *r)
 
 void frame_reader_set_body_max(frame_reader *r, uint64_t body_max)
 {
-    /* A quarter of the address space: lengths can be doubled without a look. */
+    /* A quarter of the address space: doubling a length cannot overflow. */
     r->body_max = body_max > SIZE_MAX / 4 ? SIZE_MAX / 4 : body_max;
 }
 

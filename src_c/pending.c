@@ -1,13 +1,12 @@
 /* See pending.h.
  *
  * The hash table is extendible: the top bits of the hash choose a segment through a directory, the
- * low bits a home group within it. A segment that fills up splits in two, neighbours that have
- * emptied merge, so no single call ever pays for the whole table, and old and new table never stand
- * side by side.
+ * low bits a home group within the segment. A full segment splits in two, and neighbours that have
+ * emptied merge. So no single call rehashes the whole table, and there are never two copies of it.
  *
- * A group is one cache line: five slots, their whole hashes, and how many entries wanted a slot
- * here (or came past) and had to go on to the next group. An absent id therefore costs one cache
- * miss, a present one two, and splitting reads no entries at all. Removal leaves no tombstones.
+ * A group is one cache line: five slots, their full hashes, and the number of entries that found
+ * this group full and moved on to the next one. A lookup of an absent id therefore costs one cache
+ * miss, of a present id two, and splitting reads no entries at all. Removal leaves no tombstones.
  */
 #include "pending.h"
 
@@ -19,16 +18,16 @@ enum {
     GROUPS = 256, /* a power of two */
     SLOTS = GROUPS * GROUP_SLOTS,
     SPLIT_AT = SLOTS * 3 / 4,
-    /* Half of SPLIT_AT: a table of about the same size does not split and merge in turns. */
+    /* Half of SPLIT_AT, so that a table of steady size does not split and merge in turns. */
     MERGE_AT = SLOTS * 3 / 8,
-    /* A hash has 32 bits; the low 8 are the home group. 2^24 segments hold 16 thousand million. */
+    /* A hash has 32 bits; the low 8 are the home group. 2^24 segments hold 16 billion entries. */
     MAX_DEPTH = 24,
     LINE = 64 /* bytes of a cache line */
 };
 
 typedef struct group {
     uint32_t hash[GROUP_SLOTS];
-    uint32_t passed; /* entries that are further on and would have come here first */
+    uint32_t passed; /* entries in later groups that found this one full */
     pending_entry *entry[GROUP_SLOTS];
 } group;
 
@@ -37,23 +36,23 @@ _Static_assert(sizeof(void *) != 8 || sizeof(pending_entry) == 32, "the header o
 
 typedef struct segment {
     group *groups;
-    void *block; /* what was allocated; groups is the first cache line in it */
+    void *block; /* the allocation; groups begins at its first cache line */
     uint32_t used;
     uint32_t depth; /* how many top bits all its hashes share */
 } segment;
 
 typedef struct order {
-    pending_entry *oldest, *newest; /* of the WAITING only those with a body */
+    pending_entry *oldest, *newest; /* WAITING: only entries with a body */
     uint64_t count;
     uint64_t bytes; /* formats and bodies */
 } order;
 
 struct pending {
-    /* 1 << depth pointers; a segment of depth d is there 1 << (depth - d) times. */
+    /* 1 << depth pointers; a segment of depth d appears 1 << (depth - d) times. */
     segment **directory;
     uint32_t depth;
     uint32_t clock;   /* the latest arrival */
-    uint64_t deepest; /* segments as deep as the directory: at zero it can be halved */
+    uint64_t deepest; /* segments as deep as the directory; if zero, the directory can be halved */
     uint64_t segments;
     uint64_t key[2];
     order orders[PENDING_STATES];
@@ -63,7 +62,7 @@ struct pending {
     allocator alloc;
 };
 
-/* What malloc takes for a block, estimated as glibc's. */
+/* The memory that malloc uses for a block, estimated as glibc's. */
 static size_t chunk(size_t size)
 {
     return size + 8 < 32 ? 32 : (size + 8 + 15) & ~(size_t)15;
@@ -71,7 +70,7 @@ static size_t chunk(size_t size)
 
 /* ------------------------------------------------------------------ the hash */
 
-/* SipHash-1-3 (Aumasson and Bernstein): keyed, so nobody on the wire can choose colliding ids. */
+/* SipHash-1-3 (Aumasson and Bernstein): keyed, so a peer cannot choose colliding ids. */
 
 #define ROTATE(x, b) (((x) << (b)) | ((x) >> (64 - (b))))
 #define SIP_ROUND                                                                                  \
@@ -145,7 +144,7 @@ static void segment_free(pending *p, segment *s)
     p->segments--;
 }
 
-/* The caller has seen that there is room. */
+/* The caller has checked that there is room. */
 static void segment_put(segment *s, uint32_t hash, pending_entry *e)
 {
     for (uint32_t i = hash % GROUPS;; i = (i + 1) % GROUPS) {
@@ -182,7 +181,7 @@ static segment *segment_of(const pending *p, uint32_t hash)
     return p->directory[directory_index(p, hash)];
 }
 
-/* The first of the directory's pointers to the segment that holds `hash`, and their number. */
+/* The index of the directory's first pointer to the segment of `hash`, and how many there are. */
 static size_t directory_range(const pending *p, uint32_t hash, uint32_t depth, size_t *many)
 {
     *many = (size_t)1 << (p->depth - depth);
@@ -210,7 +209,7 @@ static void directory_halve(pending *p)
         size_t size = (size_t)1 << --p->depth;
         for (size_t i = 0; i < size; i++) {
             p->directory[i] = p->directory[2 * i];
-            /* A segment that is there several times counts once: at its first pointer. */
+            /* A segment of this depth has exactly one pointer here, so it is counted once. */
             if (p->directory[i]->depth == p->depth)
                 p->deepest++;
         }
@@ -225,7 +224,7 @@ static int split(pending *p, uint32_t hash)
         return PENDING_ENOMEM;
     segment *upper = segment_new(p, s->depth + 1);
     if (upper == NULL) {
-        directory_halve(p); /* nobody is as deep as a doubled directory */
+        directory_halve(p); /* no segment is as deep as a directory that was just doubled */
         return PENDING_ENOMEM;
     }
     size_t many, first = directory_range(p, hash, s->depth, &many);
@@ -253,8 +252,8 @@ static int split(pending *p, uint32_t hash)
     return 0;
 }
 
-/* The segment of `hash` has lost many entries: put it and its neighbour together while both fit
- * into one. */
+/* The segment of `hash` has lost many entries: merge it with its neighbour as long as both fit into
+ * one. */
 static void merge(pending *p, uint32_t hash)
 {
     for (;;) {
@@ -300,7 +299,7 @@ static pending_entry *find(const pending *p, uint32_t hash, wire_view id)
     return NULL;
 }
 
-/* Where the table points to e, which is in it. */
+/* Finds the slot of e, which must be in the segment. */
 static void locate(const segment *s, const pending_entry *e, uint32_t *at, int *slot)
 {
     for (uint32_t i = e->hash % GROUPS;; i = (i + 1) % GROUPS) {
@@ -346,7 +345,7 @@ static void take_out(pending *p, const pending_entry *e)
     int k;
     locate(s, e, &at, &k);
     segment_take(s, at, k);
-    /* Looking at the neighbour is a cache miss: not at every removal. */
+    /* Looking at the neighbour costs a cache miss, so not at every removal. */
     if (s->used <= MERGE_AT / 2 && s->used % 32 == 0)
         merge(p, hash);
 }
@@ -363,7 +362,7 @@ static size_t entry_size(const pending_entry *e)
     return sizeof *e + e->id_len + stored_len(e);
 }
 
-/* Without a body, but with `room` for one. */
+/* A new entry without a body, but with `room` for one. NULL: out of memory. */
 static pending_entry *entry_new(pending *p, uint32_t hash, wire_view id, size_t room)
 {
     size_t size = sizeof(pending_entry) + id.len + room;
@@ -382,7 +381,8 @@ static void entry_free(pending *p, pending_entry *e)
     alloc_free(&p->alloc, e);
 }
 
-/* Into a state: counted, and the newest of its order. Only these two change an entry's state. */
+/* Puts e into a state, as the newest in its order, and counts it. Only enter() and leave() change
+ * the state of an entry. */
 static void enter(pending *p, pending_entry *e, int state)
 {
     order *o = &p->orders[state];
@@ -420,7 +420,7 @@ static void leave(pending *p, pending_entry *e)
         o->newest = older;
 }
 
-/* e is in no order. Gives back the memory of the body: e moves. */
+/* Frees the memory of the body: e moves. The caller has taken e out of its order. */
 static pending_entry *without_body(pending *p, pending_entry *e)
 {
     if (!e->stored)
@@ -462,7 +462,7 @@ static void lose(pending *p, pending_entry *e)
     p->evicted++;
 }
 
-/* The waiting goes on. */
+/* e stays WAITING. */
 static void drop_advice(pending *p, pending_entry *e)
 {
     leave(p, e);
@@ -474,7 +474,7 @@ static uint64_t apply_caps(pending *p, pending_entry *newest)
     order *advice = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
     uint64_t most = p->limits.max_unclaimed_bytes, evicted = p->evicted;
     if (newest->state == PENDING_WAITING) {
-        /* The results alone leave it no room: that is no reason to drop the other advice. */
+        /* If the results alone leave it no room, dropping other progress states would not help. */
         if (stored_len(newest) > most - results->bytes)
             drop_advice(p, newest);
     } else if (stored_len(newest) > most) {
@@ -560,7 +560,7 @@ pending_entry *pending_find(const pending *p, wire_view id)
     return is_valid_id(id) ? find(p, hash_of(p, id), id) : NULL;
 }
 
-/* A new entry in a state, in the table and in its order. NULL: out of memory. */
+/* A new entry without a body, in the table and in the order of its state. NULL: out of memory. */
 static pending_entry *create(pending *p, uint32_t hash, wire_view id, int state)
 {
     pending_entry *e = entry_new(p, hash, id, 0);
@@ -600,8 +600,8 @@ void pending_unwait(pending *p, pending_entry *e)
         return;
     }
     leave(p, e);
-    e->arrived = p->clock; /* the order of arrival and the times agree: expire() stops at the first
-                              young one */
+    /* Times must follow the order of arrival: expire() stops at the first entry that is young. */
+    e->arrived = p->clock;
     enter(p, e, PENDING_UNCLAIMED);
 }
 
@@ -614,7 +614,7 @@ int pending_finish(pending *p, wire_view id, uint32_t *waiter)
     pending_entry *e = find(p, hash, id);
     int before = PENDING_UNKNOWN;
     if (e == NULL) {
-        /* With nothing to remember it in, an unknown id stays unknown. */
+        /* If no DONE ids are kept, an unknown id stays unknown. */
         if (p->limits.max_done > 0 && create(p, hash, id, PENDING_DONE) == NULL)
             return PENDING_ENOMEM;
     } else {
@@ -786,7 +786,7 @@ static int check_segment(const pending *p, const segment *s, size_t first)
     return 0;
 }
 
-/* `ordered` entries of that state should be in its order. */
+/* The order of that state should hold `ordered` entries. */
 static int check_order(const pending *p, int state, uint64_t ordered)
 {
     uint32_t arrived = 0;

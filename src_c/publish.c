@@ -12,7 +12,7 @@ enum {
     SHORTSTR_MAX = 255
 };
 
-/* Where in the template the fields stand that are filled in per message. */
+/* Offsets in a frame of the fields that are filled in per message. */
 enum { HEAD_SIZE_AT = 3, BODY_SIZE_AT = FRAME_HEAD_SIZE + 4, FLAGS_AT = FRAME_HEAD_SIZE + 12 };
 
 static bool too_long(wire_view v)
@@ -46,7 +46,7 @@ int publish_template_init(publish_template *t, const publish_options *o, const a
     uint32_t frame_max = o->frame_max == 0 ? (uint32_t)FRAME_MAX_DEFAULT : o->frame_max;
     if (frame_max < FRAME_MAX_MIN)
         frame_max = FRAME_MAX_MIN;
-    /* It bounds the sum below; the exact check is that of publish_size. */
+    /* Keeps the sum below from overflowing; publish_size makes the exact check. */
     if (o->headers.len > frame_max)
         return PUBLISH_EFRAME_MAX;
 
@@ -130,7 +130,7 @@ int publish_size(const publish_template *t, const publish_message *m, size_t *si
     if (body > SIZE_MAX / 2)
         return PUBLISH_ESIZE;
     size_t frames = body / t->body_chunk + (body % t->body_chunk != 0);
-    /* frames <= body / 4088 + 1, so that the sum stays below SIZE_MAX. */
+    /* frames <= body / 4088 + 1, so the sum stays below SIZE_MAX. */
     *size = 2 * FRAME_OVERHEAD + method_size(t, m) + header + body + frames * FRAME_OVERHEAD;
     return 0;
 }

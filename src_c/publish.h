@@ -1,19 +1,19 @@
-/* basic.publish + content header + body frames -> one run of bytes. No I/O, no globals.
+/* Encodes basic.publish, content header and body frames into one buffer. No I/O, no globals.
  *
- * What stays the same from message to message is encoded once, into a publish_template; a message
- * adds its routing key, correlation id and body:
+ * The parts that all messages share are encoded once, into a publish_template. A message adds its
+ * routing key, correlation id and body:
  *
  *     publish_template_init(&t, &options);
  *     publish_size(&t, &message, &size);       make room for `size` bytes
  *     publish_write(&t, &message, out, size);
  *
- * Ownership: the template copies all it is given into one block of its own (publish_template_free);
- * the views in publish_options are looked at only in publish_template_init. publish_size and
+ * Ownership: the template copies everything into one block of its own (publish_template_free); the
+ * views in publish_options need to live only until publish_template_init returns. publish_size and
  * publish_write allocate nothing and keep no pointer: the views in a publish_message must live
  * until publish_write returns.
  *
- * The bytes are those of py-amqp's frame_writer, to the octet: one body frame where the body fits
- * frame_max - 8, full frames and a rest where it does not, none for an empty body.
+ * The bytes equal those of py-amqp's frame_writer: one body frame if the body fits frame_max - 8,
+ * otherwise full frames and a rest; none for an empty body.
  */
 #ifndef FASTRPC_PUBLISH_H
 #define FASTRPC_PUBLISH_H
@@ -33,7 +33,7 @@ enum {
     PUBLISH_ECONTENT_ENCODING = -4,
     PUBLISH_EROUTING_KEY = -5,
     PUBLISH_ECORRELATION_ID = -6,
-    PUBLISH_EHEADERS = -7,   /* not a table: its length is not that of the bytes */
+    PUBLISH_EHEADERS = -7,   /* not a table: its length does not match the number of bytes */
     PUBLISH_EFRAME_MAX = -8, /* the content header does not fit one frame */
     PUBLISH_ESIZE = -9       /* does not fit a size_t, or the caller's buffer */
 };
@@ -66,19 +66,19 @@ typedef struct publish_template {
     bool mandatory;
 } publish_template;
 
-/* The caller owns *t; what it held before is not looked at. NULL allocator: libc. 0 or error; after
- * an error there is nothing to free. */
+/* The caller owns *t, which may be uninitialized. NULL allocator: libc. 0 or error; after an error
+ * there is nothing to free. */
 int publish_template_init(publish_template *t, const publish_options *options,
                           const allocator *alloc);
-void publish_template_free(publish_template *t); /* twice is fine */
+void publish_template_free(publish_template *t); /* may be called twice */
 
 /* The exact size of a message. 0 or error. */
 int publish_size(const publish_template *t, const publish_message *m, size_t *size);
 
-/* Writes exactly what publish_size said, into `room` bytes at `out`. 0 or error. */
+/* Writes exactly as many bytes as publish_size says; `room` is the size of `out`. 0 or error. */
 int publish_write(const publish_template *t, const publish_message *m, uint8_t *out, size_t room);
 
-/* basic.ack into PUBLISH_ACK_SIZE bytes. */
+/* Writes a basic.ack frame: PUBLISH_ACK_SIZE bytes. */
 void publish_ack(uint8_t *out, uint16_t channel, uint64_t delivery_tag, bool multiple);
 
 #endif

@@ -1,6 +1,6 @@
 #include "table.h"
 
-/* The smallest that py-amqp writes as a 32-bit integer is one more than what fits. */
+/* The range that py-amqp writes as 32-bit integers. It lacks -2147483648, which would fit. */
 enum { LONG_MAX_WRITTEN = 2147483647, LONG_MIN_WRITTEN = -2147483647 };
 
 /* ------------------------------------------------------------------ reading */
@@ -29,8 +29,8 @@ static bool read_unsigned(wire_cursor *c, size_t size, uint64_t *out)
     return true;
 }
 
-/* What `size` octets mean as a two's complement number; a cast of what does not fit would leave
- * that to the compiler. */
+/* The value of `size` octets as a two's complement number. A cast would be implementation-defined
+ * for values that do not fit. */
 static int64_t to_signed(uint64_t v, size_t size)
 {
     uint64_t most = UINT64_MAX >> (65 - 8 * size);
@@ -49,7 +49,7 @@ static int read_integer(wire_cursor *c, size_t size, bool is_signed, table_item 
 static int read_bytes(wire_cursor *c, int kind, table_item *item)
 {
     wire_view v;
-    if (!wire_read_table(c, &v)) /* a length and as many octets */
+    if (!wire_read_table(c, &v)) /* the layout is the same: a length and as many octets */
         return TABLE_ELENGTH;
     item->bytes = (wire_view){v.ptr + TABLE_LENGTH_SIZE, v.len - TABLE_LENGTH_SIZE};
     return kind;
@@ -264,7 +264,7 @@ int properties_begin(property_reader *r, const uint8_t *ptr, size_t len)
     r->next = 0;
     if (!wire_read_u16(&r->at, &r->flags))
         return TABLE_ELENGTH;
-    /* Basic content has no more properties than a flag each in one word. */
+    /* All properties of basic content have their flags in the first word. */
     return (r->flags & CONTINUATION) != 0 ? TABLE_EFLAGS : 0;
 }
 

@@ -1,11 +1,11 @@
 /* Bounds-checked big-endian cursor (reading) and writer. Header only, libc only.
  *
- * Every check compares a length with what is left (`n <= left`); an offset is never added to a
- * length that came from the wire, so nothing can wrap around. Integers are fixed-width and unsigned
- * and are loaded by memcpy: the wire is not aligned.
+ * Every check compares a length with the bytes left (`n <= left`). An offset is never added to a
+ * length from the wire, so nothing can wrap around. Integers are fixed-width and unsigned and are
+ * loaded by memcpy, because the bytes may be unaligned.
  *
- * Neither type owns memory. Each function returns true, or false when too little is left: the
- * cursor or writer then stands where it stood.
+ * Neither type owns memory. Each function returns true, or false if too little is left: the cursor
+ * or writer has then not moved.
  */
 #ifndef FASTRPC_WIRE_H
 #define FASTRPC_WIRE_H
@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Bytes that belong to somebody else. A NULL ptr means absent, which is not the same as empty. */
+/* Borrowed bytes. A NULL ptr means absent, which is not the same as empty. */
 typedef struct wire_view {
     const uint8_t *ptr;
     size_t len;
@@ -134,7 +134,7 @@ static inline bool wire_read_shortstr(wire_cursor *c, wire_view *out)
     return true;
 }
 
-/* table = long length, that many octets. The view has the length, too: it can be sent again. */
+/* table = long length, that many octets. The view includes the length, so it can be sent again. */
 static inline bool wire_read_table(wire_cursor *c, wire_view *out)
 {
     if (wire_left(c) < 4)
@@ -212,7 +212,7 @@ static inline bool wire_write_bytes(wire_writer *w, const void *ptr, size_t len)
     return true;
 }
 
-/* The caller has seen to it that len <= 255. */
+/* False also if len > 255; callers check this before. */
 static inline bool wire_write_shortstr(wire_writer *w, const void *ptr, size_t len)
 {
     return len <= 255 && wire_room(w) > len && wire_write_u8(w, (uint8_t)len) &&
