@@ -4,10 +4,10 @@ Knows bytes only. Nothing here is thread-safe: the caller holds a lock.
 """
 
 class PublishEncoder:
-    """Packs ``basic.publish``, content header and body frames; byte for byte what py-amqp writes.
+    """Packs ``basic.publish``, content header and body frames, byte for byte as py-amqp does.
 
-    What is given here is encoded once. A property that is None is left out (an empty string is
-    sent). A ``ValueError`` says what does not fit.
+    The constructor's arguments are encoded once. A property that is None is left out; an empty
+    string is sent. A ``ValueError`` names the argument that does not fit.
     """
 
     def __new__(
@@ -29,7 +29,7 @@ class PublishEncoder:
     ) -> memoryview:
         """All frames of one message, read-only.
 
-        Write it, then drop it: as long as a view is held, the next message needs memory of its own.
+        Release the view once it is written: until then the next message needs memory of its own.
         """
 
 def encode_ack(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:

@@ -41,12 +41,12 @@ cdef enum:
 
 
 cdef bytes utf8(str text):
-    # As py-amqp does: a lone surrogate travels, too.
+    # As py-amqp does: a lone surrogate is sent too.
     return text.encode("utf-8", "surrogatepass")
 
 
 cdef int view_text(wire_view *view, text, list keep) except -1:
-    # ASCII, that is every id that is ours, is looked at where it lies.
+    # ASCII text (all of our own ids) is not copied: the view points into the str itself.
     cdef Py_ssize_t size = 0
     cdef bytes encoded
     if text is None:
@@ -146,10 +146,10 @@ cdef class PublishEncoder:
         elif rc < 0:
             publish_failed(rc, message.body, None)
 
-        # Where the last message is still looked at, it keeps its memory and we take new.
+        # If a view of the last message is still held, this message gets memory of its own.
         cdef Area area = self.area
         if size > KEEP:
-            area = new_area(size)  # goes with its view
+            area = new_area(size)  # freed with its view
         elif area.exports or area.cap < <Py_ssize_t>size:
             area = new_area(4096 if size <= 4096 else KEEP)
             self.area = area

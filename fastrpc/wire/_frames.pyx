@@ -1,4 +1,4 @@
-"""Any frames, one behind the other, in one buffer. Documented in _frames.pyi."""
+"""Frames of any type, written one after another into one buffer. Documented in _frames.pyi."""
 
 from cpython.buffer cimport (
     PyBUF_SIMPLE,
@@ -60,7 +60,7 @@ cdef class FrameBuffer:
     def __releasebuffer__(self, Py_buffer *view):
         self.exports -= 1
 
-    # Before every change: what is looked at must not move.
+    # Called before every change: memory that a view shows must not move.
     cdef int begin(self) except -1:
         if self.exports:
             raise BufferError("the frames are in use")
@@ -70,7 +70,7 @@ cdef class FrameBuffer:
         return self.out.to.pos - self.out.start
 
     cdef size_t open_frame(self, uint8_t type, uint16_t channel) except? 0:
-        # Where the frame starts, as the buffer moves.
+        # An offset, not a pointer, because the buffer moves when it grows.
         cdef size_t start = self.used()
         write_buffer_reserve(&self.out, HEAD + 32)
         wire_write_u8(&self.out.to, type)
@@ -102,7 +102,7 @@ cdef class FrameBuffer:
         return 0
 
     def view(self):
-        """All of it in a read-only memoryview."""
+        """The whole buffer as a read-only memoryview."""
         return PyMemoryView_FromObject(self)
 
     def clear(self):
@@ -113,13 +113,13 @@ cdef class FrameBuffer:
         self.out.to.pos = self.out.start
 
     def truncate(self, size_t size):
-        """Forget what is behind the first `size` bytes."""
+        """Forget everything after the first `size` bytes."""
         self.begin()
         if size < self.used():
             self.cut_back(size)
 
     def frame(self, uint8_t type, uint16_t channel, payload):
-        """A frame of any type."""
+        """Append a frame of any type."""
         cdef size_t mark
         self.begin()
         mark = self.used()
@@ -142,7 +142,7 @@ cdef class FrameBuffer:
         return 0
 
     def method(self, uint16_t channel, tuple signature, args):
-        """A method frame; `args` are encoded."""
+        """Append a method frame; `args` are encoded already."""
         cdef uint16_t class_id = signature[0], method_id = signature[1]
         cdef size_t mark
         self.begin()
@@ -158,7 +158,7 @@ cdef class FrameBuffer:
             raise
 
     def header(self, uint16_t channel, uint16_t class_id, properties, uint64_t size):
-        """The content header of a body of `size` bytes."""
+        """Append the content header of a body of `size` bytes."""
         cdef size_t mark
         self.begin()
         mark = self.used()
@@ -178,7 +178,7 @@ cdef class FrameBuffer:
         properties,
         uint64_t size,
     ):
-        """basic.publish and the content header of a body of `size` bytes."""
+        """Append basic.publish and the content header of a body of `size` bytes."""
         cdef size_t mark
         self.begin()
         mark = self.used()
@@ -198,7 +198,7 @@ cdef class FrameBuffer:
             raise
 
     def body(self, uint16_t channel, data, uint32_t frame_max):
-        """`data` in as many body frames as it takes; none if it is empty."""
+        """Append `data` in as many body frames as it needs; none if it is empty."""
         cdef Py_buffer view
         cdef size_t mark, at = 0, left, n, chunk = frame_max - FRAME_OVERHEAD
         self.begin()
@@ -225,7 +225,7 @@ cdef class FrameBuffer:
             PyBuffer_Release(&view)
 
     def ack(self, uint16_t channel, uint64_t delivery_tag, bint multiple=False):
-        """basic.ack."""
+        """Append basic.ack."""
         self.begin()
         write_buffer_reserve(&self.out, PUBLISH_ACK_SIZE)
         publish_ack(self.out.to.pos, channel, delivery_tag, multiple)

@@ -3,7 +3,7 @@ from libc.stdint cimport uint8_t
 from fastrpc.wire.calloc cimport allocator
 
 cdef allocator raw_allocator() noexcept
-# Its memory is the inside of bytes objects; take_bytes makes the object out of it, uncopied.
+# Allocates the data of bytes objects; take_bytes returns the object without a copy.
 cdef allocator bytes_allocator() noexcept
 cdef bytes take_bytes(void *data)
 

@@ -1,4 +1,4 @@
-"""Where the C code and the frames take their memory from."""
+"""Allocators for the C code, and memory that memoryviews may show."""
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -11,15 +11,15 @@ from fastrpc.wire.calloc cimport allocator
 
 
 cdef extern from "Python.h":
-    # By pointer, because the object moves.
+    # By pointer, because resizing moves the object.
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) noexcept
     int _PyBytes_Resize(PyObject **, Py_ssize_t) noexcept
     void drop "Py_DECREF"(PyObject *) noexcept
     char *bytes_data "PyBytes_AS_STRING"(PyObject *) noexcept
 
 
-# The reader assembles bodies straight in bytes objects: the finished one is handed out as it is.
-# What the C side sees is the object's data; the object starts this far before it.
+# The reader assembles bodies directly in bytes objects, so a finished body is not copied. The C
+# code sees the data of the object; the object starts this many bytes before it.
 cdef Py_ssize_t bytes_offset = PyBytes_AS_STRING(b"x") - <char *><PyObject *>b"x"
 
 
@@ -30,7 +30,7 @@ cdef inline PyObject *bytes_of(void *data) noexcept:
 cdef bytes take_bytes(void *data):
     cdef PyObject *body = bytes_of(data)
     taken = <bytes>body
-    drop(body)  # the reference that came with the memory
+    drop(body)  # the reference that the allocator held
     return taken
 
 
@@ -42,7 +42,7 @@ cdef void *bytes_resize(void *ctx, void *data, size_t size) noexcept:
         body = bytes_of(data)
         _PyBytes_Resize(&body, <Py_ssize_t>size)  # frees the old one and sets NULL if it fails
     if body == NULL:
-        PyErr_Clear()  # becomes FRAME_ENOMEM, and that a MemoryError
+        PyErr_Clear()  # the C code returns FRAME_ENOMEM, which becomes a MemoryError
         return NULL
     return bytes_data(body)
 
@@ -75,7 +75,7 @@ cdef allocator bytes_allocator() noexcept:
 
 
 cdef class Area:
-    # Memory that a memoryview may show. It counts who looks, so that nobody looks at freed memory.
+    # Memory that memoryviews may show. It counts them, so that none ever shows freed memory.
 
     def __cinit__(self):
         self.ptr = NULL

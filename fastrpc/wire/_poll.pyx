@@ -1,4 +1,4 @@
-"""Asking a socket without reading from it. Documented in _poll.pyi."""
+"""Asking for the state of a socket without reading from it. Documented in _poll.pyi."""
 
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EBADF, EINTR, errno
@@ -8,7 +8,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 cdef extern from * nogil:
     """
     #include <poll.h>
-    #ifndef POLLRDHUP  // not Linux: at the peer's end macOS and the BSDs say POLLHUP
+    #ifndef POLLRDHUP  // only Linux has it; macOS and the BSDs report the peer's end as POLLHUP
     #define POLLRDHUP POLLHUP
     #endif
     """
@@ -39,11 +39,11 @@ cdef double monotonic() noexcept nogil:
 
 
 cdef bint look_for(short events, int fd, double busy_wait) except -1:
-    """Whether one of ``events``, an error or the end is there."""
+    """Whether poll() reports one of ``events``, an error or the end."""
     cdef pollfd entry
     cdef int n
     cdef double end
-    if fd < 0:  # poll() ignores those
+    if fd < 0:  # poll() ignores negative descriptors
         raise OSError(EBADF, "Bad file descriptor")
     entry.fd, entry.events, entry.revents = fd, events, 0
     n = look(&entry)

@@ -23,10 +23,10 @@ cdef class FrameReader:
     cdef bytes cached_body
     cdef str cached_text
 
-    # All need the GIL: bodies are assembled in bytes objects.
+    # All of these need the GIL: bodies are assembled in bytes objects.
     cdef int next_event(self) except -1
     cdef bytes body_bytes(self)
-    # The body decoded from UTF-8, in place of its bytes: `event.body` is empty afterwards.
+    # The body decoded from UTF-8. It replaces the bytes: `event.body` is empty afterwards.
     cdef str body_text(self)
 
     cdef int begin(self) except -1

@@ -1,4 +1,4 @@
-"""Reading AMQP 0-9-1 frames out of a socket.
+"""Reading AMQP 0-9-1 frames from a socket.
 
 Knows bytes only: no Celery, no kombu, no py-amqp. Nothing here is thread-safe: the caller holds a
 lock.
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 NEED_MORE: Final[int]
-"""``FrameReader.next()``: nothing whole is buffered (0)."""
+"""``FrameReader.next()``: no complete event is buffered (0)."""
 FRAME: Final[int]
-"""``FrameReader.next()``: at a frame that is no part of a ``basic.deliver`` (1)."""
+"""``FrameReader.next()``: the event is a frame that is not part of a ``basic.deliver`` (1)."""
 DELIVERY: Final[int]
-"""``FrameReader.next()``: at a whole ``basic.deliver`` (2)."""
+"""``FrameReader.next()``: the event is a whole ``basic.deliver`` (2)."""
 
 class FrameReader:
-    """A cursor over what a broker sends: frames, and whole deliveries.
+    """A cursor over the bytes that a broker sends: frames, and whole deliveries.
 
     ::
 
@@ -27,24 +27,25 @@ class FrameReader:
                 frame_handler((reader.frame_type, reader.channel, reader.payload))
 
     No object is made for a delivery; its parts are attributes of the reader. They are valid until
-    the next call of ``next()``, ``recv()`` or ``feed()``, and raise ``RuntimeError`` from then on,
-    as do those that the present event does not have. What they return are copies and may be kept.
+    the next call of ``next()``, ``recv()`` or ``feed()``; after that they raise ``RuntimeError``.
+    An attribute that the current event does not have raises it too. The values are copies and may
+    be kept.
 
     After a ``ProtocolError`` or a ``MemoryError`` the reader is dead: every call raises it again.
     """
 
     def __new__(cls, frame_max: int = 131072, max_body: int = 536870912) -> FrameReader:
-        """``frame_max``: the negotiated one; 0 means 131072. A larger frame is a protocol error, as
-        is a body of more than ``max_body`` bytes (at its content header, before it is received)."""
+        """``frame_max`` is the negotiated value; 0 means 131072. A larger frame is a protocol
+        error. A body of more than ``max_body`` bytes is skipped, see ``body_dropped``."""
 
     def recv(self, recv_into: Callable[[memoryview], int]) -> int:
-        """Call ``recv_into`` once with the free room (64 KiB or more); return how many bytes came.
+        """Call ``recv_into`` once with the free room (64 KiB or more); return the bytes received.
 
-        0 bytes raise ``OSError``; what ``recv_into`` raises passes through, and the reader stays
+        0 bytes raise ``OSError``. An exception of ``recv_into`` is passed on, and the reader stays
         usable. The memoryview is released afterwards; if ``recv_into`` kept a slice of it, the
         reader is dead and ``BufferError`` is raised.
 
-        Before, call ``next()`` until it returns ``NEED_MORE``, or the buffer grows.
+        Call ``next()`` until it returns ``NEED_MORE`` before this, or the buffer grows.
         Until this returns, every other method raises ``RuntimeError``.
         """
 
@@ -54,40 +55,40 @@ class FrameReader:
     def next(self) -> int:
         """Go to the next event: ``NEED_MORE``, ``FRAME`` or ``DELIVERY``.
 
-        Raises ``fastrpc.errors.ProtocolError``, which says what was wrong.
+        Raises ``fastrpc.errors.ProtocolError`` with the reason.
         """
 
     @property
     def receiving(self) -> bool:
-        """Whether a ``recv()`` has not returned yet: the reader cannot be used meanwhile."""
+        """Whether a ``recv()`` is still running: the reader cannot be used meanwhile."""
 
     @property
     def buffered(self) -> bool:
         """Whether there are bytes that ``next()`` has not consumed.
 
-        They may be less than an event; only ``next()`` can tell.
+        They may be less than an event; only ``next()`` finds out.
         """
 
     @property
     def frame_max(self) -> int:
-        """Largest frame that is accepted, with its 8 bytes of frame; can be set when negotiated."""
+        """The largest accepted frame, its 8 bytes of overhead included. Set it when negotiated."""
 
     @frame_max.setter
     def frame_max(self, value: int) -> None: ...
 
-    # At a frame or a delivery.
+    # Of a frame or a delivery.
     @property
     def channel(self) -> int: ...
     @property
     def frame_type(self) -> int:
         """1 method, 2 content header, 3 body, 8 heartbeat; 1 for a delivery."""
 
-    # At a frame.
+    # Of a frame.
     @property
     def payload(self) -> bytes:
         """Without frame head and end octet."""
 
-    # At a delivery. A property that the sender left out is None.
+    # Of a delivery. A property that the sender left out is None.
     @property
     def consumer_tag(self) -> bytes: ...
     @property
@@ -121,19 +122,22 @@ class FrameReader:
 
     @property
     def body_dropped(self) -> int:
-        """Size of a body over ``max_body``, which was read over (``body`` is empty); else 0."""
+        """The size of a body that was skipped as larger than ``max_body``; else 0.
+
+        ``body`` is then empty.
+        """
 
     @property
     def delivery_args(self) -> tuple[str, int, bool, str, str]:
-        """Consumer tag, delivery tag, redelivered, exchange and routing key, as py-amqp's handler
-        of ``basic.deliver`` takes them."""
+        """The arguments of py-amqp's handler of ``basic.deliver``: consumer tag, delivery tag,
+        redelivered, exchange and routing key."""
 
     @property
     def properties(self) -> dict[str, Any]:
         """All properties, decoded, as ``amqp.Message.properties`` has them.
 
-        Raises ``TableError`` where they are malformed, and what
-        ``fastrpc.wire._table.loads_properties`` raises.
+        Raises ``TableError`` if they are malformed, and the other exceptions of
+        ``fastrpc.wire._table.loads_properties``.
         """
 
     @property

@@ -1,4 +1,4 @@
-"""Reading AMQP 0-9-1 frames out of a socket. Documented in _reader.pyi."""
+"""Reading AMQP 0-9-1 frames from a socket. Documented in _reader.pyi."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.memoryview cimport PyMemoryView_FromObject
@@ -60,7 +60,7 @@ cdef uint32_t checked_frame_max(frame_max) except? 0:
 
 
 cdef class FrameReader:
-    """A cursor over what a broker sends: frames, and whole deliveries."""
+    """A cursor over the bytes that a broker sends: frames, and whole deliveries."""
 
     def __cinit__(self, frame_max=131072, max_body=512 * 1024 * 1024):
         cdef allocator raw = raw_allocator()
@@ -80,7 +80,7 @@ cdef class FrameReader:
         frame_reader_free(self.reader)
 
     cdef int begin(self) except -1:
-        # Before anything that may move or free what the attributes show.
+        # Called before anything that may move or free the memory behind the attributes.
         if self.receiving:
             raise RuntimeError("the reader is in use: its recv() has not returned yet")
         self.kind = FRAME_NEED_MORE
@@ -95,7 +95,7 @@ cdef class FrameReader:
         raise ProtocolError(frame_reader_message(self.reader).decode())
 
     def recv(self, recv_into):
-        """Call recv_into once with the free room; returns how many bytes came."""
+        """Call recv_into once with the free room; return the bytes received."""
         cdef uint8_t *ptr = NULL
         cdef size_t room = 0
         cdef Py_ssize_t got
@@ -112,9 +112,9 @@ cdef class FrameReader:
             try:
                 view.release()
             except BufferError:
-                pass  # counted in exports
+                pass  # exports counts it
             if area.exports:
-                # Somebody kept a slice. The memory stays as long as they look; the reader cannot.
+                # recv_into kept a slice: its memory must stay, so the reader gives it up and dies.
                 area.ptr, area.owned = frame_reader_surrender(self.reader), True
                 self.area = Area.__new__(Area)
                 raise BufferError("recv_into kept a view of the read buffer")
@@ -157,7 +157,7 @@ cdef class FrameReader:
     def frame_max(self, value):
         frame_reader_set_frame_max(self.reader, checked_frame_max(value))
 
-    # What the last next() found.
+    # The current event: what the last next() found.
 
     cdef int want_delivery(self) except -1:
         if self.kind != FRAME_DELIVERY:
@@ -273,7 +273,7 @@ cdef class FrameReader:
 
     @property
     def properties(self):
-        # Behind the class, the weight and the size of the body.
+        # The first 12 bytes are the class, the weight and the size of the body.
         self.want_delivery()
         return read_properties(self.event.header.ptr + 12, self.event.header.len - 12)
 
@@ -294,7 +294,8 @@ cdef class FrameReader:
     cdef str body_text(self):
         if self.cached_text is None:
             self.cached_text = self.body_bytes().decode("utf-8")
-            self.event.body.ptr, self.event.body.len = NULL, 0  # they may have shown the bytes
+            # The view may point into the bytes object that is dropped here.
+            self.event.body.ptr, self.event.body.len = NULL, 0
             self.cached_body = None
         return self.cached_text
 

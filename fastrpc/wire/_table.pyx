@@ -1,4 +1,4 @@
-# The documentation of all public names is in _table.pyi.
+"""Header tables and content properties, as py-amqp encodes them. Documented in _table.pyi."""
 from calendar import timegm
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -76,7 +76,7 @@ from fastrpc.errors import TableError
 
 
 cdef extern from "Python.h":
-    # By pointer: NULL with an exception set, which is looked at without a try block.
+    # By pointer, so that a failure is a NULL to check for, without a try block.
     PyObject *decode_utf8 "PyUnicode_DecodeUTF8"(const char *, Py_ssize_t, const char *)
     void drop "Py_DECREF"(PyObject *)
     bint PyUnicode_IS_ASCII(object)
@@ -321,7 +321,7 @@ cdef int write_decimal(write_buffer *out, object value) except -1:
 
 
 cdef size_t open_container(write_buffer *out, uint8_t type) except 0:
-    """Where its first value goes, counted from the start of the buffer."""
+    """Start a container; return the offset of its first value in the buffer."""
     write_buffer_reserve(out, TABLE_VALUE_MAX)
     table_open(&out.to, type)
     return written(out)
@@ -334,7 +334,7 @@ cdef int close_container(write_buffer *out, size_t first) except -1:
 
 
 cdef int write_value(write_buffer *out, object value) except -1:
-    """A value that is no container, with its type. ValueError: it has none in AMQP."""
+    """Write a value that is not a container, with its type. ValueError: AMQP has no such type."""
     if PyUnicode_CheckExact(value):
         return write_text(out, value)
     if value is None:
@@ -347,7 +347,7 @@ cdef int write_value(write_buffer *out, object value) except -1:
         write_buffer_reserve(out, TABLE_VALUE_MAX)
         table_write_bool(&out.to, value is True)
         return 0
-    # From here on in the order in which py-amqp asks, subclasses too.
+    # From here on subclasses count too, in the order in which py-amqp checks the types.
     if isinstance(value, (str, bytes)):
         return write_text(out, value)
     if isinstance(value, float):
@@ -362,8 +362,8 @@ cdef int write_value(write_buffer *out, object value) except -1:
 
 
 cdef int write_values(write_buffer *out, object pairs) except -1:
-    """All key-value pairs of a table, and what is in their values: in one loop, since a thread's
-    stack may be small and Python's own limit does not guard it."""
+    """Write all pairs of a table, and the containers in their values. It loops and does not
+    recurse: a thread's stack may be small, and Python's recursion limit does not protect it."""
     cdef size_t first[TABLE_DEPTH_MAX + 1]
     cdef bint array[TABLE_DEPTH_MAX + 1]
     cdef list opened = [iter(pairs)]
@@ -385,7 +385,7 @@ cdef int write_values(write_buffer *out, object pairs) except -1:
             else:
                 key, value = item
                 write_shortstr(out, key)
-            item = None  # so that the dict's iterator can use the pair again
+            item = None  # so that the dict's iterator can reuse the tuple
             if not isinstance(value, (dict, list, tuple)):
                 write_value(out, value)
                 continue
@@ -468,20 +468,20 @@ cdef bytes dumps(writing write, object value):
 
 
 def loads_table(data):
-    """A table, with the 4 bytes of its length, as a dict."""
+    """Decode a table, which starts with the 4 bytes of its length."""
     return loads(read_table, data)
 
 
 def dumps_table(table):
-    """A dict as an encoded table."""
+    """Encode a dict as a table."""
     return dumps(write_table, table)
 
 
 def loads_properties(data):
-    """The properties of a basic content header, as a dict."""
+    """Decode the properties of a basic content header."""
     return loads(read_properties, data)
 
 
 def dumps_properties(properties):
-    """Properties as they stand in a basic content header."""
+    """Encode properties as in a basic content header."""
     return dumps(write_properties, properties)

@@ -1,1 +1,1 @@
-"""The way out of results: what store_result sends."""
+"""Builds the messages that store_result sends."""

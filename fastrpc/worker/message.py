@@ -1,4 +1,4 @@
-"""What is sent for a result: its meta as bytes, with what the caller has to know to read them."""
+"""The message of a result: its encoded meta, with the content type that the caller needs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def pack(routing_key: str, correlation_id: str, meta: dict[str, Any], serializer
         kombu.exceptions.EncodeError: the result cannot be serialized.
     """
     content_type, content_encoding, body = encode(meta, serializer)
-    if isinstance(body, str):  # yaml, or a serializer of the application's own
+    if isinstance(body, str):  # yaml, or a serializer of the application
         body = body.encode(content_encoding)
     return Message(routing_key, correlation_id, body, content_type, content_encoding)
 
 
 def too_large_failure(message: Message, backend: Any) -> Message | None:
-    """What the caller gets in place of a result that the broker does not take.
+    """The failure that replaces a result that is too large for the broker.
 
-    None in place of a state that is not final: the task goes on.
+    None if the state was not final: the task goes on.
     """
     accept = frozenset({message.content_type})
     meta = decode(message.body, message.content_type, message.content_encoding, accept)

@@ -1,7 +1,7 @@
 """Builds the same result metadata as Celery's rpc://, key for key, at a fraction of the cost.
 
 Celery's ``Backend._get_result_meta`` spends most of its time on one setting and on the time of day.
-This module asks for both at each result too, more directly.
+This module reads both for each result too, but in a faster way.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Clock", "MetaBuilder"]
 
 READY_STATES = states.READY_STATES
 
-#: Before Celery asked the app for the time of day, the time of a result was always UTC's.
+#: Whether this Celery always puts results' times in UTC; newer versions use the app's time zone.
 ALWAYS_UTC = dates_are_always_utc()
 
-#: The clock whose meaning is known here: the time of day in the app's zone.
+#: Celery's own ``now``: the time of day in the app's zone. If an app replaces it, ask the app.
 CELERYS_NOW = Celery.now
 
-#: Characters of a time of day in whole seconds; its offset from UTC follows.
+#: Characters of an ISO 8601 time in whole seconds; its offset from UTC follows.
 WHOLE = len("2026-01-01T00:00:00")
 
 
@@ -41,7 +41,7 @@ class MetaBuilder:
     def build(
         self, task_id: str, state: str, result: Any, traceback: Any, request: Any
     ) -> dict[str, Any]:
-        """The meta of ``result``, which is encoded already (``Backend.encode_result``)."""
+        """The meta of ``result``, which is already encoded (``Backend.encode_result``)."""
         if request is None or self._extended():
             meta: dict[str, Any] = self.backend._get_result_meta(
                 result=result, state=state, traceback=traceback, request=request
@@ -68,16 +68,16 @@ class MetaBuilder:
         now = app.now
         if getattr(now, "__func__", None) is not CELERYS_NOW:
             return str(now().isoformat())
-        # From the app's dict: kombu's cached_property takes a lock at each access, and a process
-        # forked while another thread holds it would wait for it for ever.
+        # Read from the app's dict: kombu's cached_property takes a lock at each access. If a
+        # process forks while another thread holds that lock, the child would wait for ever.
         return self._clock.iso(vars(app).get("timezone") or app.timezone)
 
 
 class Clock:
-    """The time of day in ISO 8601, of which only the microseconds are made each time."""
+    """The time of day in ISO 8601; within one second, only the microseconds are formatted anew."""
 
     def __init__(self) -> None:
-        # In one tuple, so that threads see parts that belong together.
+        # One tuple, so that a thread never sees parts of two different seconds.
         self._second: tuple[int, tzinfo | None, str, str] = (-1, None, "", "")
 
     def iso(self, zone: tzinfo) -> str:
