@@ -1,8 +1,8 @@
-"""Every private name of Celery, kombu, py-amqp and vine that fastrpc touches.
+"""Every private name of Celery, kombu, py-amqp and vine that fastrpc uses.
 
-When one of them releases a new version, look here. ``BORROWED`` names what has to be there, why,
-and which module uses it. What can be called is called through the functions below. What a subclass,
-or the compiled code, has to name itself is only listed. A test asks for each name.
+When one of them releases a new version, look here. ``BORROWED`` lists each name, why it is needed,
+and which module uses it. Other modules use the names through the functions below. A name that a
+subclass or compiled code must use directly is only listed. A test checks that each name exists.
 """
 
 from __future__ import annotations
@@ -126,20 +126,20 @@ BORROWED = (
 
 
 def spellings(conf: Settings, name: str) -> Any:
-    """The keys under which ``name`` may stand in the settings of an app."""
+    """The keys under which an app's settings may hold ``name``."""
     return conf._to_keys(name)
 
 
 def codecs() -> tuple[dict[str, Any], dict[str, Any], set[str]]:
     """kombu's own encoders by name, decoders by content type, and disabled content types.
 
-    The registry changes them in place.
+    The registry changes these objects in place.
     """
     return registry._encoders, registry._decoders, registry._disabled_content_types
 
 
 def replace_codec(name: str, encode: Any, decode: Any) -> None:
-    """Register other functions for a serializer, which stays the default if it is."""
+    """Register other functions for a serializer; if it is the default, it stays the default."""
     content_type, content_encoding, former = registry._encoders[name]
     is_default = registry._default_encode is former
     registry.register(name, encode, decode, content_type, content_encoding)
@@ -148,13 +148,13 @@ def replace_codec(name: str, encode: Any, decode: Any) -> None:
 
 
 def forget_schemes(schemes: Iterable[str]) -> None:
-    """Let kombu resolve the transports of these schemes anew: it does so once."""
+    """Make kombu resolve the transports of these schemes again; it caches them."""
     for scheme in schemes:
         kombu.transport._transport_cache.pop(scheme, None)
 
 
 def dates_are_always_utc() -> bool:
-    """Whether the time of a result is UTC's: before Celery asked the app for the time of day."""
+    """Whether this Celery puts the time of a result in UTC; newer ones use the app's time zone."""
     return "utc" in Backend._get_result_meta.__code__.co_names
 
 
@@ -169,9 +169,9 @@ def forget_own_pools(app: Any) -> None:
 
 
 def forget_pools() -> None:
-    """In a forked child: forget kombu's pools, without a goodbye on the parent's sockets.
+    """In a forked child: forget kombu's pools, and write nothing to the parent's sockets.
 
-    kombu has multiprocessing do it in a moment, but for pools that are closed already.
+    kombu does the same through multiprocessing, a moment later, but skips pools that are closed.
     """
     for pool in (*kombu.pools.connections.values(), *kombu.pools.producers.values()):
         pool._closed = True

@@ -1,4 +1,4 @@
-"""Switching fastrpc on for a whole process."""
+"""Switches fastrpc on for a whole process."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ TRANSPORTS = {
 
 
 def install(backend: bool = True, transport: bool = True) -> None:
-    """Use fastrpc in this process: for broker URLs of AMQP and for the backend ``rpc://``.
+    """Use fastrpc in this process: for AMQP broker URLs and for the backend ``rpc://``.
 
-    Call it before the first connection and before the app makes its backend: a connection that is
-    open stays what it is until it connects again. A second call changes nothing.
+    Call it before the first connection and before the app makes its backend: an open connection
+    keeps its transport until it connects again. A second call changes nothing.
 
     Args:
-        backend: ``rpc://`` is :class:`fastrpc.backend.RPCBackend`.
-        transport: ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use ours, and the
-            serializer ``json`` uses orjson where that means the same.
+        backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`.
+        transport: Whether ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use
+            fastrpc's transport, and the serializer ``json`` uses orjson where the result is the
+            same.
     """
     if backend:
         from celery.app.backends import BACKEND_ALIASES

@@ -1,12 +1,12 @@
-"""When may orjson stand in for kombu's JSON? See ``_json.pyi`` for the documentation.
+"""Decides when orjson may stand in for kombu's JSON. Documented in _json.pyi.
 
-Both questions are answered by one pass that allocates nothing and runs no Python code, so with the
-GIL held no other thread, finalizer or garbage collection can change what is being looked at, and
-borrowed pointers stay good. `dumps` and `loads` ask the question and call orjson without going back
-to the interpreter in between: what was checked is what is encoded.
+Each check is one pass that allocates nothing and runs no Python code. So with the GIL held no other
+thread, finalizer or garbage collection can change the checked object, and borrowed pointers stay
+valid. `dumps` and `loads` check and then call orjson without running the interpreter in between, so
+orjson gets exactly the object that was checked.
 
-The grammar that the scanner walks (RFC 8259); it need not refuse what is not JSON, because orjson
-does that and kombu then has the last word::
+The scanner follows this grammar (RFC 8259). It need not refuse text that is not JSON: orjson does,
+and then kombu decides::
 
     value  = object / array / string / number / true / false / null
     string = '"' *( byte / '\\' byte ) '"'
@@ -47,13 +47,13 @@ cdef extern from "Python.h":
     bint PyMemoryView_Check(object) noexcept
     const char* PyUnicode_AsUTF8AndSize(object, Py_ssize_t*) except NULL
 
-# orjson encodes 254 levels of dicts and lists, counts no levels of tuples (a few thousand corrupt
-# its buffer), and decodes 1024. kombu's json goes as deep as the interpreter's recursion limit
-# allows, which is 1000 less what the caller has used. Real values are nowhere near any of these, so
-# the bound keeps well away from all of them.
 cdef enum:
+    # orjson encodes 254 levels of dicts and lists, does not count levels of tuples (a few thousand
+    # corrupt its buffer), and decodes 1024. kombu's json is limited by the interpreter's recursion
+    # limit, which is 1000 minus the caller's own depth. This bound is far below all of these, and
+    # real values are far below this bound.
     DEPTH = 128
-    # repr() of a float has at most 24 characters; no machine we know writes a longer one
+    # repr() of a float has at most 24 characters; no known encoder writes more.
     FLOAT_CHARS = 32
 
 MAX_DEPTH = DEPTH
@@ -66,7 +66,7 @@ cdef object _uint64_max = 2**64 - 1
 
 
 cdef bint _plain(PyObject* obj, int room) noexcept:
-    """Is `obj` nothing but exact plain types, with at most `room` levels of containers?"""
+    """Whether `obj` has only exact plain types, and at most `room` levels of containers."""
     cdef int overflow = 0
     cdef Py_ssize_t i = 0
     cdef PyObject* key = NULL
@@ -101,7 +101,7 @@ cdef bint _plain(PyObject* obj, int room) noexcept:
     return False
 
 
-# What a byte outside of strings can begin; most begin nothing of interest.
+# What a byte outside of a string begins; for most bytes that is nothing of interest.
 cdef enum:
     NOTHING, STRING, OPEN, CLOSE, NUMBER, STRAY
 
@@ -121,10 +121,11 @@ cdef inline bint _digit(unsigned char c) noexcept:
 
 
 cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
-    """Might orjson make something else of the text p..end than kombu, and not notice?
+    """Whether orjson might decode the text p..end to another value than kombu, without an error.
 
-    Reads only below `end`. Every byte is passed at most twice: `quote` and `escape` are the next
-    `"` and the next backslash, and are searched for again only once they lie behind.
+    Reads only below `end`. Every byte is passed at most twice: `quote` and `escape` are the
+    positions of the next `"` and the next backslash, and a new search begins only after `p` has
+    passed them.
     """
     cdef Py_ssize_t depth = 0
     cdef unsigned char c, kind
@@ -148,7 +149,7 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
                 return True
             quote = NULL
             while True:
-                if quote == NULL or quote < p:  # not looked for yet, or it was escaped
+                if quote == NULL or quote < p:  # not searched for yet, or it was escaped
                     quote = <const unsigned char*>memchr(p, c'"', end - p)
                     if quote == NULL:
                         return True
@@ -185,13 +186,13 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
                 if p - start > FLOAT_CHARS:
                     return True
             elif c == c"-":
-                # -2**63 has 19 digits, as have integers below it; -0; -Infinity
+                # -2**63 has 19 digits, and so have integers below it. Also -0 and -Infinity.
                 if p == start or start[0] == c"0" or p - start > 18:
                     return True
-            elif p - start > 19:  # 2**64 - 1 has 20 digits, all of 19 are less
+            elif p - start > 19:  # 2**64 - 1 has 20 digits; every integer of 19 digits is less
                 return True
         else:
-            # A backslash here is no JSON; and the pass counts on `escape` not lying behind.
+            # A backslash outside of a string is not JSON, and `p` would pass `escape`.
             return True
     return False
 
@@ -199,7 +200,7 @@ cdef bint _differs(const unsigned char* p, const unsigned char* end) noexcept:
 cdef inline bint _text(object body, const unsigned char** p, Py_ssize_t* size) except -1:
     """Point at the text of an exact bytes or str; False for anything else and lone surrogates.
 
-    The text belongs to `body` and stays where it is while the caller holds that.
+    The text belongs to `body` and does not move while the caller holds a reference to `body`.
     """
     if PyBytes_CheckExact(body):
         p[0] = <const unsigned char*>PyBytes_AS_STRING(body)
@@ -215,9 +216,9 @@ cdef inline bint _text(object body, const unsigned char** p, Py_ssize_t* size) e
 
 
 cdef object _owned(object body):
-    """`body`, or the bytes in it if it is a buffer, which could change while it is looked at.
+    """`body`, or a copy as bytes if it is a buffer, which could change while it is checked.
 
-    Raises what ``if body:`` raises, which is the first thing that kombu says to a body.
+    Raises what ``if body:`` raises, as kombu would.
     """
     if PyByteArray_CheckExact(body) or PyMemoryView_Check(body):
         return bytes(body) if body else b""
@@ -225,12 +226,12 @@ cdef object _owned(object body):
 
 
 def is_plain(obj):
-    """Whether orjson encodes it to the same meaning as kombu, if it encodes it at all."""
+    """Whether orjson encodes `obj` to the same meaning as kombu, if it encodes it at all."""
     return _plain(<PyObject*>obj, DEPTH)
 
 
 def needs_kombu(body):
-    """Whether orjson could make something else of the JSON text than kombu, without an error."""
+    """Whether orjson could decode `body` to another value than kombu, without an error."""
     cdef const unsigned char* p = NULL
     cdef Py_ssize_t size = 0
     if not PyBytes_CheckExact(body):
@@ -239,20 +240,20 @@ def needs_kombu(body):
 
 
 def dumps(obj):
-    """The object encoded by orjson, or None if it is not plain or orjson refuses it."""
+    """`obj` encoded by orjson, or None if it is not plain or orjson refuses it."""
     if not _plain(<PyObject*>obj, DEPTH):
         return None
     try:
         payload = _orjson_dumps(obj)
     except Exception:
         return None
-    # A copy: orjson's own keeps the room that it would have needed if every character had to be
-    # escaped, eight times as much and more, and results are kept until they are confirmed.
+    # Return a copy: orjson's own bytes object keeps room for every character to be escaped, eight
+    # times its size and more, and results are kept until they are confirmed.
     return PyBytes_FromStringAndSize(PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload))
 
 
 def loads(body):
-    """The JSON text decoded by orjson, or MISS where kombu must read it."""
+    """`body` decoded by orjson, or MISS if kombu must decode it."""
     cdef const unsigned char* p = NULL
     cdef Py_ssize_t size = 0
     if not PyBytes_CheckExact(body):

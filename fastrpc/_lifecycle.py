@@ -1,8 +1,8 @@
-"""Forks, the end of the process and Celery's shutdown signals, for all who have to hear of them.
+"""Tells backends of forks, of the end of the process and of Celery's shutdown signals.
 
-Backends are held weakly, so an app that was used for a moment can be collected. What it leaves at
-the broker, its reply queues, is inherited: it is deleted as soon as the app is gone, and at the end
-of the process at the latest.
+Backends are held weakly, so an app that was used for a moment can be collected. The reply queues
+that it leaves at the broker are its estate: they are deleted once the app is collected, and at the
+end of the process at the latest.
 """
 
 from __future__ import annotations
@@ -28,55 +28,60 @@ __all__ = ["Closeable", "Estate", "bequeath", "making", "register"]
 
 logger = logging.getLogger("fastrpc")
 
-#: How long, in seconds, a process that ends waits for brokers that do not answer.
+#: How long, in seconds, a process that ends waits in all for brokers that do not answer.
 PATIENCE = 0.6
 
-#: The same, while the process goes on.
+#: How long, in seconds, removing one estate may take while the process goes on.
 ESTATE_TIMEOUT = 5.0
 
 
 class Estate(Protocol):
-    """What an app may leave at the broker."""
+    """The reply queues that a collected app has left at the broker."""
 
     def __len__(self) -> int:
-        """How much of it there is."""
+        """How many there are."""
 
     def leave(self, timeout: float) -> bool:
-        """Remove it, within ``timeout`` seconds; whether the broker answered."""
+        """Remove them, within ``timeout`` seconds; return whether the broker answered."""
 
 
 class Closeable(Protocol):
-    """What has something open."""
+    """An object with open connections."""
 
     def flush(self) -> None:
-        """A worker has stopped, or the process ends: send what is to be sent."""
+        """Send everything that is outstanding: a worker has stopped, or the process ends."""
 
     def leave(self, timeout: float) -> bool:
-        """The process ends: hang up, within ``timeout`` seconds; whether the broker answered."""
+        """Close the connections, within ``timeout`` seconds, because the process ends.
+
+        Returns:
+            Whether the broker answered.
+        """
 
     def after_fork(self) -> None:
-        """Begin anew in the child; what is open belongs to the parent."""
+        """Start afresh in a forked child: the open connections belong to the parent."""
 
 
 _living: WeakSet[Closeable] = WeakSet()
 _making_lock = threading.Lock()
-#: What collected apps have left, and what of it is being removed.
+#: Estates of collected apps that are still to be removed.
 _estates: deque[Estate] = deque()
+#: Idents of the threads that are removing an estate.
 _under_way: set[int] = set()
 
 
 def register(closeable: Closeable) -> None:
-    """Tell ``closeable``, for as long as it lives, of forks and of the end."""
+    """Tell ``closeable``, as long as it lives, of forks and of the end of the process."""
     _living.add(closeable)
 
 
 def making() -> threading.Lock:
-    """The lock under which what there is once in a process, or once for an app, is made."""
+    """The lock that guards the creation of objects that exist once per process or per app."""
     return _making_lock
 
 
 def bequeath(owner: Any, estate: Estate) -> None:
-    """Have ``estate``, which must not lead back to ``owner``, removed once that is collected."""
+    """Remove ``estate``, which must not refer to ``owner``, once ``owner`` is collected."""
     finalize(owner, _inherit, estate).atexit = False  # _close_all tells the owner itself
 
 
@@ -85,10 +90,10 @@ def _inherit(estate: Estate) -> None:
         return
     _estates.append(estate)
     if _under_way:
-        return  # that thread goes on with it
-    # A collection may strike anywhere, whatever lock is held: nothing can be waited for here, and
+        return  # the running thread will remove it
+    # Garbage collection may run this anywhere, with any lock held, so it must not wait; and
     # Thread.start() waits.
-    with suppress(RuntimeError):  # no more threads: the process ends
+    with suppress(RuntimeError):  # no thread can start any more: the process ends
         _thread.start_new_thread(_remove_estates, ())
 
 
@@ -103,7 +108,8 @@ def _remove_estates() -> None:
         else:
             _told(estate.leave, ESTATE_TIMEOUT)
         finally:
-            _under_way.discard(me)  # before _estates is looked at again: _inherit does the reverse
+            # Before _estates is checked again: _inherit does the two steps in the reverse order.
+            _under_way.discard(me)
 
 
 def _close_all(**kwargs: Any) -> None:
@@ -114,7 +120,7 @@ def _close_all(**kwargs: Any) -> None:
     for leaving in everyone:
         began = time.monotonic()
         if not _told(leaving.leave, max(patience, 0.0)):
-            # Only silence uses it up: a process may have many apps.
+            # Only silent brokers use it up: a process may have many apps.
             patience -= time.monotonic() - began
     _estates.clear()
     end = time.monotonic() + max(patience, 0.0)
@@ -130,8 +136,8 @@ def _flush_all(**kwargs: Any) -> None:
 def _told(tell: Callable[..., Any], *args: Any) -> Any:
     try:
         return tell(*args)
-    except Exception as exc:  # the others must not lose what they have not sent yet
-        logger.error("a result backend was not closed in order", exc_info=exc)
+    except Exception as exc:  # the other backends must still send what is outstanding
+        logger.error("closing a result backend failed", exc_info=exc)
     return None
 
 
@@ -145,12 +151,15 @@ def _after_fork_in_child() -> None:
     for closeable in list(_living):
         try:
             closeable.after_fork()
-        except Exception as exc:  # the others must not go on with the parent's connections
-            logger.error("a result backend did not begin anew after a fork", exc_info=exc)
+        except Exception as exc:  # the others must not keep using the parent's connections
+            logger.error("resetting a result backend after a fork failed", exc_info=exc)
 
 
 def _hear_of_multiprocessing() -> None:
-    """Its children leave without running atexit's, and forget what was registered with it."""
+    """Close the backends in multiprocessing's children too.
+
+    They end without running atexit handlers, and forget finalizers that the parent registered.
+    """
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.register_after_fork(_close_all, _register_with_multiprocessing)
@@ -161,8 +170,9 @@ def _register_with_multiprocessing(close_all: Callable[[], None]) -> None:
     util.Finalize(None, close_all, exitpriority=0)
 
 
-# A prefork child leaves without running atexit's; Celery tells it first. The process of a
-# worker may live on, and wait for results, as it does in tests.
+# A prefork child ends without running atexit handlers, but sends worker_process_shutdown before.
+# worker_shutdown only flushes: the process of a worker may live on and wait for results, as it does
+# in tests.
 worker_process_shutdown.connect(_close_all, weak=False)
 worker_shutdown.connect(_flush_all, weak=False)
 atexit.register(_close_all)

@@ -1,4 +1,4 @@
-"""Every exception that users meet, in one tree."""
+"""The exceptions that fastrpc raises to its users."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class FastRPCError(Exception):
 class ResultDropped(FastRPCError):
     """The result was received, but is no longer kept.
 
-    Raised at once by ``get()``, where waiting would never end: the result went when more
-    unclaimed results than ``max_unclaimed`` / ``max_unclaimed_bytes`` were held, when it
-    stayed unclaimed for longer than ``result_expires``, or it was handed out already or forgotten
-    (and is not among the last ``max_claimed``).
+    ``get()`` raises it at once, because it would wait for ever. Either the result was dropped over
+    ``max_unclaimed`` or ``max_unclaimed_bytes``, or because it stayed unclaimed for longer than
+    ``result_expires``; or it was forgotten, or handed out before, and is not among the last
+    ``max_claimed``.
     """
 
 
 class BadMessage(FastRPCError):
     """A message on a reply queue is not a result; it is counted, logged and acknowledged.
 
-    ``get()`` raises it for the task in the correlation id of the message. (For a content type that
-    is not accepted and for a body that cannot be decoded it raises kombu's ``ContentDisallowed``
-    and ``DecodeError``, for one that is too large ResultTooLarge.)
+    ``get()`` raises it for the task that the correlation id of the message names. Three reasons
+    have exceptions of their own: kombu's ``ContentDisallowed`` for a content type that is not
+    accepted, kombu's ``DecodeError`` for a body that cannot be decoded, and ``ResultTooLarge``.
 
-    ``reason`` is one of a few fixed texts (they are counted by it), ``detail`` says more;
-    neither holds anything of the body.
+    ``reason`` is one of a few fixed texts, by which bad messages are counted; ``detail`` says more.
+    Neither contains any part of the body.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -57,9 +57,9 @@ class BadOption(FastRPCError, ValueError):
 
 
 class ReplyQueueRefused(FastRPCError):
-    """The broker does not make the reply queue as we want it, and will not if asked again.
+    """The broker refuses to declare the reply queue, and would refuse again.
 
-    For a limit of the virtual host, or a ``result_expires`` that it does not take.
+    The reason is a limit of the virtual host, or a ``result_expires`` that it does not accept.
     """
 
 
@@ -68,27 +68,29 @@ class ReplyQueueMismatch(ReplyQueueRefused):
 
 
 class ResultTooLarge(FastRPCError):
-    """A result is larger than the broker takes (RabbitMQ's ``max_message_size``), or than this
-    process does (``max_body``).
+    """A result is larger than the broker accepts (RabbitMQ's ``max_message_size``), or this process
+    (``max_body``).
 
-    The caller gets it in place of the result.
+    The caller gets this exception in place of the result.
     """
 
 
 class BacklogLimitExceeded(FastRPCError):
-    """More messages waited in the reply queue than polling may read."""
+    """More messages wait in the reply queue than ``ready()`` or ``state`` may read at once."""
 
 
 class ProtocolError(FastRPCError, UnexpectedFrame):
     """The peer sent bytes that are not AMQP 0-9-1, or more than was agreed on.
 
-    Final for the connection: whoever keeps reading gets the same error again. It is py-amqp's
-    ``UnexpectedFrame`` to whoever catches what a lost connection raises.
+    The connection is unusable afterwards: each further read raises the same error. The class
+    derives from py-amqp's ``UnexpectedFrame``, so code that handles a lost connection handles it
+    too.
     """
 
 
 class TableError(FastRPCError, FrameSyntaxError):
-    """A header that has no type in AMQP, or headers or properties of the peer that are malformed.
+    """A header value has no AMQP type, or the peer's headers or properties are malformed.
 
-    It is py-amqp's ``FrameSyntaxError``, which is what a lost connection raises, among others.
+    The class derives from py-amqp's ``FrameSyntaxError``, so code that handles a lost connection
+    handles it too.
     """

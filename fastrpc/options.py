@@ -1,4 +1,4 @@
-"""The settings of the backend: names, defaults, and what is allowed.
+"""The options of the backend: names, defaults and allowed values.
 
 They come from ``result_backend_transport_options`` and from the query of the URL
 (``fastrpc://?prefetch=1000``; the URL wins).
@@ -19,31 +19,33 @@ __all__ = ["Options"]
 
 MIB = 1024 * 1024
 
-#: What the tables in C, and Python's own sizes, count up to.
+#: The largest count or size that the tables in C, and Python itself, can hold.
 MOST = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class Options:
-    """Checked settings; sizes in bytes, times in seconds."""
+    """Checked options; sizes in bytes, times in seconds."""
 
-    #: When a lost connection is tried again; keys and meaning are Celery's.
+    #: When a failed send is tried again; keys and meaning are Celery's.
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     #: Deliveries the broker may send ahead of our acknowledgements.
     prefetch: int = 4000
-    #: Results nobody has asked for yet, kept undecoded: how many, and how many bytes.
+    #: How many results that were not asked for yet are kept, undecoded.
     max_unclaimed: int = 1_000_000
+    #: The same limit in bytes.
     max_unclaimed_bytes: int = 256 * MIB
-    #: Results that were handed out, kept for whoever asks for one again: how many, how many bytes.
+    #: How many results are kept after they were handed out, so that they can be fetched again.
     max_claimed: int = 1000
+    #: The same limit in bytes.
     max_claimed_bytes: int = 4 * MIB
-    #: What the broker keeps, for each thread, of results that a task has not read of the tasks it
-    #: has sent: how many, and how many bytes.
+    #: How many unread results the broker keeps for each thread, of tasks sent inside a task.
     max_unread: int = 1000
+    #: The same limit in bytes.
     max_unread_bytes: int = 16 * MIB
     #: The largest message body that is accepted.
     max_body: int = 512 * MIB
-    #: How long a read looks at the socket over and over before it sleeps.
+    #: How long a read polls the socket before it sleeps.
     busy_wait: float = 0.0
     #: ``classic`` or ``quorum``.
     queue_type: str = "classic"
@@ -51,11 +53,11 @@ class Options:
     heartbeat: float | None = None
     #: Keep results until the broker has confirmed them.
     publisher_confirms: bool = True
-    #: Unconfirmed results that may be outstanding: how many, and how many bytes. None follows the
-    #: rate at which the broker confirms.
+    #: How many results may be unconfirmed. None follows the rate at which the broker confirms.
     confirm_window: int | None = None
+    #: The limit in bytes.
     confirm_window_bytes: int = 64 * MIB
-    #: How long a shutting-down worker waits for outstanding confirms.
+    #: How long a process that ends waits for outstanding confirms.
     shutdown_timeout: float = 10.0
 
     @classmethod
@@ -63,7 +65,7 @@ class Options:
         """Check and combine both sources.
 
         Raises:
-            BadOption: names the option that is unknown or has a wrong value.
+            BadOption: an option is unknown or has a wrong value; the message names it.
         """
         given = {**transport_options, **_from_url(url)}
         unknown = sorted(given.keys() - _CHECKS.keys())
@@ -93,7 +95,7 @@ def _number(kind: type, least: float, most: float = inf) -> Callable[[str, Any],
             if isinstance(value, bool):
                 raise ValueError
             number = kind(value)
-            # A float holds whole numbers up to 2**53 only: compared as they are.
+            # Compared with the original value, because floats hold integers only up to 2**53.
             if kind is int and not isinstance(value, str) and number != value:
                 raise ValueError
             if not least <= number < inf:

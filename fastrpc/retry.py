@@ -1,4 +1,4 @@
-"""Celery's retry policy, a policy in and delays out, and the pauses for reconnecting."""
+"""The pauses before retries: Celery's retry policy, and the back-off for reconnecting."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class RetryPolicy:
 
     @classmethod
     def parse(cls, policy: Mapping[str, Any]) -> RetryPolicy:
-        """Take over the keys given, defaults for the others.
+        """Use the given keys, and the defaults for the others.
 
         Raises:
-            BadOption: names the key that is unknown or is not a number.
+            BadOption: a key is unknown or not a number; the message names it.
         """
         known = [f.name for f in fields(cls)]
         for key, value in policy.items():
@@ -62,7 +62,7 @@ class RetryPolicy:
 def backoff(
     first: float = 0.05, factor: float = 2.0, most: float = 5.0, rng: random.Random | None = None
 ) -> Iterator[float]:
-    """Endless pauses for reconnecting: none, then growing with full jitter up to ``most``."""
+    """Endless pauses for reconnecting: 0, then random ones that grow up to ``most`` seconds."""
     uniform = (rng or random).uniform
     yield 0.0
     ceiling = first

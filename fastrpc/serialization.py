@@ -1,10 +1,9 @@
-"""Results to bytes and back: kombu's registry, with orjson for the JSON that both understand alike.
+"""Encodes and decodes with kombu's registry, or with orjson where both have the same result.
 
-What `encode` and `decode` mean is kombu's to say: the same value comes out, or the same type of
-exception. The bytes of JSON may differ (no spaces, no ``\\u`` escapes for what UTF-8 can say), and
-any JSON reader reads them. Which values and texts orjson may have is decided in `fastrpc._json`;
-all others, all other serializers, and a ``json`` that the application registered itself, take
-kombu's way.
+`encode` and `decode` return the same value as kombu, or raise the same type of exception. The bytes
+of JSON may differ (no spaces, no ``\\u`` escapes for characters that UTF-8 has), but any JSON
+reader reads them. `fastrpc._json` decides which values and texts orjson may handle. kombu handles
+all others, all other serializers, and a ``json`` that the application has registered itself.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ __all__ = ["decode", "encode", "means_kombu_json", "register_json"]
 
 _JSON = "application/json"
 
-# kombu's own functions, to tell whether `json` still means kombu's JSON. Should something have put
-# its own in their place before we were imported, that is not what orjson stands in for.
+# kombu's own functions, to recognise whether `json` is still kombu's JSON. If they were replaced
+# before this import, orjson must not stand in for the replacement.
 _kombu_dumps: Any = _kombu_json.dumps
 _kombu_loads: Any = _kombu_json.loads
 if getattr(_kombu_dumps, "__globals__", None) is not vars(_kombu_json):
@@ -34,12 +33,12 @@ if getattr(_kombu_dumps, "__globals__", None) is not vars(_kombu_json):
 if getattr(_kombu_loads, "__globals__", None) is not vars(_kombu_json):
     _kombu_loads = object()
 
-# The registry's own: it changes them in place, and `dumps` and `loads` are bound to it.
+# The registry's own objects: it changes them in place, and `dumps` and `loads` are bound to it.
 _encoders, _decoders, _disabled = codecs()
 
 
 def _json_dumps(value: Any) -> Any:
-    # Text, as kombu's: what stores a payload may take nothing else.
+    # Text, as from kombu: code that stores a payload may accept nothing else.
     payload = _plain_dumps(value)
     return _kombu_dumps(value) if payload is None else payload.decode()
 
@@ -54,10 +53,10 @@ _KOMBU_LOADS = (_kombu_loads, _json_loads)
 
 
 def register_json() -> bool:
-    """Let ``json`` in kombu's registry use orjson for what both encode and decode alike.
+    """Make ``json`` in kombu's registry use orjson where the result is the same.
 
-    Task bodies, events and remote control then use it too. Returns False, and changes nothing,
-    where the application has registered a ``json`` of its own.
+    Task bodies, events and remote control then use it too. Returns False, and changes nothing, if
+    the application has registered a ``json`` of its own.
     """
     codec = _encoders.get("json")
     if codec is None or codec[2] not in _KOMBU_DUMPS or _decoders.get(_JSON) not in _KOMBU_LOADS:
@@ -69,8 +68,8 @@ def register_json() -> bool:
 def encode(value: Any, serializer: str | None) -> tuple[str, str, Any]:
     """Encode `value` as ``kombu.serialization.dumps(value, serializer=serializer)`` does.
 
-    Returns the content type, the content encoding and the payload. The payload of kombu's own JSON
-    is bytes, where kombu's is str; any other payload is what the registered encoder returns.
+    Returns the content type, the content encoding and the payload. For ``json`` the payload is
+    bytes, where kombu returns str; any other payload is what the registered encoder returns.
 
     Raises `kombu.exceptions.EncodeError` if `value` cannot be encoded, and
     `kombu.exceptions.SerializerNotInstalled` if there is no such serializer.
@@ -92,8 +91,8 @@ def decode(
 ) -> Any:
     """Decode `body` as ``kombu.serialization.loads`` does with the same arguments.
 
-    `accept` holds the content types that may be decoded and is enforced first; None accepts those
-    that are enabled in kombu's registry. An empty body is returned as it is.
+    `accept` holds the content types that may be decoded, and is checked first; None accepts those
+    that are enabled in kombu's registry. An empty body is returned unchanged.
 
     Raises `kombu.exceptions.ContentDisallowed` if the content type is not accepted, and
     `kombu.exceptions.DecodeError` if the body cannot be decoded.
@@ -108,17 +107,17 @@ def decode(
         if value is not _MISS:
             return value
         if accept is not None:
-            accept = (_JSON,)  # asked already; some containers can be asked only once
+            accept = (_JSON,)  # checked above; some containers can be asked only once
     return _registry_loads(body, content_type, content_encoding, accept=accept)
 
 
 def means_kombu_json(accept: Container[str] | None) -> bool:
-    """Whether a body of type ``application/json`` may be decoded, and has kombu's meaning."""
+    """Whether ``application/json`` may be decoded, and ``json`` is kombu's own."""
     return _decoders.get(_JSON) in _KOMBU_LOADS and (
         _JSON in accept if accept is not None else _JSON not in _disabled
     )
 
 
 def _to_bytes(payload: Any) -> Any:
-    # kombu's JSON is ASCII; a registered `json` may have come in between by another thread.
+    # Usually a str of kombu's JSON; another thread may have registered a `json` meanwhile.
     return payload.encode("utf-8") if isinstance(payload, str) else payload

@@ -1,8 +1,8 @@
 """One Celery setting, read often.
 
-``app.conf.<name>`` walks through several mappings and spellings of the name, which costs more
-than sending a small result. Here the spellings are known and only what the application changed
-is looked at each time; a setting changed while running is honoured.
+``app.conf.<name>`` searches several mappings for several spellings of the name, which costs more
+than sending a small result. A ``Setting`` knows the spellings and looks only at the application's
+own changes. A change at run time takes effect.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Setting"]
 
 
 class Setting:
-    """The value of ``app.conf[name]``: ``setting()``."""
+    """A setting of an app: calling it returns ``app.conf[name]``."""
 
     __slots__ = ("_conf", "_default", "_spellings")
 

@@ -1,4 +1,4 @@
-"""What the backend counts; read through ``backend.stats()``."""
+"""The counters of the backend; read them through ``backend.stats()``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ __all__ = ["Stats"]
 
 
 class Stats:
-    """Plain counters since the process (or its fork) began.
+    """Counters that start at zero in each process and after each fork.
 
-    Increments are not locked. Nearly all are made by the thread that reads the socket
-    (``received`` … ``reconnects``) or that holds the publisher's lock (the rest). A result that is
-    decoded in the thread that asks for it, or sent over another transport than AMQP, is counted
-    there: two threads that count at the same moment may count one.
+    Increments are not locked. The thread that reads the socket makes nearly all increments of
+    ``received`` … ``reconnects``; the thread that holds the publisher's lock makes nearly all
+    others. A result that is decoded in the thread that asks for it, or sent over another transport
+    than AMQP, is counted in that thread: if two threads count at the same moment, one increment may
+    be lost.
     """
 
     __slots__ = (
@@ -31,7 +32,7 @@ class Stats:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew, as in a forked child."""
+        """Set all counters to zero, as in a forked child."""
         self.received = 0
         self.duplicates = 0
         self.bad_messages: Counter[str] = Counter()

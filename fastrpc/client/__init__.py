@@ -1,1 +1,1 @@
-"""The way in of results: from the socket to the AsyncResult that waits."""
+"""Receives results and matches them: from the socket to the AsyncResult that waits."""

@@ -11,28 +11,28 @@ from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 
 class Claimed:
-    """The bodies of the results that were handed out last, to be had again for a while."""
+    """The bodies of the results that were handed out last, so that they can be fetched again."""
 
     def __init__(self, most: int, most_bytes: int) -> None:
-        """At most ``most`` of them, with ``most_bytes``; at least the last half as many are kept.
+        """Keeps at most ``most`` bodies of ``most_bytes``, and always the newest half of ``most``.
 
-        None that is larger than half of the bytes, or that is larger than 4 MiB.
+        A body that is larger than half of ``most_bytes``, or than 4 MiB, is not kept.
         """
 
     def get(self, task_id: str) -> tuple[bytes, bytes] | None:
         """``(format, body)`` of the result of ``task_id``, if it is kept."""
 
     def forget(self, task_id: str) -> None:
-        """Keep that of ``task_id`` no longer."""
+        """Drop the body of ``task_id``."""
 
     def clear(self) -> None:
         """Forget everything, as in a forked child."""
 
 class Fulfiller:
-    """Makes AsyncResults ready and tells those who watch them."""
+    """Makes AsyncResults ready and tells the waits that watch them."""
 
     fulfilled: int
-    """AsyncResults made ready."""
+    """How many AsyncResults were made ready."""
 
     def __init__(
         self,
@@ -48,12 +48,13 @@ class Fulfiller:
     ) -> None:
         """
         Args:
-            claimed: Keeps what is handed out.
+            claimed: Keeps the bodies that are handed out.
             is_plain: Whether results of a class become ready as Celery's own AsyncResult does.
             as_python: Rebuilds the exception in a meta.
-            on_error: Gets what a callback of a result raised when nobody watches that result.
-            thrown_in: Exceptions that come from outside, as a soft time limit does. All that is no
-                ``Exception`` (KeyboardInterrupt) counts as such, too.
+            on_error: Gets the exception of a callback of a result that no wait watches.
+            thrown_in: Exceptions that are thrown into the thread from outside, for example a soft
+                time limit. Classes other than ``Exception`` (KeyboardInterrupt) always count as
+                thrown in.
         """
 
     def hand_out(
@@ -67,66 +68,66 @@ class Fulfiller:
 
         ``kept`` is the format and the body that the meta was decoded from.
 
-        Whoever begins to wait meanwhile gets it, too. What a callback of a result raises goes to
-        those who wait for the result. An exception that was thrown in from outside is raised, once
-        all of this is done; in the reader ``raise_thrown`` does it.
+        Waiters that are added meanwhile become ready too. The exception of a result's callback goes
+        to the waits that watch the result. An exception that was thrown in from outside is raised
+        when all of this is done; in the reader, ``raise_thrown`` raises it.
         """
 
     def raise_thrown(self) -> None:
-        """Raise what was thrown into the reader while it handed out the delivery just counted."""
+        """Raise the exception that was thrown in while the last counted delivery was handed out."""
 
     def give_up(self, results: list[Any], wait: Wait) -> None:
-        """``wait`` ends: it hears of none of ``results`` any more.
+        """End ``wait``: it is no longer told of ``results``.
 
-        Those that are not ready, and that nobody else waits for, wait no longer; what arrives for
-        them is kept.
+        A result that is not ready, and that nothing else waits for, stops waiting: its message is
+        then kept as unclaimed.
         """
 
 class Delivery:
-    """A message from the broker, out of the reader's buffer."""
+    """A message from the broker, copied out of the reader's buffer."""
 
     tag: int
     consumer_tag: str
     correlation_id: bytes | None
     body: bytes
     dropped: int
-    """Bytes of a body that was larger than ``max_body``; then ``body`` is empty."""
+    """The size of a body that was skipped as larger than ``max_body`` (``body`` is empty), or 0."""
     format_key: tuple[bytes | None, bytes | None, bytes | None]
     """Content type, content encoding and encoded headers, which say how to decode the body."""
 
 @type_check_only
 class Sink(Protocol):
-    """Where all goes for which the loop has no fast path: the way in that owns the loop."""
+    """The owner of the loop, which handles everything that has no fast path."""
 
     def deliver(self, delivery: Delivery) -> None:
-        """Take in a message."""
+        """Match a message."""
 
     def dispatch(self, kind: int) -> None:
-        """Serve an event that the reader shows and that is no message of ours."""
+        """Handle the reader's current event, which is not a delivery to our consumers."""
 
     def write_acknowledgement(self) -> None:
-        """Acknowledge all that was delivered, and set ``acked_tag``."""
+        """Acknowledge everything that was delivered, and set ``acked_tag``."""
 
 class DeliveryLoop:
-    """Takes deliveries out of a reader, and results to whoever waits for them."""
+    """Takes deliveries from a reader and hands each to the results that wait for it."""
 
     last_tag: int
-    """Delivery tag of the last one delivered."""
+    """The highest delivery tag that was delivered."""
 
     acked_tag: int
-    """The last one acknowledged; the sink sets it."""
+    """The highest delivery tag that was acknowledged; the sink sets it."""
 
     taken: int
-    """Deliveries taken."""
+    """How many deliveries were delivered."""
 
     duplicates: int
     """Deliveries dropped because their task's result was handed out before."""
 
     spoiled: bool
-    """Whether an exception parted something on the connection, which is of no use since."""
+    """Whether an exception interrupted an operation on the connection, which is now unusable."""
 
     ended: bool
-    """Whether the connection is another process's."""
+    """Whether the connection belongs to another process."""
 
     def __init__(
         self,
@@ -142,33 +143,36 @@ class DeliveryLoop:
     ) -> None:
         """
         Args:
-            load_text: Decodes very large bodies, with less memory than orjson needs, or is MISS.
-            sink: Gets whatever has no fast path; writes an acknowledgement after each ``ack_every``
-                deliveries.
+            load_text: Decodes a very large body with less memory than orjson needs, or returns
+                MISS.
+            sink: Handles everything that has no fast path, and writes an acknowledgement after
+                every ``ack_every`` deliveries.
         """
 
     @property
     def holds_some(self) -> bool:
-        """Whether something was read that was not delivered."""
+        """Whether bytes or deliveries were read and not delivered yet."""
 
     def run(self, short_way: bool, now: float) -> None:
-        """Deliver everything that the reader has. ``now`` is the time of arrival of what is kept.
+        """Deliver everything that the reader has; ``now`` is the time of arrival.
 
-        What the sink raises passes through, and so does ``ProtocolError``. An exception thrown
-        in between loses nothing: the next call goes on with the same delivery.
-
-        A callback of a result may call it again, to wait for another one.
+        ``short_way`` allows the fast path. Exceptions of the sink, and ``ProtocolError``, are
+        passed on. An exception thrown into the thread loses nothing: the next call continues with
+        the same delivery. A callback of a result may call ``run`` again, to wait for another one.
         """
 
     def guarded(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)``, which uses the connection. What it raises, other than TimeoutError,
-        sets ``spoiled``: half of a frame may be on its way, or what was read not served."""
+        """Call ``function(*args)``, which uses the connection.
+
+        An exception other than TimeoutError sets ``spoiled``: half of a frame may have been
+        written, or a frame read and not handled.
+        """
 
     def keep(self) -> None:
-        """Keep the delivery that the reader shows until the next ``run``.
+        """Keep the reader's current delivery until the next ``run``.
 
         Raises:
-            ProtocolError: it came on another channel than that of our consumers.
+            ProtocolError: it arrived on a channel that has no consumer of ours.
         """
 
     def end(self) -> None:

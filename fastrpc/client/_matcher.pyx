@@ -36,11 +36,11 @@ cdef inline bint _is(wire_view view, const char *text, size_t size) noexcept:
 
 
 cdef enum:
-    # The task id stands this close to the end of a body, as Celery and we write it.
+    # At most this many bytes follow the task id in a body, as Celery and we write it.
     TAIL = 24
-    # orjson copies its input. From this many bytes on memory matters more than its speed.
+    # orjson copies its input. From this size on, memory matters more than speed.
     LARGE = 4 * 1024 * 1024
-    # How often a result is fulfilled anew after an exception was thrown into the attempt.
+    # How often fulfilling a result is tried if an exception is thrown into each attempt.
     ATTEMPTS = 3
 
 
@@ -55,9 +55,9 @@ cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size)
 
 
 cdef int untrack_from_gc(dict meta) except -1:
-    # Thousands of live metas, each with its empty list of children, make the garbage collector
-    # walk the whole heap while results come in: a third of the CPU time. CPython itself does not
-    # track a dict of atoms, and begins to when something else is put into it.
+    # Thousands of live metas, each with an empty list of children, make the garbage collector
+    # traverse the whole heap while results arrive: a third of the CPU time. CPython itself does not
+    # track a dict of atoms, and starts to track it when another object is put into it.
     children = meta.get("children")
     if type(children) is list and not <list>children:
         PyObject_GC_UnTrack(<void *>children)
@@ -90,11 +90,11 @@ cdef inline bint _is_plain_json(frame_event *e) noexcept:
 cdef class Claimed:
     """The bodies of the results that were handed out last."""
 
-    # Two generations, the older of which goes as a whole: that costs a result next to nothing, and
-    # nothing here runs a destructor.
+    # Two generations; the older one is dropped as a whole. That costs almost nothing per result,
+    # and runs no destructor.
     cdef dict _younger
     cdef dict _older
-    cdef uint64_t _bytes  # of the younger
+    cdef uint64_t _bytes  # of the younger generation
     cdef uint64_t _most
     cdef uint64_t _most_bytes
 
@@ -123,7 +123,7 @@ cdef class Claimed:
         return (b"", kept) if type(kept) is bytes else kept
 
     def forget(self, task_id):
-        """Keep that of ``task_id`` no longer."""
+        """Drop the body of ``task_id``."""
         self._younger.pop(task_id, None)
         self._older.pop(task_id, None)
 
@@ -135,7 +135,7 @@ cdef class Claimed:
 
 
 cdef class Fulfiller:
-    """Makes AsyncResults ready and tells those who watch them."""
+    """Makes AsyncResults ready and tells the waits that watch them."""
 
     cdef PendingTable _table
     cdef Claimed _claimed
@@ -173,7 +173,7 @@ cdef class Fulfiller:
 
     def hand_out(self, task_id, tuple waiters not None, dict meta not None, tuple kept not None):
         """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on."""
-        # Before the id counts as handed out: who finds that it is looks here.
+        # Before the id becomes DONE: a caller that finds it DONE looks here for the body.
         self._claimed.keep(task_id, kept[0], kept[1])
         thrown = self.fulfil_all(waiters, (), meta)
         late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
@@ -184,44 +184,44 @@ cdef class Fulfiller:
             return
         if not self._role.interrupted:
             raise thrown
-        # This thread reads, and is to count the delivery first, or would hand it out again.
+        # This thread reads. It must count the delivery first, or it would hand it out again.
         self._thrown = thrown
 
     cpdef object raise_thrown(self):
-        """Raise what was thrown into the reader while it handed out the delivery just counted."""
+        """Raise the exception that was thrown in while the last counted delivery was handed out."""
         thrown, self._thrown = self._thrown, None
         if thrown is not None:
             raise thrown
 
     def give_up(self, list results not None, Wait wait not None):
-        """``wait`` ends: it hears of none of ``results`` any more."""
+        """End ``wait``: it is no longer told of ``results``."""
         self._watchers.unwatch(results, wait)
         for result in results:
-            # Whoever subscribed with `then` goes on waiting, and so does another thread.
+            # A result with a `then` callback, or watched by another wait, stays registered.
             if result._cache or has_listeners(result) or self._watchers.is_watched(result):
                 continue
             if not self._table.discard(result.id, result):
                 self._table.discard(result.id, _ref(result))
 
     cdef object fulfil_all(self, tuple waiters, tuple known, dict meta):
-        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        """Return the exception that was thrown into this thread meanwhile. Raise nothing."""
         cdef object thrown = None
         for waiter in waiters:
             if contains(known, waiter):
                 continue
             result = waiter() if type(waiter) is _ref else waiter
-            if result is None:  # it was held weakly and went
+            if result is None:  # it was held weakly and was collected
                 continue
-            if result.on_ready.ready:  # by a copy of the message, read in a callback of it
+            if result.on_ready.ready:  # a callback of it has read a copy of the message
                 continue
-            # Each its own; a copy is not needed where only one waits.
+            # Each result gets its own meta; a single one needs no copy.
             another = self.fulfil(result, dict(meta) if known or len(waiters) > 1 else meta)
             if thrown is None:
                 thrown = another
         return thrown
 
     cdef object fulfil(self, object result, dict meta):
-        """Returns what was thrown into this thread meanwhile, or None. Raises nothing."""
+        """Return the exception that was thrown into this thread meanwhile. Raise nothing."""
         cdef object thrown = None
         cdef object error = None
         self.fulfilled += 1
@@ -231,11 +231,11 @@ cdef class Fulfiller:
                 break
             except BaseException as exc:
                 if isinstance(exc, Exception) and not isinstance(exc, self._thrown_in):
-                    error = exc  # of a callback of the application, or of a hostile meta
+                    error = exc  # from the application's callback, or caused by a hostile meta
                     break
                 if thrown is None:
                     thrown = exc
-                if result.on_ready.ready:  # it struck in a callback
+                if result.on_ready.ready:  # it was thrown into a callback
                     break
         else:
             error = thrown
@@ -248,7 +248,7 @@ cdef class Fulfiller:
         return thrown
 
     cdef int set_ready(self, object result, dict meta) except -1:
-        # Up to the callbacks, which come last, an exception thrown in leaves nothing half done.
+        # The callbacks come last; an exception thrown in before them leaves nothing half done.
         cdef bint called_out
         cdef bint plain = self.is_plain(type(result))
         if not plain:
@@ -296,10 +296,10 @@ cdef bint has_listeners(object result) except -1:
 
 
 cdef bint fulfil_promise(object result, dict meta) except -1:
-    """As AsyncResult._maybe_set_cache(meta), up to the listeners; False if there are any.
+    """Do what AsyncResult._maybe_set_cache(meta) does before it calls listeners.
 
-    The promise would call `_on_fulfilled` first, which only takes the result out of the table, as
-    the caller does.
+    Return False if there are listeners. The promise would call `_on_fulfilled` first; that only
+    removes the result from the table, as the caller does.
     """
     cdef _Arguments arguments = _Arguments.__new__(_Arguments)
     promise = result.on_ready
@@ -311,7 +311,7 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
 
 
 cdef int call_listeners(object result) except -1:
-    """What vine's promise does once it is ready."""
+    """Do what vine's promise does once it is ready."""
     promise = result.on_ready
     listener = promise._svpending
     if listener is not None:
@@ -330,7 +330,7 @@ cdef int call_listeners(object result) except -1:
 
 
 cdef class Delivery:
-    """A message from the broker, out of the reader's buffer."""
+    """A message from the broker, copied out of the reader's buffer."""
 
     cdef readonly uint64_t tag
     cdef readonly str consumer_tag
@@ -341,7 +341,7 @@ cdef class Delivery:
 
 
 cdef class DeliveryLoop:
-    """Takes deliveries out of a reader, and results to whoever waits for them."""
+    """Takes deliveries from a reader and hands each to the results that wait for it."""
 
     cdef FrameReader _reader
     cdef PendingTable _table
@@ -360,8 +360,8 @@ cdef class DeliveryLoop:
     cdef public uint64_t taken
     cdef public uint64_t duplicates
 
-    # Nobody reads while a delivery is shown: the event, and all that it points to, stays as it is.
-    # Only callbacks may read (`ReadingRole`), and they run after the last use of the event.
+    # No other code reads while `_shown` is set, so the event and the memory that it points to do
+    # not change. Only callbacks may read (`ReadingRole`), and they run after the last use of both.
 
     def __init__(
         self,
@@ -396,14 +396,14 @@ cdef class DeliveryLoop:
         cdef uint64_t tag
         self.deliver_undelivered()
         while not self.ended:
-            # Shown until it is handed out: an exception thrown into this thread loses nothing.
+            # `_shown` until it is handed out: an exception thrown into this thread loses nothing.
             if not self._shown:
                 kind = self._reader.next_event()
                 if kind == FRAME_NEED_MORE:
                     return
                 if kind != FRAME_DELIVERY or e.channel != self._channel:
                     self.guarded(self._sink.dispatch, kind)
-                    # What came meanwhile goes first: an acknowledgement is for all up to a number.
+                    # Deliveries kept meanwhile come first: an acknowledgement covers a range.
                     self.deliver_undelivered()
                     continue
                 self._shown = True
@@ -416,7 +416,7 @@ cdef class DeliveryLoop:
                 self.deliver_undelivered()
 
     def guarded(self, function, *args):
-        """``function(*args)``, which uses the connection."""
+        """Call ``function(*args)``, which uses the connection."""
         try:
             return function(*args)
         except TimeoutError:
@@ -426,9 +426,9 @@ cdef class DeliveryLoop:
             raise
 
     def keep(self):
-        """Keep the delivery that the reader shows until the next ``run``."""
+        """Keep the reader's current delivery until the next ``run``."""
         if self._reader.channel != self._channel:
-            raise ProtocolError(f"delivery on channel {self._reader.channel}, which consumes none")
+            raise ProtocolError(f"delivery on channel {self._reader.channel}, without a consumer")
         self._undelivered.append(self.take_out())
 
     def end(self):
@@ -455,7 +455,7 @@ cdef class DeliveryLoop:
             try:
                 self._sink.deliver(delivery)
             except BaseException:
-                self._undelivered.appendleft(delivery)  # thrown into this thread: lose nothing
+                self._undelivered.appendleft(delivery)  # lose nothing if it was thrown in
                 raise
             self.count(delivery.tag)
         return 0
@@ -472,7 +472,7 @@ cdef class DeliveryLoop:
         return 0
 
     cdef bint deliver(self, frame_event *e, double now) except -1:
-        """The short way; False if it does not lead to the end."""
+        """The fast path; False if the delivery needs the reference implementation."""
         cdef const unsigned char *id = e.correlation_id.ptr
         cdef size_t size = e.correlation_id.len
         cdef unsigned char[255] kept
@@ -481,10 +481,10 @@ cdef class DeliveryLoop:
         cdef tuple waiters = self._table.waiters_bytes(id, size)
         if not waiters:
             if self._table.state_bytes(id, size) == _unclaimed:
-                return False  # which of the two states is the newer one?
+                return False  # only decoding shows which of the two states is newer
             if not ends_with(e.body, id, size):
-                return False  # another task's?
-            # Nothing since `waiters` let another thread run: nobody began to wait meanwhile.
+                return False  # the body may be another task's
+            # No other thread has run since `waiters` was read, so there is still no waiter.
             evicted = self._table.store_bytes(id, size, NULL, 0, e.body.ptr, e.body.len, now)
             if evicted < 0:
                 self.duplicates += 1
@@ -502,11 +502,11 @@ cdef class DeliveryLoop:
         memcpy(kept, id, size)
         if body is not None:
             self._fulfiller._claimed.keep((<dict>meta)["task_id"], b"", body)
-        # From here on callbacks run, and may have the reader move on.
+        # From here on callbacks run, which may read the next event.
         self._shown = False
         thrown = self._fulfiller.fulfil_all(waiters, (), <dict>meta)
-        # Finished only now: who finds the id finished finds its AsyncResult ready. Others may
-        # have begun to wait.
+        # DONE only now: when an id is DONE, its AsyncResults are ready. New waiters may have been
+        # added meanwhile.
         late = self._fulfiller.fulfil_all(
             self._table.finish_bytes(kept, size), waiters, <dict>meta
         )
@@ -517,15 +517,15 @@ cdef class DeliveryLoop:
         return True
 
     cdef object load_large(self):
-        """As `_json_loads`, with the body in memory only once beside what is made of it."""
+        """Decode as `_json_loads` does, without a second copy of the body in memory."""
         try:
             text = self._reader.body_text()
         except UnicodeDecodeError:
-            return _miss  # the sink says what is wrong with it
+            return _miss  # the sink reports the error
         return self._load_text(text)
 
     cdef bint is_final(self, dict meta, const unsigned char *id, size_t size) except -1:
-        """Whether it is the meta of a final state of the very task in the correlation id."""
+        """Whether `meta` is a final state of the task that the correlation id names."""
         cdef Py_ssize_t length
         cdef const char *text
         task_id = meta.get("task_id")

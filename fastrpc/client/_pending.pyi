@@ -1,22 +1,22 @@
-"""Who waits for which task id, and the results that arrived before anybody asked.
+"""The waiters of each task id, and the results that arrived before they were asked for.
 
 An id is in one of these states:
 
 - ``UNKNOWN``: nothing is known about it.
-- ``WAITING``: at least one waiter; the newest progress body may be kept with it.
-- ``UNCLAIMED``: nobody waits; the newest body is kept, undecoded.
-- ``DONE``: a final state was handed out; remembered so that a duplicate is recognised. The oldest
-  are forgotten over ``max_done``.
-- ``LOST``: was evicted over a cap, or expired; remembered so that a later ``get()`` can fail at
-  once. The oldest are forgotten over ``max_lost``.
+- ``WAITING``: it has at least one waiter; the newest progress body may be kept with it.
+- ``UNCLAIMED``: it has no waiter; the newest body is kept, undecoded.
+- ``DONE``: a final state was handed out. The id is remembered to recognise duplicates. Over
+  ``max_done`` the oldest are forgotten.
+- ``LOST``: its body was evicted over a cap, or expired. The id is remembered so that a later
+  ``get()`` can fail at once. Over ``max_lost`` the oldest are forgotten.
 
-Ids are ``str`` (as UTF-8) or ``bytes``; 1 to 255 bytes. An id of another length is UNKNOWN wherever
-something is asked, and ``ValueError`` in ``add``, ``finish`` and ``store``. Any other type is
-``TypeError``.
+Ids are ``str`` (as UTF-8) or ``bytes``, of 1 to 255 bytes. ``add``, ``finish`` and ``store`` raise
+``ValueError`` for an id of another length; for all other methods it is UNKNOWN. Any other type
+raises ``TypeError``.
 
-Not thread-safe beyond the GIL: each call is atomic. Waiters are compared by identity, are
-referenced strongly until they are handed out or discarded, and are visible to the garbage
-collector. Destructors may call back into the table: it is changed completely before an object is
+Not thread-safe beyond the GIL: each call is atomic. Waiters are compared by identity. The table
+holds strong references to them until they are handed out or discarded, and the garbage collector
+sees these. Destructors may call back into the table: each change is complete before an object is
 dropped.
 """
 
@@ -31,8 +31,8 @@ LOST: Final[int]
 class PendingTable:
     """The table of one client process.
 
-    ``max_unclaimed`` and ``max_unclaimed_bytes`` cap what nobody has claimed; ``max_done`` and
-    ``max_lost`` (by default ``max_unclaimed``) cap the ids remembered. A limit may be 0.
+    ``max_unclaimed`` and ``max_unclaimed_bytes`` cap the kept bodies; ``max_done`` and ``max_lost``
+    (by default ``max_unclaimed``) cap the remembered ids. A limit may be 0.
     """
 
     def __new__(
@@ -43,69 +43,68 @@ class PendingTable:
         max_lost: int | None = None,
     ) -> PendingTable: ...
     def add(self, task_id: str | bytes, waiter: object) -> int:
-        """Register a waiter (not None); returns the state before.
+        """Register a waiter (not None); return the previous state.
 
-        Registers for ``UNKNOWN`` and ``WAITING`` (nothing happens where this very object waits
-        already). For ``UNCLAIMED``, ``DONE`` and ``LOST`` it registers nothing: the caller
-        decides.
+        Registers for ``UNKNOWN`` and ``WAITING``; registering the same object twice changes
+        nothing. For ``UNCLAIMED``, ``DONE`` and ``LOST`` it registers nothing: the caller decides.
         """
 
     def discard(self, task_id: str | bytes, waiter: object) -> bool:
-        """Remove this waiter; False where it is not waiting.
+        """Remove this waiter; return False if it was not waiting.
 
-        Without any waiter left the id is UNKNOWN, or UNCLAIMED where a body is kept; that body then
-        counts as having arrived with the latest one. Where ``max_unclaimed`` leaves it no room it
-        is dropped: it is no final state, and pushes none out.
+        When the last waiter is removed, the id becomes UNCLAIMED if a body is kept, else UNKNOWN.
+        That body then counts as the newest arrival. If ``max_unclaimed`` leaves no room for it, it
+        is dropped: it is not a final state, so it evicts none.
         """
 
     def state(self, task_id: str | bytes) -> int:
         """One of the five constants."""
 
     def waiters(self, task_id: str | bytes) -> tuple[object, ...]:
-        """Who waits for it, in the order of ``add``."""
+        """The waiters of the id, in the order of ``add``."""
 
     def finish(self, task_id: str | bytes) -> tuple[object, ...]:
-        """A final state is handed out: the id is DONE, its body dropped. Returns who waited.
+        """Mark the id as DONE, because its final state was handed out; return its waiters.
 
-        An id that was DONE before stays where it is in the order of the done ones.
+        The kept body is dropped. An id that was DONE before keeps its age among the DONE ids.
         """
 
     def store(
         self, task_id: str | bytes, body: bytes, format: bytes = b"", now: float | None = None
     ) -> int:
-        """Keep this as the newest state of the id; returns how many ids were evicted, -1 where it
-        is DONE.
+        """Keep this as the newest state of the id; return how many ids were evicted, or -1 if the
+        id is DONE.
 
         ``format`` (up to 255 bytes) is the caller's description of the body. ``now`` is in
-        seconds, by default ``time.monotonic()``; a clock that goes back counts as standing still,
-        and whole seconds are kept.
+        seconds, by default ``time.monotonic()``; it is truncated to whole seconds, and a time
+        before the latest one counts as the latest one.
 
-        The id takes the last place in the order of arrival, also when an older body is replaced.
-        UNKNOWN and LOST become UNCLAIMED. While a cap is exceeded the oldest UNCLAIMED id becomes
-        LOST. Bodies of WAITING ids count in the bytes and are only advice (a progress state), so
-        they go first: the oldest are dropped, and their ids go on waiting. A body of a WAITING id
-        never costs an UNCLAIMED one. A body that would not fit even if everything went that may go
-        for it goes itself (an unclaimed one is LOST), and the others stay.
+        The id becomes the newest in the order of arrival, also if the body replaces an older one.
+        UNKNOWN and LOST become UNCLAIMED. While a cap is exceeded, the oldest UNCLAIMED id becomes
+        LOST. Bodies of WAITING ids count in the bytes, but they are only progress states, so the
+        oldest of them are dropped first; their ids stay WAITING. A body of a WAITING id never
+        evicts an UNCLAIMED one. If the new body could not fit even then, it alone is dropped; an
+        UNCLAIMED id becomes LOST.
         """
 
     def peek(self, task_id: str | bytes) -> tuple[bytes, bytes] | None:
-        """``(format, body)`` of what is kept for it."""
+        """``(format, body)`` of the kept body."""
 
     def drop(self, task_id: str | bytes, kept: tuple[bytes, bytes]) -> bool:
-        """Drop ``kept``, which ``peek`` gave: UNCLAIMED becomes UNKNOWN, WAITING goes on waiting.
+        """Drop ``kept``, a value of ``peek``: UNCLAIMED becomes UNKNOWN, WAITING stays WAITING.
 
-        False, and nothing changes, where something else is kept by now, or nothing.
+        Return False, and change nothing, if another body is kept by now, or none.
         """
 
     def expire(self, before: float) -> int:
-        """UNCLAIMED ids that arrived before that time become LOST; returns how many.
+        """Make UNCLAIMED ids that arrived before that time LOST; return how many.
 
-        In whole seconds: never early, late by less than one. Costs as much as there are expired
-        ones.
+        In whole seconds: an id is never early, and less than a second late. The cost depends only
+        on the number of expired ids.
         """
 
     def forget(self, task_id: str | bytes) -> None:
-        """Drop all that is known about it but its waiters."""
+        """Drop everything that is known about the id except its waiters."""
 
     def reset(self, task_id: str | bytes) -> None:
         """A task with this id is sent again: DONE and LOST become UNKNOWN; nothing else changes."""
@@ -114,7 +113,7 @@ class PendingTable:
         """Forget everything, as after a fork. ``evicted`` stays."""
 
     def waiting_ids(self) -> list[str]:
-        """The ids somebody waits for, in no order; what was not UTF-8 has surrogate escapes."""
+        """The WAITING ids, in no order; bytes that are not UTF-8 become surrogate escapes."""
 
     @property
     def waiting(self) -> int:
@@ -126,7 +125,7 @@ class PendingTable:
 
     @property
     def unclaimed_bytes(self) -> int:
-        """Bytes of all formats and bodies kept, those of WAITING ids among them."""
+        """Bytes of all kept formats and bodies, including those of WAITING ids."""
 
     @property
     def done(self) -> int:
@@ -138,14 +137,14 @@ class PendingTable:
 
     @property
     def evicted(self) -> int:
-        """How many ids became LOST, ever."""
+        """How many ids have become LOST since the table was made."""
 
     @property
     def max_unclaimed(self) -> int: ...
     @property
     def max_unclaimed_bytes(self) -> int: ...
     def __sizeof__(self) -> int:
-        """With the C table, its entries (with malloc's overhead, estimated) and the places of
+        """Includes the C table, its entries (with malloc's estimated overhead) and the list of
         waiters."""
 
     def _check(self) -> int: ...

@@ -1,10 +1,10 @@
-"""Correlation id -> who waits for it, or the result nobody has asked for yet. See _pending.pyi.
+"""Correlation id -> its waiters, or the result that was not asked for yet. See _pending.pyi.
 
-Two rules hold everywhere here. The table is changed completely before an object is dropped, because
-a destructor may call back into the table (AsyncResult.__del__ calls discard). And between finding
-an entry and the last use of the pointer nothing is allocated that the garbage collector tracks,
-because before Python 3.12 such an allocation may collect, and so run destructors. bytes and str are
-not tracked.
+Two rules hold in this module. First, each change of the table is complete before an object is
+dropped, because a destructor may call back into the table (AsyncResult.__del__ calls discard).
+Second, no object that the garbage collector tracks is allocated between finding an entry and the
+last use of its pointer, because before Python 3.12 such an allocation may start a collection, which
+runs destructors. bytes and str are not tracked.
 """
 
 import os
@@ -20,7 +20,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp
 
 cdef extern from "Python.h":
-    # NULL deletes, which Cython's own declaration cannot say.
+    # NULL as `items` deletes; Cython's own declaration does not allow NULL.
     int PyList_SetSlice(list values, Py_ssize_t low, Py_ssize_t high, PyObject *items) except -1
 
 from fastrpc.client.cpending cimport (
@@ -66,12 +66,12 @@ DONE = PENDING_DONE
 LOST = PENDING_LOST
 
 cdef object _monotonic = time.monotonic
-# Below this many places an idle list of waiters is not worth shrinking.
+# An idle list of waiters with at most this many places is not freed.
 cdef Py_ssize_t KEEP = 1024
 
 
 cdef class _Several:
-    """More than one waiter. Never changed once made."""
+    """More than one waiter of an id. Immutable."""
 
     cdef tuple items
 
@@ -111,7 +111,7 @@ cdef inline bytes _copy(wire_view view):
 
 
 cdef object _view_id(object task_id, wire_view *id):
-    """The bytes of an id; valid as long as the object returned."""
+    """Point `id` at the bytes of an id; valid as long as the returned object lives."""
     cdef Py_ssize_t size
     cdef const char *data
     if isinstance(task_id, str):
@@ -149,7 +149,7 @@ cdef uint32_t _seconds(double now) noexcept:
 
 
 cdef class PendingTable:
-    """Correlation id -> who waits for it, or the result that nobody has asked for yet."""
+    """Correlation id -> its waiters, or the result that was not asked for yet."""
 
     def __cinit__(self, max_unclaimed=1_000_000, max_unclaimed_bytes=256 * 1024 * 1024,
                   max_done=10_000, max_lost=None):
@@ -172,21 +172,21 @@ cdef class PendingTable:
         free(self._free)
         self._free = NULL
 
-    # ---- waiters and their places
+    # ---- waiters and their places in the list
 
     cdef bint _alive(self) noexcept:
-        """False once the collector has emptied the list: then no place in it means anything."""
+        """False once the garbage collector has cleared the list: its places are then invalid."""
         return self._waiters is not None and PyList_GET_SIZE(self._waiters) == self._places
 
     cdef object _held(self, pending_entry *e):
-        """What waits for e: one waiter or several; None once the collector has emptied the list."""
+        """The waiter of e, or _Several; None once the garbage collector has cleared the list."""
         cdef Py_ssize_t place = <Py_ssize_t>e.waiter - 1
         if not self._alive():
             return None
         return <object>PyList_GET_ITEM(self._waiters, place)
 
     cdef int _reserve(self) except -1:
-        """Afterwards the last of _free is a free place."""
+        """Make sure that there is a free place, the last one in _free."""
         cdef Py_ssize_t size, capacity
         cdef uint32_t *bigger
         if not self._alive():
@@ -194,7 +194,7 @@ cdef class PendingTable:
         if self._free_count > 0:
             return 0
         size = self._places
-        if size == UINT32_MAX:  # a place plus one is the number that C knows
+        if size == UINT32_MAX:  # the C table stores a place plus one in 32 bits
             raise MemoryError()
         if size == self._free_capacity:
             capacity = 64 if size == 0 else size + size // 2
@@ -210,7 +210,7 @@ cdef class PendingTable:
         return 0
 
     cdef object _release(self, uint32_t handle):
-        """The place becomes free; what it held is the caller's to drop."""
+        """Free the place; return what it held, for the caller to drop."""
         cdef Py_ssize_t place = <Py_ssize_t>handle - 1
         cdef Py_ssize_t size
         if not self._alive():
@@ -221,7 +221,7 @@ cdef class PendingTable:
         PyList_SetItem(self._waiters, place, None)
         self._free[self._free_count] = <uint32_t>place
         self._free_count += 1
-        if self._free_count == size and size > KEEP:  # the flood is over; only Nones are left
+        if self._free_count == size and size > KEEP:  # all places are free after a peak
             PyList_SetSlice(self._waiters, 0, size, NULL)
             free(self._free)
             self._free = NULL
@@ -231,13 +231,13 @@ cdef class PendingTable:
         return held
 
     cdef int _exchange(self, wire_view id, object old, object new) except -1:
-        """Puts `new` where `old` is. 0: it is gone, because making `new` has run a destructor."""
+        """Replace `old` with `new`. 0: `old` is gone, because making `new` ran a destructor."""
         cdef pending_entry *e = pending_find(self._table, id)
         if e == NULL or e.state != PENDING_WAITING or not self._alive() or self._held(e) is not old:
             return 0
         Py_INCREF(new)
         PyList_SetItem(self._waiters, <Py_ssize_t>e.waiter - 1, new)
-        return 1  # `old` lives on in the caller
+        return 1  # the caller still holds `old`
 
     # ---- for other Cython modules
 
@@ -276,7 +276,7 @@ cdef class PendingTable:
     # ---- for Python
 
     def add(self, task_id, waiter):
-        """Register a waiter; returns the state before."""
+        """Register a waiter; return the previous state."""
         cdef wire_view id
         cdef pending_entry *e
         cdef uint32_t place
@@ -312,7 +312,7 @@ cdef class PendingTable:
                 return self.add(task_id, waiter)
 
     def discard(self, task_id, waiter):
-        """Remove this waiter; False where it is not waiting."""
+        """Remove this waiter; return False if it was not waiting."""
         cdef wire_view id
         cdef pending_entry *e
         cdef tuple items, left
@@ -342,19 +342,19 @@ cdef class PendingTable:
         return self.state_bytes(id.ptr, id.len)
 
     def waiters(self, task_id):
-        """Who waits for it, in the order of add()."""
+        """The waiters of the id, in the order of add()."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         return self.waiters_bytes(id.ptr, id.len)
 
     def finish(self, task_id):
-        """A final state is handed out: the id is DONE. Returns who waited."""
+        """Mark the id as DONE, because its final state was handed out; return its waiters."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         return self.finish_bytes(id.ptr, id.len)
 
     def store(self, task_id, bytes body not None, bytes format not None=b"", now=None):
-        """Keep the newest state; returns how many ids were evicted, -1 where it is DONE."""
+        """Keep the newest state; return how many ids were evicted, or -1 if the id is DONE."""
         cdef wire_view id
         cdef double arrived = _monotonic() if now is None else now
         if arrived != arrived:
@@ -363,7 +363,7 @@ cdef class PendingTable:
         return self._store(id, _view_bytes(format), _view_bytes(body), arrived)
 
     def peek(self, task_id):
-        """(format, body) of what is kept for it, or None."""
+        """(format, body) of the kept body, or None."""
         cdef wire_view id
         cdef pending_entry *e
         _owner = _view_id(task_id, &id)
@@ -375,7 +375,7 @@ cdef class PendingTable:
         return format, body
 
     def drop(self, task_id, tuple kept not None):
-        """Drop what is kept for it, if that is still what peek() gave; False where it is not."""
+        """Drop the kept body if it is still the one that peek() returned; else return False."""
         cdef wire_view id
         cdef pending_entry *e
         cdef bytes format, body
@@ -393,13 +393,13 @@ cdef class PendingTable:
         return True
 
     def expire(self, double before):
-        """UNCLAIMED ids that arrived before that time become LOST; returns how many."""
+        """Make UNCLAIMED ids that arrived before that time LOST; return how many."""
         if before != before:
             raise ValueError("before is not a number")
         return pending_expire(self._table, _seconds(before))
 
     def forget(self, task_id):
-        """Drop all that is known about it but its waiters."""
+        """Drop everything that is known about the id except its waiters."""
         cdef wire_view id
         _owner = _view_id(task_id, &id)
         pending_forget(self._table, id)
@@ -421,16 +421,17 @@ cdef class PendingTable:
         self._free_capacity = 0
         self._places = 0
         pending_clear(self._table)
-        # `_dropped` goes now, and the destructors meet an empty table.
+        # Now `_dropped` is released: destructors see an empty table.
 
     def waiting_ids(self):
-        """The ids somebody waits for, in no order."""
+        """The WAITING ids, in no order."""
         cdef pending_cursor cursor
         cdef pending_entry *e
         cdef list ids = []
         cursor.segment = 0
         cursor.slot = 0
-        # Only bytes while walking: decoding may make exceptions, which the collector tracks.
+        # Copy bytes during the iteration and decode later: decoding may create exceptions, which
+        # the garbage collector tracks.
         while True:
             e = pending_next(self._table, &cursor)
             if e == NULL:
@@ -470,9 +471,9 @@ cdef class PendingTable:
         return size + <size_t>self._free_capacity * sizeof(uint32_t)
 
     def _check(self):
-        """For tests: 0 when every internal rule holds, else the line of pending.c that does not."""
+        """For tests: 0 if every invariant holds, else the line in pending.c of the broken one."""
         return pending_check(self._table)
 
     def _table_memory(self):
-        """For benchmarks: bytes held that are not entries."""
+        """For benchmarks: the memory of the table without its entries, in bytes."""
         return pending_table_memory(self._table)

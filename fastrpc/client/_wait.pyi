@@ -1,8 +1,8 @@
-"""Who waits, who is told of what, and who reads.
+"""Waiting threads, what they are told, and which of them reads.
 
-A signal handler, or `PyThreadState_SetAsyncExc`, may raise an exception between any two steps of
-Python code. Whatever must not be parted by one is compiled here: taking the reading role and
-leaving it, going to sleep and waking up, being told and being woken.
+A signal handler, or `PyThreadState_SetAsyncExc`, may raise an exception between any two bytecodes
+of Python code. Steps that must not be separated by one are compiled here: taking the reading role
+and leaving it, going to sleep and waking up, being told and being woken.
 """
 
 from collections import deque
@@ -13,10 +13,10 @@ class Wait:
     """One thread's wait for one result or for a set of them."""
 
     deadline: float
-    """When it ends, by ``time.monotonic()``; infinity where it does not."""
+    """When the wait ends, by ``time.monotonic()``; infinity without a timeout."""
 
     on_message: Callable[[dict[str, Any]], None] | None
-    """Called by ``run_on_message`` with each meta that came on ``queue``."""
+    """Called by ``run_on_message`` with each meta that arrived on ``queue``."""
 
     queue: str
     """The reply queue whose messages ``on_message`` sees."""
@@ -25,7 +25,7 @@ class Wait:
     """Called after each read that brought something, and about once a second otherwise."""
 
     arrived: deque[Any]
-    """Results that became ready and were not looked at yet."""
+    """Results that became ready and were not processed yet."""
 
     metas: deque[dict[str, Any]]
     """Metas for ``on_message``."""
@@ -41,28 +41,28 @@ class Wait:
 
     @property
     def news(self) -> bool:
-        """Whether something arrived that was not looked at yet."""
+        """Whether something arrived that was not processed yet."""
 
     def remaining(self, at_most: float = ...) -> float:
-        """Seconds until the deadline, or ``at_most``; 0 when it has passed."""
+        """Seconds until the deadline, at most ``at_most``; 0 when it has passed."""
 
     def raise_errors(self) -> None:
-        """Raise, in the thread that waits, what a callback of its result raised."""
+        """Raise in this thread, which waits, the exception of a callback of its result."""
 
     def run_on_message(self) -> None:
-        """Call ``on_message``, in the thread that gave it, for what came meanwhile."""
+        """Call ``on_message``, in the thread that passed it, for the metas that have arrived."""
 
 class Watchers:
-    """Which waits hear of which AsyncResult, and of which messages."""
+    """Which waits are told of which AsyncResults, and of which messages."""
 
     def watch(self, results: list[Any], wait: Wait) -> None:
-        """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
+        """Tell ``wait`` when one of ``results`` becomes ready, and of each meta on its queue."""
 
     def unwatch(self, results: list[Any], wait: Wait) -> None:
-        """End what ``watch`` began, also where it was interrupted half way."""
+        """Undo ``watch``, also one that was interrupted."""
 
     def is_watched(self, result: Any) -> bool:
-        """Whether a wait would hear of ``result``."""
+        """Whether a wait would be told that ``result`` is ready."""
 
     @property
     def listening(self) -> bool:
@@ -72,7 +72,7 @@ class Watchers:
         """Give the meta of a message on ``queue`` to every wait that listens to it."""
 
     def wake(self) -> None:
-        """Wake those who were told something since the last call."""
+        """Wake the waits that were told something since the last call."""
 
     def clear(self) -> None:
         """Forget everything, as in a forked child."""
@@ -83,25 +83,25 @@ class Watchers:
 class ReadingRole:
     """The right to read the socket. One thread, or greenlet, has it at a time.
 
-    The reader may take it again inside ``call_out``, and wherever a callback of a result runs. At
-    any other moment it is in the midst of a read: a signal handler or a destructor that gets in
-    there cannot read.
+    The reader may take it again inside ``call_out``, and in callbacks of results. At any other
+    moment its thread is inside a read: a signal handler or a destructor that interrupts it there
+    cannot read.
     """
 
     def __init__(self, watchers: Watchers) -> None:
-        """``watchers``: woken whenever the reader leaves."""
+        """``watchers`` are woken whenever the reader leaves."""
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """``function(*args)`` as the reader; None, without a call, where another thread reads.
+        """Call ``function(*args)`` as the reader; if another thread reads, return None at once.
 
         Raises:
-            RuntimeError: this very thread is in the midst of a read.
+            RuntimeError: this thread is already inside a read.
         """
 
     def run_or_sleep(
         self, wait: Wait, timeout: float, function: Callable[..., Any], *args: Any
     ) -> bool:
-        """``function(*args)`` as the reader; where another thread reads, sleep first.
+        """Call ``function(*args)`` as the reader; if another thread reads, sleep first.
 
         The sleep ends after ``timeout`` seconds, with news for ``wait``, or when the reader hands
         over to this thread.
@@ -110,11 +110,11 @@ class ReadingRole:
             Whether the function was called.
 
         Raises:
-            RuntimeError: this very thread is in the midst of a read.
+            RuntimeError: this thread is already inside a read.
         """
 
     def call_out(self, function: Callable[[], Any]) -> Any:
-        """``function()``, a callback of the application that may wait for other results."""
+        """Call ``function()``, a callback of the application that may wait for other results."""
 
     @property
     def reading(self) -> bool:
@@ -122,9 +122,9 @@ class ReadingRole:
 
     @property
     def interrupted(self) -> bool:
-        """Whether this thread has the role and did not call out.
+        """Whether this thread has the role and is not in a callback.
 
-        True in a signal handler, or a destructor, that runs in the midst of a read.
+        True in a signal handler, or a destructor, that interrupts a read.
         """
 
     @property
@@ -132,14 +132,14 @@ class ReadingRole:
         """How many threads sleep until the reader hands over to them."""
 
     def claim(self, wait: Wait) -> None:
-        """Have no other thread take the role once it is free; ``wait`` is woken when it is."""
+        """Reserve the role for this thread once it is free; ``wait`` is then woken."""
 
     def end_claim(self) -> None:
-        """Let others take it again; one of the sleepers is woken."""
+        """Let other threads take the role again, and wake a sleeper."""
 
     @property
     def claimed(self) -> bool:
         """Whether another thread has claimed the role: the reader should leave soon."""
 
     def after_fork(self) -> None:
-        """Forget the parent's other threads; a reader that forked in a callback goes on."""
+        """Forget the parent's other threads; a reader that forked in a callback keeps the role."""

@@ -1,9 +1,9 @@
-"""Who waits, who is told of what, and who reads. Documented in _wait.pyi.
+"""Waiting threads, what they are told, and which of them reads. Documented in _wait.pyi.
 
-Two rules hold everywhere here. No Python code of ours runs between two changes that belong
-together, so an exception thrown into the thread cannot part them. And what was looked up in a dict
-is looked up again after an allocation, because before Python 3.12 such an allocation may collect
-garbage, and so run destructors that come back here.
+Two rules hold in this module. First, no Python code runs between two changes that belong together,
+so an exception thrown into the thread cannot separate them. Second, a value that was looked up in a
+dict is looked up again after an allocation, because before Python 3.12 an allocation may collect
+garbage and run destructors, which may call this module.
 """
 
 import threading
@@ -35,38 +35,38 @@ cdef class Wait:
         return self.has_news()
 
     def remaining(self, double at_most=INFINITY):
-        """Seconds until the deadline, or ``at_most``; 0 when it has passed."""
+        """Seconds until the deadline, at most ``at_most``; 0 when it has passed."""
         cdef double left = self.deadline
         if left != INFINITY:
             left -= <double>_monotonic()
         return max(min(left, at_most), 0.0)
 
     cdef int sleep(self, double timeout) except -1:
-        """Until woken, for `timeout` seconds at most. The caller has made the bell."""
+        """Sleep until woken, at most `timeout` seconds. The caller has made the bell."""
         if not self.has_news():
             self._bell.acquire(True, timeout)
         return 0
 
     cdef int wake(self) except -1:
-        # A lock, not an Event: an Event's methods are Python code, which can be interrupted with
-        # its own lock held.
+        # A lock, not an Event: the methods of an Event are Python code, which an exception could
+        # interrupt while it holds the Event's own lock.
         if self._bell is not None and self._bell.locked():
             self._bell.release()
         return 0
 
     def raise_errors(self):
-        """Raise, in the thread that waits, what a callback of its result raised."""
+        """Raise in this thread, which waits, the exception of a callback of its result."""
         if self._errors:
             raise self._errors.popleft()
 
     def run_on_message(self):
-        """Call ``on_message``, in the thread that gave it, for what came meanwhile."""
+        """Call ``on_message``, in the thread that passed it, for the metas that have arrived."""
         while self.metas:
             self.on_message(self.metas.popleft())
 
 
 cdef class Watchers:
-    """Which waits hear of which AsyncResult, and of which messages."""
+    """Which waits are told of which AsyncResults, and of which messages."""
 
     def __cinit__(self):
         self._waits = {}
@@ -77,20 +77,20 @@ cdef class Watchers:
         return len(self._waits)
 
     def watch(self, list results, Wait wait not None):
-        """Have ``wait`` hear of each of ``results`` becoming ready, and of metas on its queue."""
+        """Tell ``wait`` when one of ``results`` becomes ready, and of each meta on its queue."""
         for result in results:
             self.watch_one(<Py_ssize_t><void *>result, wait)
         if wait.on_message is not None:
             self._listeners[wait] = None
 
     def unwatch(self, list results, Wait wait not None):
-        """End what ``watch`` began, also where it was interrupted half way."""
+        """Undo ``watch``, also one that was interrupted."""
         self._listeners.pop(wait, None)
         for result in results:
             self.unwatch_one(<Py_ssize_t><void *>result, wait)
 
     cdef int watch_one(self, Py_ssize_t key, Wait wait) except -1:
-        # Nearly always one; a tuple for each would keep the garbage collector busy.
+        # Nearly always a single wait, stored without a tuple: tuples cost garbage collection.
         cdef object several
         while True:
             held = self._waits.setdefault(key, wait)
@@ -121,11 +121,11 @@ cdef class Watchers:
                 return 0
 
     def is_watched(self, result):
-        """Whether a wait would hear of ``result``."""
+        """Whether a wait would be told that ``result`` is ready."""
         return <Py_ssize_t><void *>result in self._waits
 
     cdef bint notify(self, object result, object error) except -1:
-        """Tell those who watch `result`, and of what its callback raised; False if nobody does."""
+        """Tell the waits that watch `result`, also of `error`; False if there are none."""
         cdef Wait wait
         held = self._waits.pop(<Py_ssize_t><void *>result, None)
         if held is None:
@@ -151,7 +151,7 @@ cdef class Watchers:
                 self._notified.append(wait)
 
     cpdef object wake(self):
-        """Wake those who were told something since the last call."""
+        """Wake the waits that were told something since the last call."""
         while self._notified:
             (<Wait>self._notified.pop()).wake()
 
@@ -165,7 +165,7 @@ cdef class Watchers:
 cdef class ReadingRole:
     """The right to read the socket. One thread, or greenlet, has it at a time."""
 
-    # The GIL is the lock: nothing here lets another thread run between a look and a change.
+    # The GIL is the lock: no other thread can run between a check and the change that follows it.
 
     def __init__(self, Watchers watchers not None):
         self._watchers = watchers
@@ -184,7 +184,7 @@ cdef class ReadingRole:
         return len(self._sleepers)
 
     def run(self, function, *args):
-        """``function(*args)`` as the reader; None, without a call, where another thread reads."""
+        """Call ``function(*args)`` as the reader; if another thread reads, return None at once."""
         if not self.take():
             return None
         try:
@@ -193,22 +193,22 @@ cdef class ReadingRole:
             self.leave()
 
     def run_or_sleep(self, Wait wait not None, double timeout, function, *args):
-        """``function(*args)`` as the reader; where another thread reads, sleep first."""
+        """Call ``function(*args)`` as the reader; if another thread reads, sleep first."""
         cdef bint reads = self.take()
         if not reads:
             if wait._bell is None:
                 wait._bell = threading.Lock()
-            wait._bell.acquire(False)  # from here on, what wakes it is not forgotten
+            wait._bell.acquire(False)  # from here on, a wake() before the sleep is not lost
             self._sleepers[wait] = None
             try:
-                # A reader that left just now saw no sleeper to wake.
+                # Try again: a reader that left just before saw no sleeper to wake.
                 reads = self.take()
                 if not reads:
                     wait.sleep(timeout)
                     reads = not wait.has_news() and self.take()
             finally:
                 self._sleepers.pop(wait, None)
-                if not reads:  # who was woken to become the reader, and does not, wakes another
+                if not reads:  # this thread may have been woken to read: wake another instead
                     self.hand_over()
         if reads:
             try:
@@ -218,7 +218,7 @@ cdef class ReadingRole:
         return reads
 
     cdef bint take(self) except -1:
-        # Asked for by name: gevent may have patched it since.
+        # Looked up at run time: gevent may have patched it.
         this = threading.get_ident()
         if self._reader is None:
             if self._claimed_by is not None and self._claimed_by != this:
@@ -230,8 +230,8 @@ cdef class ReadingRole:
             return False
         if self._calling_out < self._depth:
             raise RuntimeError(
-                "the reader is in use: this thread is in the midst of reading results; a signal "
-                "handler or a destructor cannot wait for one here, have it set a flag"
+                "the reader is in use: a signal handler or a destructor has interrupted this "
+                "thread while it reads results, and cannot wait for one; set a flag there instead"
             )
         self._depth += 1
         return True
@@ -245,7 +245,7 @@ cdef class ReadingRole:
         return 0
 
     cdef int hand_over(self) except -1:
-        """Wake one sleeper to become the reader, unless there is one."""
+        """Wake one sleeper to become the reader, unless some thread reads."""
         if self._reader is None:
             if self._claim is not None:
                 self._claim.wake()
@@ -256,12 +256,12 @@ cdef class ReadingRole:
         return 0
 
     def claim(self, Wait wait not None):
-        """Have nobody else take the role once it is free; ``wait`` is woken when it is."""
+        """Reserve the role for this thread once it is free; ``wait`` is then woken."""
         self._claimed_by = threading.get_ident()
         self._claim = wait
 
     def end_claim(self):
-        """Let others take it again; one of the sleepers is woken."""
+        """Let other threads take the role again, and wake a sleeper."""
         self._claimed_by = self._claim = None
         self.hand_over()
 
@@ -270,7 +270,7 @@ cdef class ReadingRole:
         return self._claimed_by is not None and self._claimed_by != threading.get_ident()
 
     def call_out(self, function):
-        """``function()``, a callback of the application that may wait for other results."""
+        """Call ``function()``, a callback of the application that may wait for other results."""
         cdef bint called_out = self.begin_call_out()
         try:
             return function()
@@ -279,7 +279,7 @@ cdef class ReadingRole:
                 self.end_call_out()
 
     cdef bint begin_call_out(self) except -1:
-        """What runs from here on may read; False where this thread does not have the role."""
+        """Allow reading from here on; False if this thread does not have the role."""
         if self._reader is None or self._reader != threading.get_ident():
             return False
         self._calling_out += 1
@@ -290,7 +290,7 @@ cdef class ReadingRole:
         return 0
 
     def after_fork(self):
-        """Forget the parent's other threads; a reader that forked in a callback goes on."""
+        """Forget the parent's other threads; a reader that forked in a callback keeps the role."""
         self._sleepers.clear()
         self._claimed_by = self._claim = None
         if self._reader != threading.get_ident():

@@ -1,9 +1,8 @@
-"""Which result belongs to whom: bodies in, fulfilled AsyncResults out. No I/O.
+"""Matches message bodies with the AsyncResults that wait for them. No I/O.
 
-A body that somebody waits for is decoded and handed to every waiter; one that nobody waits
-for is kept as it came and decoded when it is asked for. Non-final states (STARTED, RETRY,
-PROGRESS, custom) travel on the same queue: the newest is kept, and only a final one ends
-the waiting.
+A body whose task has waiters is decoded and handed to each of them; a body without waiters is kept
+undecoded until it is asked for. Non-final states (STARTED, RETRY, PROGRESS, custom) arrive on the
+same queue: the newest is kept, and only a final one ends the wait.
 """
 
 from __future__ import annotations
@@ -40,32 +39,34 @@ READY_STATES = states.READY_STATES
 #: The format of nearly every body: JSON in UTF-8, not compressed.
 JSON = b""
 
-#: States of an id whose result arrived and is not kept.
+#: States of an id whose result arrived but is not kept in the table.
 GONE = frozenset({DONE, LOST})
 
-#: In a body the task id stands this close to the end, with every serializer we know.
+#: At most this many bytes follow the task id in a body, with every serializer we know.
 TAIL = 24
 
-#: Results that were seen by polling (``ready()``, ``state``) are kept for a later ``get()`` by
-#: another AsyncResult, this many of them; Celery's own backend keeps as many.
+#: How many results that were seen by polling (``ready()``, ``state``) are kept for a later
+#: ``get()`` by another AsyncResult. Celery's own backend keeps as many.
 MAX_SEEN = 8192
 
-#: The longest format that can be kept, and the one that stands for those that cannot.
+#: The longest format that can be kept, in bytes.
 MAX_FORMAT = 255
+
+#: The format that replaces one that cannot be kept.
 UNUSABLE = b"unusable content type\0binary\0"
 
-#: The format of what is kept in place of a bad message: why it could not be used. No message has
-#: it, see ``body_format``.
+#: The format of the reason that is kept in place of an unusable message. No message has this
+#: format, see ``body_format``.
 REFUSED = b"refused"
 
-#: Reason of a bad message -> the exception of its task, where it is not BadMessage.
+#: Reason of a bad message -> the exception of its task, if that is not BadMessage.
 REFUSALS: dict[str, type[Exception]] = {
     "content type not accepted": ContentDisallowed,
     "undecodable": DecodeError,
     "too large": ResultTooLarge,
 }
 
-#: The same -> what can be done about it.
+#: Reason of a bad message -> advice for the user.
 ADVICE = {
     "content type not accepted": "add it to result_accept_content if you trust the workers",
     "undecodable": (
@@ -78,14 +79,15 @@ ADVICE = {
 #: The longest correlation id, and so the longest task id, in UTF-8.
 MAX_ID = 255
 
-#: At most this often, in seconds, the log says that unclaimed results had to go …
+#: The least time, in seconds, between two warnings that unclaimed results were dropped.
 EVICTION_WARNING_INTERVAL = 60.0
-#: … and that a message was bad for the same reason as the last one.
+
+#: The least time, in seconds, between two warnings of a bad message with the same reason.
 BAD_MESSAGE_WARNING_INTERVAL = 1.0
 
 
 def body_format(content_type: str, content_encoding: str, compression: str = "") -> bytes:
-    """How a body is to be decoded, small enough to be kept beside each unclaimed one."""
+    """How to decode a body, in a short form that is kept with each unclaimed body."""
     if content_type == "application/json" and content_encoding == "utf-8" and not compression:
         return JSON
     format = "\0".join((content_type, content_encoding, compression)).encode(errors="replace")
@@ -97,14 +99,14 @@ class ResultMatcher:
 
     Args:
         table: Correlation id -> waiters, or the undecoded body.
-        watchers: Who is told when a result is ready.
-        role: The reader's; only callbacks of results may read in between.
+        watchers: The waits that are told when a result is ready.
+        role: The reading role; callbacks of results may read meanwhile.
         accept: Content types that may be decoded (``result_accept_content``).
         to_python: Celery's ``Backend.meta_from_decoded``.
         stats: Counters to keep.
         max_age: Seconds after which an unclaimed body is dropped; None keeps it.
-        max_claimed: How many results that were handed out are kept, to be had again.
-        max_claimed_bytes: How many bytes of these.
+        max_claimed: How many results are kept after they were handed out.
+        max_claimed_bytes: The same limit in bytes.
     """
 
     def __init__(
@@ -126,9 +128,9 @@ class ResultMatcher:
         self.to_python = to_python
         self.stats = stats
         self.max_age = max_age
-        #: What was handed out last.
+        #: The bodies that were handed out last.
         self.claimed = Claimed(max_claimed, max_claimed_bytes)
-        #: Makes AsyncResults ready and tells those who watch them.
+        #: Makes AsyncResults ready and tells the waits that watch them.
         self.fulfiller = Fulfiller(
             table,
             self.claimed,
@@ -155,20 +157,20 @@ class ResultMatcher:
     # -- waiting -----------------------------------------------------------------------------
 
     def add(self, result: Any, weak: bool = False) -> bool:
-        """Let ``result`` (an AsyncResult) wait; at once fulfilled if its body is here.
+        """Register ``result`` (an AsyncResult) as waiting; if its body is kept, make it ready.
 
         Returns:
-            False where it would wait for ever, see ``check_obtainable``.
+            False if it would wait for ever, see ``check_obtainable``.
         """
         if result._cache:
             return True
         table, task_id = self.table, result.id
         waiter = self._weak_waiter(result) if weak else result
         progress: tuple[bytes, bytes] | None = None
-        # Each call of the table is atomic, but the reader may come in between two of them:
-        # until the waiter is registered, what is there is looked at again.
+        # Each call of the table is atomic, but the reader may change the table between two of them.
+        # So look again until the waiter is registered.
         while (state := table.add(task_id, waiter)) == UNCLAIMED:
-            # Only looked at: an exception thrown into this thread must not lose a result.
+            # peek() removes nothing: an exception thrown into this thread must not lose a result.
             kept = table.peek(task_id)
             meta = None if kept is None else self._decode_kept(task_id, kept)
             if kept is None or meta is None:
@@ -186,7 +188,7 @@ class ResultMatcher:
         return state not in GONE
 
     def _again(self, task_id: str) -> tuple[dict[str, Any], tuple[bytes, bytes]] | None:
-        """The meta that was handed out for ``task_id``, anew, and what it was decoded from."""
+        """A new copy of the meta that was handed out for ``task_id``, and its (format, body)."""
         kept = self.claimed.get(task_id)
         if kept is None:
             return None
@@ -195,19 +197,19 @@ class ResultMatcher:
 
     def _weak_waiter(self, result: Any) -> weakref.ref[Any]:
         waiter = weakref.ref(result)
-        # The collector clears the reference before `__del__` could take it out.
+        # The garbage collector clears the reference before `__del__` could discard it.
         weakref.finalize(result, self.table.discard, result.id, waiter).atexit = False
         return waiter
 
     def discard(self, result: Any) -> None:
-        """``result`` waits no longer."""
+        """Stop ``result`` from waiting."""
         table, task_id = self.table, result.id
         if not table.discard(task_id, result) and table.state(task_id) == WAITING:
             table.discard(task_id, weakref.ref(result))
 
     @property
     def knows_plain_json(self) -> bool:
-        """Whether JSON is accepted, and decoded by kombu's own meaning of it."""
+        """Whether JSON is accepted, and ``json`` in kombu's registry is kombu's own."""
         return means_kombu_json(self.accept)
 
     def check_obtainable(self, task_id: str) -> None:
@@ -215,23 +217,23 @@ class ResultMatcher:
         state = self.table.state(task_id)
         if state == LOST:
             raise ResultDropped(
-                f"the result of task {task_id} arrived but was dropped: more than max_unclaimed "
-                "or max_unclaimed_bytes of results were not asked for, or it was not asked for "
-                "within result_expires"
+                f"the result of task {task_id} arrived but was dropped: unclaimed results exceeded "
+                "max_unclaimed or max_unclaimed_bytes, or it was not asked for within "
+                "result_expires"
             )
         if state == DONE:
             raise ResultDropped(
                 f"the result of task {task_id} was handed out already, to another AsyncResult "
-                "of this process, or forgotten; only the last max_claimed results can be had again"
+                "of this process, or forgotten; only the last max_claimed results are kept"
             )
 
     def renew(self, task_id: str) -> None:
-        """A task with this id is sent: its result is a new one."""
+        """Expect a new result: a task with this id is sent."""
         self.table.reset(task_id)
         self.claimed.forget(task_id)
 
     def forget(self, task_id: str) -> None:
-        """Drop what is kept; a final state counts as handed out, so nobody waits for it."""
+        """Drop the kept body; a final state counts as handed out, so that no ``get()`` waits."""
         self.claimed.forget(task_id)
         state = self.table.state(task_id)
         if state == UNCLAIMED and self._kept_rank(task_id.encode()) > PASSING:
@@ -248,15 +250,15 @@ class ResultMatcher:
         format: bytes = JSON,
         queue: str = "",
     ) -> None:
-        """Take in one message; never raises for what is in it.
+        """Match one message; its content never raises.
 
-        One that cannot be used is a FAILURE of the task in its correlation id.
+        An unusable message becomes a FAILURE of the task that its correlation id names.
 
-        Who listens to the reply queue ``queue`` is told of it first, also where nobody waits for
-        the task; without a name nobody is.
+        Waits that listen to the reply queue ``queue`` are told first, even if the task has no
+        waiter. With an empty name none is told.
         """
         listened = bool(queue) and self.watchers.listening
-        if correlation_id and len(correlation_id) > MAX_ID:  # nobody can wait for it
+        if correlation_id and len(correlation_id) > MAX_ID:  # no task can have this id
             correlation_id = None
         try:
             if (
@@ -268,7 +270,7 @@ class ResultMatcher:
                 self._keep(correlation_id, body, format)
                 if not self.table.waiters(correlation_id):
                     return
-                # Somebody began to wait for it before it was kept, and was not told.
+                # A waiter was added before the body was kept, and was not told of it.
             meta = self._decode(correlation_id, body, format)
         except BadMessage as exc:
             self.refuse(correlation_id, exc)
@@ -278,16 +280,16 @@ class ResultMatcher:
         self._take_in(meta, body, format)
 
     def refuse(self, correlation_id: bytes | None, exc: BadMessage) -> None:
-        """A message came that cannot be used: whoever waits for it, or asks later, learns why.
+        """Make an unusable message the FAILURE of its task, for present and later waiters.
 
-        Waiting on would be for ever: no other message comes for that task.
+        They would otherwise wait for ever: no other message comes for that task.
         """
         self._report(correlation_id, exc)
         if correlation_id and _is_id(task_id := correlation_id.decode("utf-8", "surrogateescape")):
             self._take_in(_refusal(task_id, exc), _pack(exc), REFUSED)
 
     def _take_in(self, meta: dict[str, Any], body: bytes, format: bytes) -> None:
-        """Hand out or keep a state whose body, which decides whose it is, was decoded."""
+        """Hand out or keep a decoded state. The task id in its body counts."""
         task_id = meta["task_id"]
         final = meta["status"] in READY_STATES
         waiters = self.table.waiters(task_id)
@@ -299,18 +301,18 @@ class ResultMatcher:
         self.fulfiller.hand_out(task_id, waiters, meta, (format, body))
 
     def _is_known(self, task_id: str) -> bool:
-        """Whether the final state of ``task_id`` came before."""
+        """Whether a final state of ``task_id`` has already arrived."""
         state = self.table.state(task_id)
         return state == DONE or (state == UNCLAIMED and self._kept_rank(task_id.encode()) == FINAL)
 
     def _can_wait(self, correlation_id: bytes, body: bytes, format: bytes) -> bool:
-        """Whether a body nobody waits for may be kept undecoded: it ends with the id it has."""
+        """Whether a body without waiters may be kept undecoded: the id is near its end."""
         return body.find(correlation_id, -len(correlation_id) - TAIL) >= 0 and (
             not format or self._is_accepted(format.partition(b"\0")[0].decode())
         )
 
     def handed_to(self, waiters: Iterable[Any]) -> dict[str, Any] | None:
-        """The meta of the first of ``waiters`` that has become ready."""
+        """The meta of the first of ``waiters`` that has become ready, or None."""
         for waiter in waiters:
             result = _result_of(waiter)
             if result is not None and result._cache:
@@ -318,7 +320,7 @@ class ResultMatcher:
         return None
 
     def deliver_message(self, task_id: str, message: Any) -> None:
-        """The same for a kombu message."""
+        """Match a kombu message; as ``deliver``."""
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
         format = body_format(message.content_type or "", message.content_encoding or "utf-8")
         self.deliver(task_id.encode("utf-8", "surrogatepass"), body, format)
@@ -329,8 +331,8 @@ class ResultMatcher:
             return self.to_python(meta)
         except Exception as exc:
             raise_if_thrown_in(exc)
-            # The message is not to be trusted with building exceptions and children: whoever
-            # waits for the task learns why, and nobody else notices.
+            # A hostile message may make building exceptions and children fail. That is a failure of
+            # its own task only.
             meta["status"], meta["result"], meta["children"] = states.FAILURE, exc, []
             return meta
 
@@ -341,7 +343,7 @@ class ResultMatcher:
             self.stats.duplicates += 1  # a refused one counts as a bad message
 
     def tidy(self, now: float) -> None:
-        """Drop unclaimed results that are too old, say so where too many had to go."""
+        """Drop unclaimed results that are too old, and warn if any were dropped over a limit."""
         if self.max_age is not None and now >= self._next_expiry:
             self._next_expiry = now + max(self.max_age / 10, 0.1)
             self.table.expire(now - self.max_age)
@@ -350,12 +352,12 @@ class ResultMatcher:
             self._warn_evicted()
 
     def _goes_back(self, task_id: bytes, body: bytes, format: bytes) -> bool:
-        """Whether ``body`` says less than what is kept.
+        """Whether ``body`` ranks below the kept one.
 
-        An earlier state that was sent again, or what cannot be used after what can.
+        It is an earlier state that was sent again, or an unusable message after a usable one.
 
         Raises:
-            BadMessage: it cannot be used.
+            BadMessage: the body is unusable.
         """
         rank = self._kept_rank(task_id)
         return rank > PASSING and _rank(self._decode(task_id, body, format), format) < rank
@@ -368,12 +370,12 @@ class ResultMatcher:
         try:
             return _rank(self._decode(task_id, body, format), format)
         except BadMessage:
-            return UNUSED  # found out and reported when it is asked for
+            return UNUSED  # it is reported when the result is asked for
 
     def _warn_evicted(self) -> None:
         table = self.table
         logger.warning(
-            "%d results nobody had asked for were dropped, the oldest first; %d are kept "
+            "%d unclaimed results were dropped, the oldest first; %d are kept "
             "(max_unclaimed=%d, max_unclaimed_bytes=%d, result_expires=%s)",
             table.evicted - self._evicted_before,
             table.unclaimed,
@@ -386,7 +388,7 @@ class ResultMatcher:
     # -- decoding ----------------------------------------------------------------------------
 
     def newest(self, task_id: str) -> dict[str, Any] | None:
-        """The newest state that arrived for ``task_id``, or None; it stays kept for a while."""
+        """The newest state that has arrived for ``task_id``, or None; it stays kept."""
         while (kept := self.table.peek(task_id)) is not None:
             meta = self._decode_kept(task_id, kept)
             if meta is not None:
@@ -404,7 +406,7 @@ class ResultMatcher:
         )
 
     def _saw(self, task_id: str) -> None:
-        """Keep no more than the last few results that were seen by polling only."""
+        """Keep only the last ``MAX_SEEN`` results that were seen by polling."""
         seen = self._seen
         seen[task_id] = None
         if len(seen) > MAX_SEEN:
@@ -413,7 +415,7 @@ class ResultMatcher:
                 self.table.finish(oldest)
 
     def _decode_kept(self, task_id: str, kept: tuple[bytes, bytes]) -> dict[str, Any] | None:
-        """The meta that is kept for ``task_id``; None where that is another by now: look again."""
+        """The meta in ``kept``; None if it is not a state of ``task_id``: then peek again."""
         format, body = kept
         correlation_id = task_id.encode("utf-8", "surrogatepass")
         try:
@@ -424,14 +426,14 @@ class ResultMatcher:
             return None
         if meta["task_id"] == task_id:
             return meta
-        # It arrived under the correlation id of this task, but says it is another's.
+        # Its correlation id names this task, but its body names another one.
         if self.table.drop(task_id, kept):
             self.deliver(None, body, format)
         return None
 
     def _decode(self, correlation_id: bytes | None, body: bytes, format: bytes) -> dict[str, Any]:
         if format == REFUSED:
-            assert correlation_id  # it is kept under it
+            assert correlation_id  # it was kept under this id
             return _refusal(correlation_id.decode("utf-8", "surrogateescape"), _unpack(body))
         if not body:
             raise BadMessage("empty body")
@@ -467,7 +469,7 @@ class ResultMatcher:
         logger.log(level, "dropped a message on the reply queue: %s; correlation id %s", exc, shown)
 
 
-#: How much what is kept says; a state is replaced only by one that says as much, or more.
+#: The rank of a kept state; only a state of the same or a higher rank replaces it.
 PASSING, UNUSED, FINAL = range(3)
 
 
@@ -478,12 +480,12 @@ def _rank(meta: dict[str, Any], format: bytes) -> int:
 
 
 def _refusal(task_id: str, exc: BadMessage) -> dict[str, Any]:
-    """The meta of a task whose message could not be used, as a worker would send it.
+    """A FAILURE for a task whose message is unusable, encoded as a worker would send it.
 
-    So each who waits gets an exception of their own.
+    So each waiter gets an exception object of its own.
     """
     cls = REFUSALS.get(exc.reason, BadMessage)
-    advice = ADVICE.get(exc.reason, "something that is no Celery worker publishes to this queue")
+    advice = ADVICE.get(exc.reason, "something other than a Celery worker publishes to this queue")
     text = f"the result of task {task_id} arrived and cannot be used: {exc}; {advice}"
     return {
         "task_id": task_id,
@@ -508,9 +510,9 @@ def _unpack(body: bytes) -> BadMessage:
 
 
 def load_large(text: str) -> Any:
-    """What is in a large JSON text, or MISS: ``ResultMatcher.deliver`` says what is wrong with it.
+    """Decode a large JSON text, or return MISS: ``ResultMatcher.deliver`` then reports the error.
 
-    By kombu: orjson would copy the text first.
+    Uses kombu's JSON, because orjson would copy the text first.
     """
     try:
         return kombu_loads(text)
@@ -520,7 +522,7 @@ def load_large(text: str) -> Any:
 
 
 def _is_plain(cls: type) -> bool:
-    """Whether results of ``cls`` become ready the way Celery's own AsyncResult does."""
+    """Whether results of ``cls`` become ready as Celery's own AsyncResult does."""
     return issubclass(cls, AsyncResult) and all(
         getattr(cls, name) is getattr(AsyncResult, name)
         for name in ("_maybe_set_cache", "_set_cache", "_on_fulfilled")
@@ -528,7 +530,7 @@ def _is_plain(cls: type) -> bool:
 
 
 def _result_of(waiter: Any) -> Any:
-    """The AsyncResult that waits; None if it was held weakly and went."""
+    """The AsyncResult that waits; None if it was held weakly and was collected."""
     return waiter() if type(waiter) is weakref.ref else waiter
 
 
@@ -537,7 +539,7 @@ def _log_callback_error(result: Any, error: Exception) -> None:
 
 
 def raise_if_thrown_in(exc: BaseException) -> None:
-    """Raise the soft time limit that caused ``exc``, if one did: the message is not at fault."""
+    """If a soft time limit caused ``exc``, raise that: the message is not at fault."""
     cause: BaseException | None = exc
     while cause is not None:
         if isinstance(cause, SoftTimeLimitExceeded):
@@ -546,7 +548,7 @@ def raise_if_thrown_in(exc: BaseException) -> None:
 
 
 def _checked(meta: Any, correlation_id: bytes | None) -> dict[str, Any]:
-    """``meta`` if it is the meta of a result, else BadMessage."""
+    """Return ``meta`` if it is the meta of a result; otherwise raise BadMessage."""
     if not isinstance(meta, dict) or "result" not in meta:
         raise BadMessage("not a result")
     if not isinstance(meta.get("status"), str):
@@ -579,7 +581,7 @@ def _check_children(children: Any) -> None:
 
 
 def _is_id(task_id: str) -> bool:
-    """Whether anybody could wait for it."""
+    """Whether ``task_id`` can be a task id: 1 to 255 bytes of UTF-8."""
     try:
         return 0 < len(task_id.encode()) <= MAX_ID
     except UnicodeEncodeError:  # half of a surrogate pair

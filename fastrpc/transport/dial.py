@@ -1,4 +1,4 @@
-"""Opening a kombu connection within a deadline, and what its errors mean."""
+"""Opens a kombu connection within a deadline, and says what its errors mean."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from kombu.exceptions import OperationalError
 
 __all__ = ["ANSWER_TIMEOUT", "connect", "errors_of", "failure", "is_refusal"]
 
-#: Seconds that each answer of the broker may take.
+#: How long, in seconds, each answer of the broker may take.
 ANSWER_TIMEOUT = 10.0
 
-#: Least time, in seconds, for the URLs that are still to be tried.
+#: The least time, in seconds, that the remaining URLs share, even after the deadline.
 LEAST_SHARE = 0.05
 
 
 def connect(connection: Any, timeout: float | None = None) -> None:
-    """Open a kombu connection: one attempt for each broker URL, no pause between them.
+    """Open a kombu connection: one attempt for each broker URL, without pauses.
 
-    With ``timeout`` within about so many seconds: each URL gets its share of those left, so
-    that a silent node does not use up the time of the others.
+    ``timeout`` bounds the whole, in seconds. Each URL gets an equal share of the time that is left,
+    so that a silent node does not use up the time of the others.
     """
     usual = connection.connect_timeout
     end = time.monotonic() + (timeout or 0)
@@ -36,21 +36,21 @@ def connect(connection: Any, timeout: float | None = None) -> None:
         except OperationalError:
             if left == 1:
                 raise
-            connection.maybe_switch_next()  # which forgets the timeout
+            connection.maybe_switch_next()  # resets connect_timeout
 
 
 def errors_of(connection: Any) -> tuple[type[Exception], ...]:
-    """What a lost, refused or impossible connection raises."""
+    """The exceptions that a lost, refused or impossible connection raises."""
     return (OperationalError, *connection.connection_errors, *connection.channel_errors)
 
 
 def failure(connection: Any, exc: BaseException) -> str:
-    """Why ``connection`` could not be opened, and where to, without the password."""
+    """Why ``connection`` could not be opened, and its URL without the password."""
     return f"{str(exc) or repr(exc)} ({connection.as_uri()})"
 
 
 def is_refusal(exc: BaseException | None) -> bool:
-    """Whether the broker, or TLS, refuses us as we are: trying again is no use."""
+    """Whether the broker, or TLS, refuses our configuration, so that a retry would fail too."""
     while exc is not None:
         if isinstance(exc, NotAllowed):
             return "is down" not in str(exc)  # a vhost that is only starting

@@ -348,7 +348,7 @@ class TestEviction:
         m.matcher.check_obtainable("never heard of")
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        assert "1 results nobody had asked for were dropped" in record.getMessage()
+        assert "1 unclaimed results were dropped" in record.getMessage()
 
     def test_by_their_bytes_too(self):
         body = meta("a", "x" * 1000)
@@ -468,8 +468,8 @@ NO_ID = ("neither correlation id nor task id", "empty correlation id and no task
 EXCEPTIONS = {
     "content type not accepted": ("ContentDisallowed", "kombu.exceptions", "result_accept_content"),
     "undecodable": ("DecodeError", "kombu.exceptions", "result_serializer"),
-    "empty body": ("BadMessage", "fastrpc.errors", "no Celery worker"),
-    "not a result": ("BadMessage", "fastrpc.errors", "no Celery worker"),
+    "empty body": ("BadMessage", "fastrpc.errors", "other than a Celery worker"),
+    "not a result": ("BadMessage", "fastrpc.errors", "other than a Celery worker"),
 }
 
 

@@ -99,7 +99,7 @@ def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
 
 def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
     """It could never end: what it interrupts would have to read for it."""
-    with pytest.raises(RuntimeError, match="in the midst of reading"):
+    with pytest.raises(RuntimeError, match="the reader is in use"):
         consumer._role.run(consumer.until_news, Wait(None))
     assert not consumer.reading
 

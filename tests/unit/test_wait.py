@@ -64,9 +64,9 @@ class TestReadingRole:
     def test_the_reader_cannot_read_in_the_midst_of_a_read(self, role):
         def read():
             assert role.interrupted
-            with pytest.raises(RuntimeError, match="in the midst of reading"):
+            with pytest.raises(RuntimeError, match="the reader is in use"):
                 role.run(list)
-            with pytest.raises(RuntimeError, match="in the midst of reading"):
+            with pytest.raises(RuntimeError, match="the reader is in use"):
                 role.run_or_sleep(Wait(0), 0, list)
             return True
 
