@@ -365,7 +365,7 @@ class TestEviction:
         clock.now += 61
         m.deliver("last", meta("last"))
         assert len(caplog.records) == 2
-        assert "99 results" in caplog.records[1].getMessage()
+        assert "99 unclaimed results" in caplog.records[1].getMessage()
         assert m.table.evicted == 100
 
     def test_who_waits_is_never_evicted(self):
