@@ -119,6 +119,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return side
 
     @property
+    def client(self) -> ClientSide:
+        """What results come in by, for those who do not wait in a thread (``fastrpc.aio``)."""
+        return self._client
+
+    @property
     def result_consumer(self) -> Any:
         """What reads results, Celery's name for it."""
         return self._client.reader

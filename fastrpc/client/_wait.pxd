@@ -13,6 +13,15 @@ cdef class Wait:
     cdef int wake(self) except -1
 
 
+cdef class LoopWait(Wait):
+    cdef readonly bint expired
+    cdef readonly object failure
+    cdef object _loop
+    cdef list _told
+    cdef object _ring
+    cdef object _future
+
+
 cdef class Watchers:
     cdef dict _waits
     cdef dict _listeners
@@ -28,6 +37,7 @@ cdef class ReadingRole:
     cdef Watchers _watchers
     cdef dict _sleepers
     cdef object _reader
+    cdef public object on_free
     cdef int _depth
     cdef int _calling_out
     cdef object _claimed_by

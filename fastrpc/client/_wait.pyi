@@ -5,8 +5,9 @@ of Python code. Steps that must not be separated by one are compiled here: takin
 and leaving it, going to sleep and waking up, being told and being woken.
 """
 
+from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 class Wait:
@@ -52,6 +53,52 @@ class Wait:
     def run_on_message(self) -> None:
         """Call ``on_message``, in the thread that passed it, for the metas that have arrived."""
 
+class LoopWait(Wait):
+    """One ``await``: a wait that is woken in its event loop.
+
+    ``await wait`` returns when there is news, its time is up or it has failed, and at times for no
+    reason at all. It hears of the messages on every reply queue of the process.
+    """
+
+    expired: bool
+    """Whether ``expire`` was called."""
+
+    failure: BaseException | None
+    """What ``fail`` was given."""
+
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        told: list[LoopWait],
+        ring: Callable[[], None],
+        on_message: Any = None,
+    ) -> None:
+        """
+        Args:
+            told: Where it puts itself when there is news; the loop calls ``resume`` of each.
+            ring: Called, in any thread, when it is the first there.
+            on_message: Anything but None has it hear of messages.
+        """
+
+    def __await__(self) -> Generator[Any]: ...
+    def resume(self) -> None:
+        """Let who awaits it go on. In its loop."""
+
+    def drop(self) -> None:
+        """Its loop is closed: let go of who awaits it."""
+
+    def expire(self) -> None:
+        """Its time is up. In its loop."""
+
+    def fail(self, failure: BaseException) -> None:
+        """Have the ``await`` raise ``failure``. From any thread."""
+
+    def take(self) -> list[Any]:
+        """The results that became ready since the last call."""
+
+    def take_metas(self) -> list[dict[str, Any]]:
+        """The metas that came since the last call."""
+
 class Watchers:
     """Which waits are told of which AsyncResults, and of which messages."""
 
@@ -87,6 +134,9 @@ class ReadingRole:
     moment its thread is inside a read: a signal handler or a destructor that interrupts it there
     cannot read.
     """
+
+    on_free: Callable[[], None] | None
+    """Called when the reader has left and no thread sleeps, by the thread that left."""
 
     def __init__(self, watchers: Watchers) -> None:
         """``watchers`` are woken whenever the reader leaves."""

@@ -57,12 +57,74 @@ cdef class Wait:
     def raise_errors(self):
         """Raise in this thread, which waits, the exception of a callback of its result."""
         if self._errors:
-            raise self._errors.popleft()
+            error = self._errors[0]
+            del self._errors[0]
+            raise error
 
     def run_on_message(self):
         """Call ``on_message``, in the thread that passed it, for the metas that have arrived."""
         while self.metas:
             self.on_message(self.metas.popleft())
+
+
+cdef class LoopWait(Wait):
+    """One ``await``: a wait that is woken in its event loop."""
+
+    def __init__(self, loop, list told not None, ring, on_message=None):
+        self.deadline = INFINITY
+        self.on_message = on_message
+        self.queue = ""
+        # Lists: a deque has room for 64 from the start, and there may be ten thousand of these.
+        self.arrived = []
+        self.metas = []
+        self._errors = []
+        self._loop = loop
+        self._told = told
+        self._ring = ring
+
+    cdef int wake(self) except -1:
+        # The loop finds it on the list whatever happens to the call, which is Python code.
+        cdef bint first = not self._told
+        self._told.append(self)
+        if first:
+            self._ring()
+        return 0
+
+    def __await__(self):
+        if self.expired or self.failure is not None or self.has_news():
+            return iter(())
+        self._future = self._loop.create_future()
+        return self._future.__await__()
+
+    def resume(self):
+        """Let who awaits it go on. In its loop."""
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_result(None)
+
+    def drop(self):
+        """Its loop is closed: let go of who awaits it."""
+        self._future = None
+
+    def expire(self):
+        """Its time is up. In its loop."""
+        self.expired = True
+        self.resume()
+
+    def fail(self, failure):
+        """Have the ``await`` raise ``failure``. From any thread."""
+        self.failure = failure
+        self.wake()
+
+    def take(self):
+        """The results that became ready since the last call."""
+        arrived, self.arrived = self.arrived, []
+        return arrived
+
+    def take_metas(self):
+        """The metas that came since the last call."""
+        metas, self.metas = self.metas, []
+        return metas
 
 
 cdef class Watchers:
@@ -146,7 +208,7 @@ cdef class Watchers:
         """Give the meta of a message on ``queue`` to every wait that listens to it."""
         cdef Wait wait
         for wait in list(self._listeners):
-            if wait.queue == queue:
+            if wait.queue == queue or not wait.queue:
                 wait.metas.append(meta)
                 self._notified.append(wait)
 
@@ -240,8 +302,10 @@ cdef class ReadingRole:
         self._depth -= 1
         if self._depth == 0:
             self._reader = None
-        self._watchers.wake()
-        self.hand_over()
+        try:
+            self._watchers.wake()
+        finally:  # event loops are rung by Python code, which can be interrupted
+            self.hand_over()
         return 0
 
     cdef int hand_over(self) except -1:
@@ -252,7 +316,9 @@ cdef class ReadingRole:
                 return 0
             for sleeper in self._sleepers:
                 (<Wait>sleeper).wake()
-                break
+                return 0
+            if self.on_free is not None:
+                self.on_free()
         return 0
 
     def claim(self, Wait wait not None):

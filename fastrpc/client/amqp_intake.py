@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ssl import SSLSocket
@@ -33,6 +34,8 @@ _connections = itertools.count()
 class AMQPIntake(Intake):
     """Results through our own frame reader, acknowledged a batch at a time."""
 
+    watchable = True
+
     def _open_channels(self) -> None:
         # Its own channel: an error on the channel of the declarations must not end it.
         self.channel = self.connection.channel()
@@ -52,6 +55,8 @@ class AMQPIntake(Intake):
         green = detect_environment() != "default"
         self._busy_wait = 0.0 if green else self.options.busy_wait
         self._reader = self._amqp.reader
+        #: Frames that an event loop has read and left to ``tend``.
+        self._frames: deque[tuple[int, int, bytes]] = deque()
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
         self._loop = DeliveryLoop(
             self._reader,
@@ -108,7 +113,8 @@ class AMQPIntake(Intake):
             else:
                 self._amqp.fill(timeout)
         except TimeoutError:
-            self._loop.guarded(self._ask_channel)
+            if self.put_off is None:
+                self._loop.guarded(self._ask_channel)
             return False
         self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
         return True
@@ -136,6 +142,9 @@ class AMQPIntake(Intake):
 
     def readable(self) -> bool:
         return bool(self._amqp.readable())
+
+    def fileno(self) -> int:
+        return int(self._amqp.sock.fileno())
 
     @property
     def holds_some(self) -> bool:
@@ -176,22 +185,33 @@ class AMQPIntake(Intake):
         )
 
     def dispatch(self, kind: int) -> None:
-        """Have py-amqp serve what is no message of ours."""
-        self._amqp.dispatch(kind)
+        """Have py-amqp serve what is no message of ours; what it does may write, and wait."""
+        if self.put_off is None:
+            self._amqp.dispatch(kind)
+        else:
+            reader = self._reader
+            self._frames.append((reader.frame_type, reader.channel, reader.payload))
+            self.put_off()
 
     @property
     def owes_acknowledgement(self) -> bool:
         return bool(self._loop.last_tag != self._loop.acked_tag)
 
     def acknowledge(self) -> None:
-        self._loop.guarded(self.write_acknowledgement)
+        self._loop.guarded(self._write_acknowledgement)
 
-    def write_acknowledgement(self) -> None:
-        """Acknowledge, in one frame, all that was delivered."""
+    def _write_acknowledgement(self) -> None:
         loop = self._loop
         if loop.last_tag != loop.acked_tag:
             self.channel.basic_ack(loop.last_tag, multiple=True)
             loop.acked_tag = loop.last_tag
+
+    def write_acknowledgement(self) -> None:
+        """Acknowledge, in one frame, all that was delivered: so much is not acknowledged by now."""
+        if self.put_off is None:
+            self._write_acknowledgement()
+        else:
+            self.put_off()
 
     def _format(self, key: tuple[bytes | None, bytes | None, bytes | None]) -> bytes:
         try:
@@ -214,7 +234,12 @@ class AMQPIntake(Intake):
             amqp.answer_timeout = usual
 
     def tend(self) -> None:
-        self._loop.guarded(super().tend)
+        self._loop.guarded(self._tend)
+
+    def _tend(self) -> None:
+        while self._frames:
+            self._amqp.serve(self._frames.popleft())
+        super().tend()
 
     def _heartbeat(self) -> None:
         now = time.monotonic()

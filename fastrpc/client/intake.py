@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -55,6 +55,13 @@ class Intake:
     #: Longest time, in seconds, that the reader may go without looking after the connection.
     interval = READERS_ONLY_INTERVAL
 
+    #: Whether an event loop can watch the socket, ``fileno()``, and read from it.
+    watchable = False
+
+    #: Set while an event loop reads, which serves deliveries only: called when there is something
+    #: else to do, which ``tend`` and ``acknowledge`` do later, in a thread.
+    put_off: Callable[[], None] | None = None
+
     @property
     def spoiled(self) -> bool:
         """Whether an exception parted something on the connection, which must be given up."""
@@ -92,8 +99,8 @@ class Intake:
 
     @property
     def behind(self) -> bool:
-        """Whether there are queues that are not consumed."""
-        return len(self.consumed) != len(self.queues)
+        """Whether there are queues that are not consumed, and could be."""
+        return len(self.consumed) + len(self.away) != len(self.queues)
 
     def catch_up(self) -> None:
         """Consume all the queues that were declared since.
@@ -189,6 +196,10 @@ class Intake:
 
     def readable(self) -> bool:
         """Whether ``read`` would find something at once."""
+        raise NotImplementedError
+
+    def fileno(self) -> int:
+        """The descriptor of the socket that results come by, where it is ``watchable``."""
         raise NotImplementedError
 
     @property

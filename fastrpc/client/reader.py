@@ -131,7 +131,7 @@ class ResultConsumer:
 
     def _read_or_sleep(self, wait: Wait) -> None:
         try:
-            self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self._read, wait)
+            self._role.run_or_sleep(wait, wait.remaining(INTERVAL), self.read, wait)
         finally:
             self._acknowledge_soon()
 
@@ -155,6 +155,11 @@ class ResultConsumer:
             logger.warning("background result reader stopped: %s", exc)
         finally:
             self._background = None
+
+    @property
+    def intake(self) -> Intake | None:
+        """The way in; None while there is no connection. Its owner is who reads."""
+        return self._intake
 
     @property
     def reading(self) -> bool:
@@ -193,12 +198,12 @@ class ResultConsumer:
             # Thread.start() is Python code, which an exception thrown in may part.
             _thread.start_new_thread(self._acknowledge_later, ())
         except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
-            self._role.run(self._acknowledge)
+            self._role.run(self.acknowledge)
 
     def _acknowledge_later(self) -> None:
         time.sleep(ACKNOWLEDGE_AFTER)
         self._acknowledger_until = 0.0
-        self._role.run(self._acknowledge)  # a reader does it itself, before it waits
+        self._role.run(self.acknowledge)  # a reader does it itself, before it waits
 
     # -- Celery's names, for those who drive a consumer themselves ------------------------------
 
@@ -256,9 +261,13 @@ class ResultConsumer:
 
     # -- reading: only with the reading role --------------------------------------------------
 
-    def _read(self, wait: Wait) -> None:
-        """Read until there is news for ``wait``, or nothing more comes, for a while at most."""
-        end = time.monotonic() + wait.remaining(INTERVAL)
+    def read(self, wait: Wait, patience: float = INTERVAL) -> None:
+        """Read until there is news for ``wait``, or nothing more comes, for a while at most.
+
+        Args:
+            patience: How long it may take, in seconds, once there is a connection.
+        """
+        end = time.monotonic() + wait.remaining(patience)
         while not wait.news:
             intake = self._usable_intake() or self._connect(wait)
             if intake is None:
@@ -267,11 +276,11 @@ class ResultConsumer:
                 if intake.behind:
                     intake.catch_up()
                 # The same time at each read, if it can be: one that changes costs system calls.
-                arrived = self._take_in(intake, wait.remaining(intake.interval))
+                arrived = self.take_in(intake, wait.remaining(min(patience, intake.interval)))
                 if self._intake is intake:  # a callback may have reconnected, or forked
                     intake.tend()
             except intake.errors as exc:
-                self._lost(intake, exc)
+                self.lost(intake, exc)
                 continue
             if wait.news or not arrived or self._role.claimed or time.monotonic() >= end:
                 return
@@ -285,11 +294,11 @@ class ResultConsumer:
         try:
             # An exception that was thrown in may have left something that was read.
             if intake.holds_some or intake.readable():
-                self._take_in(intake, 0)
+                self.take_in(intake, 0)
             if self._intake is intake:
                 intake.tend()
         except intake.errors as exc:
-            self._lost(intake, exc)
+            self.lost(intake, exc)
         return 0
 
     def _first_look(self, queue: str) -> int:
@@ -298,12 +307,12 @@ class ResultConsumer:
         end = time.monotonic() + BACKLOG_TIMEOUT
         try:
             while intake.taken < intake.backlog and (left := end - time.monotonic()) > 0:
-                self._take_in(intake, left)
+                self.take_in(intake, left)
         except intake.errors as exc:
-            self._lost(intake, exc)
+            self.lost(intake, exc)
         return intake.backlog
 
-    def _take_in(self, intake: Intake, timeout: float) -> bool:
+    def take_in(self, intake: Intake, timeout: float) -> bool:
         """Deliver what is buffered, else what the socket has within ``timeout`` seconds.
 
         Returns:
@@ -325,14 +334,15 @@ class ResultConsumer:
             self._watchers.wake()
             self.matcher.tidy(time.monotonic())
 
-    def _acknowledge(self) -> None:
+    def acknowledge(self) -> None:
+        """Acknowledge all that was handed over."""
         intake = self._usable_intake()
         if intake is None:
             return
         try:
             intake.acknowledge()
         except intake.errors as exc:
-            self._lost(intake, exc)
+            self.lost(intake, exc)
 
     # -- the connection -----------------------------------------------------------------------
 
@@ -353,7 +363,7 @@ class ResultConsumer:
     def _usable_intake(self) -> Intake | None:
         intake = self._intake
         if intake is not None and intake.spoiled:
-            self._lost(intake, "its use was interrupted")
+            self.lost(intake, "its use was interrupted")
             self._pauses, self._connect_at = backoff(), 0.0  # the broker is not at fault
             return None
         return intake
@@ -398,7 +408,8 @@ class ResultConsumer:
         intake.catch_up()
         return intake
 
-    def _lost(self, intake: Intake, why: Exception | str) -> None:
+    def lost(self, intake: Intake, why: Exception | str) -> None:
+        """Give up a connection; who reads next makes another."""
         logger.warning("lost the connection for results, reconnecting: %s", str(why) or repr(why))
         self.stats.reconnects += 1
         intake.close()

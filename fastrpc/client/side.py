@@ -21,7 +21,7 @@ from .names import QueueNames, is_unread
 from .queues import ReplyQueues
 from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
-__all__ = ["ClientSide", "client_side"]
+__all__ = ["ClientSide", "Members", "client_side", "is_leaf"]
 
 #: How many ids of results that were handed out are remembered, at least.
 LEAST_REMEMBERED = 10_000
@@ -97,6 +97,8 @@ class ClientSide:
         self.reader = consumer_class(
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
         )
+        #: The event loops that wait, once there were any: the asyncio part is imported for them.
+        self.loops: Any = None
 
     # -- calling a task ------------------------------------------------------------------------
 
@@ -141,26 +143,14 @@ class ClientSide:
         self, members: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
     ) -> Iterator[Any]:
         """As ``ready_ones``, where a member may be a group: ready once all that is in it is."""
-        members = list(members)
-        #: Who becomes ready with a leaf, if that is not just the leaf itself.
-        owners: dict[int, list[Any]] = {}
-        missing: Counter[int] = Counter()
-        leaves = members
-        if not all(map(is_leaf, members)):
-            leaves_of = [(member, _leaves_of(member)) for member in members]
-            for member, within in leaves_of:
-                missing[id(member)] += len(within)
-                for leaf in within:
-                    owners.setdefault(id(leaf), []).append(member)
-            yield from (member for member, within in leaves_of if not within)
-            leaves = list({id(leaf): leaf for _, within in leaves_of for leaf in within}.values())
-        for leaf in self.ready_ones(leaves, timeout, on_interval, on_message):
-            for owner in owners.get(id(leaf), ()):
-                missing[id(owner)] -= 1
-                if not missing[id(owner)]:
-                    yield owner
-            if not owners:
-                yield leaf
+        within = Members(members)
+        leaves = self.ready_ones(within.leaves, timeout, on_interval, on_message)
+        if within.are_leaves:
+            yield from leaves
+            return
+        yield from within.empty
+        for leaf in leaves:
+            yield from within.ready_with(leaf)
 
     def ready_ones(
         self, results: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
@@ -184,15 +174,7 @@ class ClientSide:
         wait = Wait(timeout, on_message, self.names.lease().name, on_interval)
         try:
             # Within: an exception thrown in may follow any call.
-            self.watchers.watch(nodes, wait)
-            for node in nodes:
-                # Once more, now that it is watched: another wait for it may just have ended.
-                waits = matcher.add(node)
-                # The reader fills in a result before its id counts as handed out.
-                if node._cache:  # it came before it was watched
-                    wait.arrived.append(node)
-                elif not waits:
-                    matcher.check_obtainable(node.id)
+            self.begin(nodes, wait)
             while waiting:
                 self.reader.until_news(wait)
                 wait.run_on_message()
@@ -202,7 +184,26 @@ class ClientSide:
                     if waiting.pop(id(node), None) is not None:
                         yield node
         finally:
+            # Compiled, and called at once: what is thrown in here comes after it.
             matcher.fulfiller.give_up(nodes, wait)
+
+    def begin(self, nodes: list[Any], wait: Wait, obtainable: bool = True) -> None:
+        """Have ``wait`` hear of each of ``nodes``, until ``Fulfiller.give_up``.
+
+        Raises:
+            fastrpc.errors.ResultDropped: one has to be ``obtainable``, but came and is no longer
+                kept.
+        """
+        matcher = self.matcher
+        self.watchers.watch(nodes, wait)
+        for node in nodes:
+            # Once more, now that it is watched: another wait for it may just have ended.
+            waits = matcher.add(node)
+            # The reader fills in a result before its id counts as handed out.
+            if node._cache:  # it came before it was watched
+                wait.arrived.append(node)
+            elif obtainable and not waits:
+                matcher.check_obtainable(node.id)
 
     def _declare_for_wait(self) -> None:
         """Have the queues of this thread exist whose names a signature took that others send."""
@@ -265,11 +266,55 @@ class ClientSide:
         self.watchers.clear()
         self.role.after_fork()
         self.reader.after_fork()
+        if self.loops is not None:
+            self.loops.after_fork()
 
 
 def is_leaf(node: Any) -> bool:
     """Whether ``node`` is the result of one task, not a group."""
     return hasattr(node, "_cache")
+
+
+class Members:
+    """Members of a set, each ready once all the results in it are: a result, or a group of such.
+
+    Args:
+        members: Results of tasks, and groups, on any level.
+    """
+
+    def __init__(self, members: Iterable[Any]) -> None:
+        members = list(members)
+        #: Whether no member is a group.
+        self.are_leaves = all(map(is_leaf, members))
+        #: The results of tasks in them, each once.
+        self.leaves = members
+        #: Groups with nothing in them.
+        self.empty: list[Any] = []
+        self._owners: dict[int, list[Any]] = {}
+        self._missing: Counter[int] = Counter()
+        if not self.are_leaves:
+            self._look_into(members)
+
+    def _look_into(self, members: list[Any]) -> None:
+        leaves: dict[int, Any] = {}
+        for member in members:
+            within = _leaves_of(member)
+            self._missing[id(member)] += len(within)
+            if not within:
+                self.empty.append(member)
+            for leaf in within:
+                leaves[id(leaf)] = leaf
+                self._owners.setdefault(id(leaf), []).append(member)
+        self.leaves = list(leaves.values())
+
+    def ready_with(self, leaf: Any) -> Iterator[Any]:
+        """The members that are ready now that ``leaf`` is; once for each leaf."""
+        if self.are_leaves:
+            yield leaf
+        for owner in self._owners.get(id(leaf), ()):
+            self._missing[id(owner)] -= 1
+            if not self._missing[id(owner)]:
+                yield owner
 
 
 def _leaves_of(node: Any) -> list[Any]:

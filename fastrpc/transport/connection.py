@@ -184,11 +184,19 @@ class Connection(pyamqp.Connection):
         if kind == DELIVERY:
             self.bytes_recv += 1
             return self.on_delivery()
+        return self.serve((reader.frame_type, reader.channel, reader.payload))
+
+    def serve(self, frame: tuple[int, int, bytes]) -> Any:
+        """Give a frame (type, channel, payload) to py-amqp's handlers.
+
+        Raises:
+            ProtocolError: py-amqp can make nothing of it.
+        """
         try:
-            return self.on_inbound_frame((reader.frame_type, reader.channel, reader.payload))
+            return self.on_inbound_frame(frame)
         except MALFORMED as exc:
             raise ProtocolError(
-                f"malformed frame of type {reader.frame_type} on channel {reader.channel}"
+                f"malformed frame of type {frame[0]} on channel {frame[1]}"
                 f" ({type(exc).__name__}: {exc})"
             ) from exc
 

@@ -184,3 +184,9 @@ def leftovers(app: Celery) -> dict[str, int]:
         "threads": len(threads_of_ours()),
     }
     return {name: count for name, count in found.items() if count}
+
+
+def loops(app: Celery) -> list[Any]:
+    """The event loops that wait, or watch the socket."""
+    loops = app.backend.client.loops
+    return [] if loops is None else list(loops._readers)

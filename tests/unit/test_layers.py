@@ -34,11 +34,14 @@ LAW: dict[str, set[str]] = {
     "worker": BASE | {"wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
+    "aio": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend"},
     "_install": BASE,
     "__init__": BASE | {"_install"},
 }
 #: Only these may import Celery.
-KNOW_CELERY = {"_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "_install"}
+KNOW_CELERY = {
+    *("_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "aio", "_install"),
+}
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 
@@ -143,6 +146,12 @@ def test_the_cython_modules_know_neither_celery_nor_kombu_nor_py_amqp(module):
 def test_matching_does_no_io():
     for package in ("socket", "select", "amqp", "threading"):
         assert not known("client.matcher", package)
+
+
+def test_who_awaits_nothing_does_not_import_asyncio():
+    assert {name for name in SOURCES if known(name, "asyncio")} == {"aio", "client.aio"}
+    for name in SOURCES.keys() - {"aio"}:
+        assert "client.aio" not in OWN[name]
 
 
 def test_the_c_sources_know_neither_python_nor_the_system():

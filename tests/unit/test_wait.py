@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from fastrpc.client import _wait as wait_module
 from fastrpc.client._matcher import Claimed, Fulfiller
 from fastrpc.client._pending import PendingTable
-from fastrpc.client._wait import ReadingRole, Wait, Watchers
+from fastrpc.client._wait import LoopWait, ReadingRole, Wait, Watchers
 from tests.support.waiting import wait_until
 
 
@@ -173,6 +174,44 @@ class TestReadingRole:
 
         assert role.run(as_the_reader) == 0
 
+    def test_where_no_thread_sleeps_the_loops_hear_that_it_is_free(self, role):
+        heard: list[bool] = []
+        role.on_free = lambda: heard.append(role.reading)
+        role.run(lambda: role.call_out(lambda: role.run(list)))
+        role.run_or_sleep(Wait(None), 0, list)
+        assert heard == [False, False]
+
+    def test_a_sleeping_thread_comes_before_the_loops(self, role):
+        heard: list[int] = []
+        role.on_free = lambda: heard.append(role.sleeping)
+        begun, end = threading.Event(), threading.Event()
+        first = Thread(target=role.run, args=(lambda: begun.set() or end.wait(10),))
+        first.start()
+        begun.wait(10)
+        second = Thread(target=role.run_or_sleep, args=(Wait(None), 10, list))
+        second.start()
+        wait_until(lambda: role.sleeping == 1, 10, "the second sleeps")
+        end.set()
+        first.join(10)
+        second.join(10)
+        assert (second.answer, heard) == (True, [0])
+
+    def test_who_rings_the_loops_may_be_interrupted_and_the_role_goes_on(self, role, watchers):
+        """They are rung by Python code: Ctrl-C strikes there too."""
+        watchers.watch([], LoopWait(None, [], raising(KeyboardInterrupt()), True))
+        sleeper = Thread(target=role.run_or_sleep, args=(Wait(None), 10, list))
+
+        def as_the_reader():
+            sleeper.start()
+            wait_until(lambda: role.sleeping == 1, 10, "it sleeps")
+            watchers.tell("queue", {})
+
+        with pytest.raises(KeyboardInterrupt):
+            role.run(as_the_reader)
+        sleeper.join(10)
+        assert sleeper.answer is True
+        assert not role.reading
+
     def test_a_fork_in_a_callback_leaves_the_role_to_its_thread(self, role):
         def callback():
             role.after_fork()
@@ -322,3 +361,59 @@ class TestWait:
         wait.run_on_message()
         assert heard == [{"n": 1}, {"n": 2}]
         assert not wait.news
+
+
+class TestLoopWait:
+    @pytest.fixture
+    def loop(self):
+        loop = asyncio.new_event_loop()
+        yield loop
+        loop.close()
+
+    def test_what_it_hears_goes_to_the_list_of_its_loop(self, loop, watchers):
+        told: list = []
+        rung: list[int] = []
+        waits = [LoopWait(loop, told, lambda: rung.append(len(told)), True) for _ in range(2)]
+        for wait in waits:
+            watchers.watch([], wait)
+        watchers.tell("any queue", {"n": 1})
+        watchers.wake()
+        assert set(told) == set(waits)
+        assert rung == [1]  # for the first, the second finds the loop rung already
+        assert [wait.take_metas() for wait in waits] == [[{"n": 1}]] * 2
+        assert [wait.take_metas() for wait in waits] == [[]] * 2
+
+    def test_it_is_awaited_until_it_is_resumed(self, loop):
+        wait = LoopWait(loop, [], list)
+
+        async def main():
+            waiting = asyncio.ensure_future(self.awaited(wait))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            wait.resume()
+            wait.resume()
+            await asyncio.wait_for(waiting, 10)
+
+        loop.run_until_complete(main())
+
+    @staticmethod
+    async def awaited(wait):
+        await wait
+
+    @pytest.mark.parametrize("ends", [LoopWait.expire, lambda wait: wait.fail(ValueError())])
+    def test_it_does_not_wait_once_it_is_over(self, loop, ends):
+        wait = LoopWait(loop, [], list)
+        ends(wait)
+        loop.run_until_complete(asyncio.wait_for(self.awaited(wait), 10))
+
+    def test_one_that_was_cancelled_is_resumed_without_harm(self, loop):
+        wait = LoopWait(loop, [], list)
+
+        async def main():
+            waiting = asyncio.ensure_future(self.awaited(wait))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            wait.resume()
+
+        loop.run_until_complete(main())

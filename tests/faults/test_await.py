@@ -1,0 +1,431 @@
+"""Event loops that await results, beside each other and beside threads that wait in get()."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import gc
+import random
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from celery import states
+from celery.exceptions import TimeoutError
+from celery.result import EagerResult, denied_join_result
+
+from fastrpc import aio
+from fastrpc.errors import ResultDropped
+from tests.support import inside
+from tests.support.loops import run
+from tests.support.resources import growth, open_files
+from tests.support.results import answer, expect, new_ids
+from tests.support.threads import Background, run_threads
+from tests.support.waiting import LATE, stopwatch, wait_until
+
+
+def sent(app, sender, count: int, value: Any = None, state: str = states.SUCCESS) -> list[Any]:
+    """Calls of this thread that were answered."""
+    results = expect(app, count)
+    answer(sender, app.backend.oid, results, value, state)
+    return results
+
+
+def failed(app, sender, exc: Exception) -> Any:
+    [result] = sent(app, sender, 1, exc, states.FAILURE)
+    return result
+
+
+async def turns(count: int = 3) -> None:
+    """Let everything else in the loop go on a little."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def until(condition, what: str, timeout: float = 10) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout:g} s"
+        await asyncio.sleep(0.005)
+
+
+def await_rest(app) -> None:
+    """A second after the last await nothing of it is left: no thread, no descriptor."""
+    left: dict[str, Any] = {}
+
+    def nothing_left() -> bool:
+        left.clear()
+        left.update(inside.leftovers(app), loops=len(inside.loops(app)))
+        return not any(left.values())
+
+    with suppress(builtins.TimeoutError):
+        wait_until(nothing_left, 10, "nothing is left")
+    assert not any(left.values()), left
+
+
+class TestGet:
+    def test_a_result_that_comes_later(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            waiting = asyncio.create_task(aio.get(result, timeout=20))
+            await asyncio.sleep(0.3)
+            answer(sender, app.backend.oid, [result], "later")
+            return await waiting
+
+        assert run(main()) == "later"
+        await_rest(app)
+
+    def test_one_that_is_there_already(self, app, sender):
+        async def main():
+            [result] = sent(app, sender, 1, "there")
+            assert await aio.get(result, timeout=20) == "there"
+            return await aio.get(result), await aio.get(app.AsyncResult(result.id))
+
+        assert run(main()) == ("there", "there")
+
+    def test_one_after_the_other(self, app, sender):
+        async def main():
+            return [await aio.get(sent(app, sender, 1, n)[0], timeout=20) for n in range(50)]
+
+        assert run(main()) == list(range(50))
+
+    def test_thousands_at_once_in_any_order(self, app, sender):
+        async def main():
+            results = expect(app, 1000)
+            tasks = [asyncio.create_task(aio.get(result, timeout=40)) for result in results]
+            await turns()
+            assert app.backend.stats()["waiting"] == 1000
+            calls = list(enumerate(results))
+            random.Random(7).shuffle(calls)
+            for n, result in calls:
+                answer(sender, app.backend.oid, [result], n)
+            return await asyncio.gather(*tasks)
+
+        assert run(main()) == list(range(1000))
+        await_rest(app)
+
+    def test_the_tasks_own_exception(self, app, sender):
+        async def main():
+            with pytest.raises(ValueError, match="on purpose"):
+                await aio.get(failed(app, sender, ValueError("on purpose")), timeout=20)
+            value = await aio.get(failed(app, sender, KeyError("k")), timeout=20, propagate=False)
+            assert isinstance(value, KeyError)
+
+        run(main())
+
+    @pytest.mark.parametrize("timeout", [0, 0.3])
+    def test_it_times_out_in_time_with_celerys_error(self, app, sender, timeout):
+        async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            [result] = expect(app, 1)
+            with stopwatch(timeout + LATE, "get"), pytest.raises(TimeoutError):
+                await aio.get(result, timeout=timeout)
+            answer(sender, app.backend.oid, [result], "late")
+            return await aio.get(result, timeout=20)
+
+        assert run(main()) == "late"
+        await_rest(app)
+
+    def test_timeout_0_finds_what_has_come(self, app, sender):
+        async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            [result] = sent(app, sender, 1, "there")
+            await until(inside.intake(app).readable, "it has come")
+            return await aio.get(result, timeout=0)
+
+        assert run(main()) == "there"
+
+    def test_one_that_was_dropped(self, private_broker, make_client, sender):
+        app = make_client(private_broker.url, options={"max_claimed": 0})
+
+        async def main():
+            [result] = sent(app, sender, 1)
+            await aio.get(result, timeout=20)
+            with pytest.raises(ResultDropped):
+                await aio.get(app.AsyncResult(result.id))
+
+        run(main())
+        await_rest(app)
+
+    def test_one_that_was_forgotten_or_is_ignored(self, app, sender):
+        async def main():
+            [forgotten, ignored] = sent(app, sender, 2)
+            await aio.get(forgotten, timeout=20)
+            forgotten.forget()
+            ignored.ignored = True
+            return await aio.get(forgotten), await aio.get(ignored)
+
+        assert run(main()) == (None, None)
+
+    def test_one_of_an_eager_task(self):
+        async def main():
+            failing = EagerResult("2", ValueError("eager"), states.FAILURE)
+            with pytest.raises(ValueError, match="eager"):
+                await aio.get(failing)
+            return await aio.get(EagerResult("1", 4, states.SUCCESS))
+
+        assert run(main()) == 4
+
+    def test_what_a_callback_raises_is_raised_where_it_is_awaited(self, app, sender):
+        def fail(result):
+            raise LookupError("callback")
+
+        async def main():
+            quiet, loud = expect(app, 2)
+            loud.then(fail)
+            tasks = [asyncio.create_task(aio.get(result, timeout=20)) for result in (quiet, loud)]
+            await turns()
+            answer(sender, app.backend.oid, [quiet, loud])
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        value, error = run(main())
+        assert value == 0
+        assert isinstance(error, LookupError)
+
+    def test_several_await_the_same_result(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            same = [aio.get(result, timeout=20) for _ in range(3)]
+            same += [aio.get(app.AsyncResult(result.id), timeout=20) for _ in range(3)]
+            tasks = [asyncio.create_task(each) for each in same]
+            await turns()
+            answer(sender, app.backend.oid, [result], "for all")
+            return await asyncio.gather(*tasks)
+
+        assert run(main()) == ["for all"] * 6
+        await_rest(app)
+
+    def test_in_a_task_it_is_refused_as_get_is(self, app):
+        async def main():
+            with denied_join_result(), pytest.raises(RuntimeError, match="within a task"):
+                await aio.get(app.AsyncResult(new_ids(1)[0]))
+
+        run(main())
+
+    def test_a_result_of_another_backend(self, private_broker, make_client):
+        app = make_client(private_broker.url)
+        app.conf.result_backend = "cache+memory://"
+        result = app.AsyncResult("1", backend=app._get_backend())
+
+        async def main():
+            with pytest.raises(TypeError, match="CacheBackend"):
+                await aio.get(result)
+
+        run(main())
+
+
+class TestCancelled:
+    def test_the_result_can_be_had_later(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(aio.get(result), 0.3)
+            answer(sender, app.backend.oid, [result], "kept")
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            return await aio.get(app.AsyncResult(result.id), timeout=20)
+
+        assert run(main()) == "kept"
+
+    def test_others_that_await_it_go_on(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            in_thread = Background(lambda: result.get(timeout=20))
+            patient = asyncio.create_task(aio.get(result, timeout=20))
+            hasty = asyncio.create_task(aio.get(result, timeout=20))
+            await turns()
+            hasty.cancel()
+            await turns()
+            answer(sender, app.backend.oid, [result], "still")
+            return await patient, in_thread.result(20), hasty.cancelled()
+
+        assert run(main()) == ("still", "still", True)
+        await_rest(app)
+
+    def test_it_leaves_nothing(self, app, sender):
+        async def cancel(count: int) -> None:
+            results = expect(app, count)
+            tasks = [asyncio.create_task(aio.get(result, timeout=60)) for result in results]
+            tasks.append(asyncio.create_task(aio.gather(*results)))
+            await turns()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            stats = app.backend.stats()
+            assert (stats["waiting"], stats["unclaimed"], inside.watched(app)) == (0, 0, 0)
+
+        async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            await cancel(1000)
+            return await asyncio.to_thread(
+                growth, lambda: asyncio.run_coroutine_threadsafe(cancel(1000), loop).result(30)
+            )
+
+        async def with_loop():
+            nonlocal loop
+            loop = asyncio.get_running_loop()
+            return await main()
+
+        loop = None
+        assert run(with_loop()) < 50_000  # 1,000 of 1 KiB would be 20 times as much
+        await_rest(app)
+
+    def test_a_result_that_comes_just_then(self, app, sender):
+        """Whichever comes first, the result is there, for the await or for later."""
+
+        async def main():
+            rng = random.Random(11)
+            for _ in range(100):
+                [result] = expect(app, 1)
+                task = asyncio.create_task(aio.get(result, timeout=20))
+                await turns()
+                answer(sender, app.backend.oid, [result], "there")
+                await asyncio.sleep(rng.uniform(0, 0.001))
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                if not task.cancelled():
+                    assert task.result() == "there"
+                assert await aio.get(app.AsyncResult(result.id), timeout=20) == "there"
+
+        run(main())
+        await_rest(app)
+
+    def test_in_a_task_group_that_fails(self, app, sender):
+        async def main():
+            results = expect(app, 10)
+            tasks = [asyncio.create_task(aio.get(result)) for result in results]
+            await turns()
+            answer(sender, app.backend.oid, results[:1], ValueError("first"), states.FAILURE)
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending)
+            assert isinstance(done.pop().exception(), ValueError)
+            assert app.backend.stats()["waiting"] == 0
+            answer(sender, app.backend.oid, results[1:], "later")
+            return await aio.gather(*results[1:], timeout=20)
+
+        assert run(main()) == ["later"] * 9
+
+
+class TestThreads:
+    """Threads that wait in get() and loops that await, in any mix."""
+
+    def test_a_thread_reads_and_the_loop_is_told(self, app, sender):
+        async def main():
+            [theirs] = sent(app, sender, 1)
+            assert await aio.get(theirs, timeout=20) == 0
+            [never] = expect(app, 1)
+            thread = Background(lambda: never.get(timeout=20))
+            await until(lambda: inside.role_is_taken(app), "the thread reads")
+            got = []
+            for n in range(20):
+                [mine] = sent(app, sender, 1, n)
+                got.append(await aio.get(mine, timeout=20))
+            assert thread.running
+            answer(sender, app.backend.oid, [never], "at last")
+            thread.result(20)
+            [mine] = sent(app, sender, 1, 20)  # the loop reads again
+            return [*got, await aio.get(mine, timeout=20)]
+
+        assert run(main()) == list(range(21))
+        await_rest(app)
+
+    def test_a_thread_that_leaves_hands_over_at_once(self, app, sender):
+        """Nothing need come for the loop to read again what only it waits for."""
+
+        async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            for n in range(20):
+                mine, theirs = expect(app, 2)
+                waiting = asyncio.create_task(aio.get(mine, timeout=20))
+                thread = Background(lambda result=theirs: result.get(timeout=20))
+                await until(lambda: inside.role_is_taken(app), "the thread reads")
+                answer(sender, app.backend.oid, [theirs])
+                await asyncio.to_thread(thread.result, 20)
+                answer(sender, app.backend.oid, [mine], n)
+                with stopwatch(0.5, "the loop reads"):
+                    assert await waiting == n
+
+        run(main())
+
+    def test_many_of_each(self, app, sender):
+        """8 threads wait for 100 results one by one while a loop awaits 400."""
+
+        def wait_in_turn(n: int) -> list[int]:
+            return [sent(app, sender, 1, n * 1000 + i)[0].get(timeout=60) for i in range(100)]
+
+        async def main():
+            threads = Background(lambda: run_threads(8, wait_in_turn, 60))
+            got = []
+            for n in range(20):
+                results = sent(app, sender, 20, n)
+                got += await asyncio.gather(*(aio.get(result, timeout=60) for result in results))
+            return got, await asyncio.to_thread(threads.result, 60)
+
+        got, of_threads = run(main(), timeout=100)
+        assert got == [n for n in range(20) for _ in range(20)]
+        assert of_threads == [[n * 1000 + i for i in range(100)] for n in range(8)]
+        await_rest(app)
+
+    def test_get_blocks_in_the_thread_of_the_loop(self, app, sender):
+        """Nobody should; it works."""
+
+        async def main():
+            mine, theirs = expect(app, 2)
+            waiting = asyncio.create_task(aio.get(mine, timeout=20))
+            await asyncio.sleep(0.2)
+            answer(sender, app.backend.oid, [mine, theirs])
+            return theirs.get(timeout=20), await waiting
+
+        assert run(main()) == (1, 0)
+
+    def test_a_callback_may_wait_for_another_result(self, app, sender):
+        async def main():
+            first, second = expect(app, 2)
+            got = []
+            first.then(lambda result: got.append(second.get(timeout=20)))
+            waiting = asyncio.create_task(aio.get(first, timeout=20))
+            await turns()
+            oid = app.backend.oid
+            answer(sender, oid, [first])
+            threading.Timer(0.3, answer, (sender, oid, [second], "second")).start()
+            return await waiting, got
+
+        assert run(main()) == (0, ["second"])
+
+    def test_the_sending_thread_is_another(self, app, sender):
+        async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)
+            results = await asyncio.to_thread(sent, app, sender, 10)
+            return await aio.gather(*results, timeout=20)
+
+        assert run(main()) == list(range(10))
+
+    def test_ready_while_it_is_awaited(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            waiting = asyncio.create_task(aio.get(result, timeout=20))
+            await asyncio.sleep(0.2)
+            assert not result.ready()
+            answer(sender, app.backend.oid, [result], "both")
+            await until(result.ready, "it is ready")
+            return await waiting
+
+        assert run(main()) == "both"
+
+
+def test_no_descriptor_is_left_of_a_loop(app, sender):
+    async def main():
+        await aio.get(sent(app, sender, 1)[0], timeout=20)
+
+    run(main())
+    await_rest(app)
+    files = open_files()
+    for _ in range(5):
+        run(main())
+    gc.collect()
+    await_rest(app)
+    assert open_files() <= files
+    assert threading.active_count() < 20
