@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from celery import states
+from celery import chain, group, states
 from celery.exceptions import TimeoutError
 from celery.result import EagerResult, denied_join_result
 
@@ -429,3 +429,227 @@ def test_no_descriptor_is_left_of_a_loop(app, sender):
     await_rest(app)
     assert open_files() <= files
     assert threading.active_count() < 20
+
+
+class TestSeveral:
+    """gather(), as_completed(), groups and chains; the senders are real where that matters."""
+
+    def test_gather_keeps_the_order(self, app, sender):
+        async def main():
+            results = expect(app, 200)
+            gathering = asyncio.create_task(aio.gather(*results, timeout=20))
+            await turns()
+            for n in reversed(range(200)):
+                answer(sender, app.backend.oid, [results[n]], n)
+            return await gathering
+
+        assert run(main()) == list(range(200))
+        await_rest(app)
+
+    def test_gather_raises_what_comes_first_and_leaves_the_others(self, app, sender):
+        async def main():
+            first, failing, last = expect(app, 3)
+            gathering = asyncio.create_task(aio.gather(first, failing, last, timeout=20))
+            await turns()
+            answer(sender, app.backend.oid, [failing], ValueError("second"), states.FAILURE)
+            with pytest.raises(ValueError, match="second"):
+                await gathering
+            assert app.backend.stats()["waiting"] == 0
+            answer(sender, app.backend.oid, [first, last])
+            values = await aio.gather(first, failing, last, return_exceptions=True, timeout=20)
+            return values[0], type(values[1]), values[2]
+
+        assert run(main()) == (0, ValueError, 1)
+        await_rest(app)
+
+    def test_gather_of_nothing(self):
+        async def main():
+            return await aio.gather(), [result async for result in aio.as_completed([])]
+
+        assert run(main()) == ([], [])
+
+    def test_gather_of_one_result_twice(self, app, sender):
+        async def main():
+            [result] = sent(app, sender, 1, "twice")
+            other = app.AsyncResult(result.id)
+            return await aio.gather(result, result, other, timeout=20)
+
+        assert run(main()) == ["twice"] * 3
+
+    def test_as_completed_yields_in_the_order_of_arrival(self, app, sender):
+        async def main():
+            results = expect(app, 5)
+            got = []
+            answer(sender, app.backend.oid, [results[3]])
+            async for result in aio.as_completed(results, timeout=20):
+                got.append(results.index(result))
+                await aio.get(result)
+                if len(got) < 5:
+                    answer(sender, app.backend.oid, [results[[1, 4, 0, 2][len(got) - 1]]])
+            return got
+
+        assert run(main()) == [3, 1, 4, 0, 2]
+        await_rest(app)
+
+    def test_as_completed_has_one_deadline_and_may_be_left(self, app, sender):
+        async def main():
+            results = expect(app, 3)
+            answer(sender, app.backend.oid, results[:1])
+            completed = aio.as_completed(results, timeout=0.5)
+            assert await anext(completed) is results[0]
+            with stopwatch(0.5 + LATE, "as_completed"), pytest.raises(TimeoutError):
+                await anext(completed)
+            answer(sender, app.backend.oid, results[1:2])
+            async for result in aio.as_completed(results[1:], timeout=20):
+                assert result is results[1]
+                break
+            await turns(10)
+            assert app.backend.stats()["waiting"] == inside.watched(app) == 0
+
+        run(main())
+        await_rest(app)
+
+    def test_results_of_several_apps(self, app, sender):
+        async def main():
+            with pytest.raises(ValueError, match="several apps"):
+                await aio.gather(*expect(app, 1), *expect(sender, 1))
+
+        run(main())
+
+    def test_groups_in_groups(self, app, sender):
+        async def main():
+            leaves = expect(app, 5)
+            inner = app.GroupResult("inner", leaves[3:], app=app)
+            outer = app.GroupResult("outer", [leaves[1], leaves[2], inner], app=app)
+            empty = app.GroupResult("empty", [], app=app)
+            everything = app.ResultSet([leaves[0], outer, empty], app=app)
+            gathering = asyncio.create_task(aio.get(everything, timeout=20))
+            order = []
+
+            async def note():
+                async for member in aio.as_completed(everything, timeout=20):
+                    order.append(everything.results.index(member))
+
+            noting = asyncio.create_task(note())
+            await turns()
+            for n in (4, 3, 1, 2, 0):
+                answer(sender, app.backend.oid, [leaves[n]], n)
+            await noting
+            return order, await gathering
+
+        assert run(main()) == ([2, 1, 0], [0, [1, 2, [3, 4]], []])
+        await_rest(app)
+
+    def test_real_groups_and_chains(self, private_broker, worker, make_client):
+        app = make_client(private_broker.url, worker.queue)
+        add = app.tasks["tests.add"]
+
+        async def main():
+            sums = group(add.s(n, n) for n in range(5)).apply_async()
+            steps = chain(add.s(1, 1), add.s(2), add.s(3)).apply_async()
+            ends_in_group = chain(add.s(1, 1), group(add.s(1), add.s(2))).apply_async()
+            return await aio.gather(sums, steps, ends_in_group, add.delay(2, 2), timeout=30)
+
+        assert run(main()) == [[0, 2, 4, 6, 8], 7, [3, 4], 4]
+
+    @pytest.mark.parametrize("last", ["task", "group"])
+    def test_a_chain_whose_first_fails(self, app, sender, last):
+        """What follows never comes. With get() a group at the end waits for ever."""
+
+        async def main():
+            first, second, *ends = expect(app, 4)
+            second.parent = first
+            if last == "group":
+                end = app.GroupResult("end", ends, parent=second, app=app)
+            else:
+                end = ends[0]
+                end.parent = second
+            waiting = asyncio.create_task(aio.get(end, timeout=20))
+            await turns()
+            answer(sender, app.backend.oid, [first], ValueError("the first"), states.FAILURE)
+            with pytest.raises(ValueError, match="the first"):
+                await waiting
+            with pytest.raises(ValueError, match="the first"):
+                await aio.get(end, timeout=20)
+            with pytest.raises(TimeoutError):
+                await aio.get(end, timeout=0.2, propagate=False)
+
+        run(main())
+        if last == "task":  # a group waits for its members from the start, as Celery makes it
+            await_rest(app)
+
+    def test_a_chain_whose_first_was_had_by_another(self, private_broker, make_client, sender):
+        app = make_client(private_broker.url, options={"max_claimed": 0})
+
+        async def main():
+            first, end = sent(app, sender, 2)
+            await aio.get(first, timeout=20)
+            end.parent = app.AsyncResult(first.id)
+            return await aio.get(end, timeout=20)
+
+        assert run(main()) == 1
+
+
+class TestStates:
+    def test_every_state_and_the_final_one_last(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            seen = []
+            answer(sender, app.backend.oid, [result], {"step": 0}, "PROGRESS")
+            async for meta in aio.states(result, timeout=20):
+                seen.append((meta["status"], meta["result"]))
+                if len(seen) == 1:
+                    answer(sender, app.backend.oid, [result], {"step": 1}, "PROGRESS")
+                    answer(sender, app.backend.oid, expect(app, 1), "of another", "PROGRESS")
+                if len(seen) == 2:
+                    answer(sender, app.backend.oid, [result], "done")
+            again = [meta["result"] async for meta in aio.states(result)]
+            return seen, again
+
+        seen, again = run(main())
+        progress = [("PROGRESS", {"step": 0}), ("PROGRESS", {"step": 1})]
+        assert (seen, again) == ([*progress, ("SUCCESS", "done")], ["done"])
+        await_rest(app)
+
+    def test_the_newest_that_came_before_comes_first(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            answer(sender, app.backend.oid, [result], {"step": 7}, "PROGRESS")
+            with pytest.raises(TimeoutError):
+                await aio.get(result, timeout=0.5)
+            states = aio.states(result, timeout=0.5)
+            first = await anext(states)
+            with pytest.raises(TimeoutError):
+                await anext(states)
+            return first["result"]
+
+        assert run(main()) == {"step": 7}
+        await_rest(app)
+
+    def test_an_exception_is_an_exception(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            answer(sender, app.backend.oid, [result], ConnectionError("again"), states.RETRY)
+            answer(sender, app.backend.oid, [result], ValueError("for good"), states.FAILURE)
+            return [type(meta["result"]) async for meta in aio.states(result, timeout=20)]
+
+        assert run(main()) == [ConnectionError, ValueError]
+
+    def test_on_message_hears_of_these_tasks_only(self, app, sender):
+        async def main():
+            one, other, third = expect(app, 3)
+            heard: list[Any] = []
+            of_others: list[Any] = []
+            tasks = [
+                asyncio.create_task(aio.get(one, timeout=20, on_message=heard.append)),
+                asyncio.create_task(aio.gather(other, on_message=of_others.append)),
+                asyncio.create_task(aio.get(third, timeout=20)),
+            ]
+            await turns()
+            answer(sender, app.backend.oid, [one, other], "half", "PROGRESS")
+            answer(sender, app.backend.oid, [one, other, third], "whole")
+            await asyncio.gather(*tasks)
+            return [[meta["result"] for meta in metas] for metas in (heard, of_others)]
+
+        assert run(main()) == [["half", "whole"]] * 2
+        await_rest(app)
