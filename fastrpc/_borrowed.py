@@ -115,6 +115,11 @@ BORROWED = (
         "transport.connection",
     ),
     Borrowed(
+        "amqp.connection:Connection#_handshake_complete",
+        "nothing else is awaited before",
+        "transport.connection",
+    ),
+    Borrowed(
         "amqp.connection:Connection.frame_writer", "frames of our own", "client.queues, sending"
     ),
     Borrowed(

@@ -48,6 +48,9 @@ class Connection(pyamqp.Connection):
     _transport: Any
     frame_writer: FrameWriter
 
+    #: How often drain_events() of any connection has served something.
+    served = 0
+
     #: Called when more was read than was served: no readable socket will tell an event loop of it.
     on_rest: Callable[[], None] | None = None
     #: Called when the connection ends.
@@ -68,10 +71,39 @@ class Connection(pyamqp.Connection):
         self.reader = FrameReader(self.frame_max, max_body)
         #: Held by who reads. Handlers may read again, in the same thread.
         self._reading = threading.RLock()
+        #: ``served`` at the end of our last drain_events().
+        self._seen_served = 0
 
     def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
         super()._on_tune(channel_max, frame_max, *args, **kwargs)
         self.reader.frame_max = self.frame_max
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Serve what comes, until something was for a consumer or a waiting method.
+
+        Where nothing is awaited on this connection, and another one has served something since the
+        last call, only what has arrived is served. Celery's workers on gevent and eventlet look at
+        the connection of their events between any two tasks, for 0.1 s.
+
+        Raises:
+            socket.timeout: nothing whole arrived in ``timeout`` seconds.
+        """
+        if timeout and self._seen_served != Connection.served and not self.awaits():
+            timeout = 0
+        try:
+            super().drain_events(timeout)
+            Connection.served += 1
+        finally:
+            self._seen_served = Connection.served
+
+    def awaits(self) -> bool:
+        """Whether a consumer, a listener, a method or the handshake waits for what comes."""
+        return not self._handshake_complete or any(
+            channel._pending
+            or getattr(channel, "callbacks", None)
+            or any(getattr(channel, "events", {}).values())
+            for channel in list((self.channels or {}).values())
+        )
 
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Serve one frame or delivery, from the buffer before the socket.

@@ -252,6 +252,72 @@ class TestDispatch:
         opened.close()
 
 
+class TestTurns:
+    """Between two connections that are drained in turns, as Celery's synloop does."""
+
+    @pytest.fixture
+    def busy(self) -> Iterator[Opened]:
+        busy = Opened()
+        channel = Channel(busy.connection, 1)
+        channel.callbacks["queue"] = lambda message: None
+        yield busy
+        busy.close()
+
+    @pytest.fixture
+    def idle(self) -> Iterator[Opened]:
+        idle = Opened()
+        Channel(idle.connection, 1)
+        idle.connection._handshake_complete = True
+        yield idle
+        idle.close()
+
+    def drained(self, opened: Opened) -> list[float | None]:
+        """The timeouts of the reads in drain_events()."""
+        opened.sock.timeouts.clear()
+        with pytest.raises(TimeoutError):
+            opened.connection.drain_events(timeout=0.01)
+        return opened.sock.timeouts
+
+    def serve(self, busy: Opened) -> None:
+        busy.sends(delivery(1, b"body"))
+        busy.connection.drain_events(timeout=5)
+
+    def test_an_idle_one_is_not_waited_for_while_the_other_serves(self, busy, idle):
+        self.drained(idle)
+        for _ in range(3):
+            self.serve(busy)
+            assert self.drained(idle)[0] == 0
+
+    def test_an_idle_one_alone_is_waited_for(self, busy, idle):
+        self.serve(busy)
+        self.drained(idle)
+        assert self.drained(idle)[0] == 0.01
+        assert self.drained(busy)[0] == 0.01
+        assert self.drained(idle)[0] == 0.01
+
+    @pytest.mark.parametrize("awaited", ["consumer", "return", "answer", "handshake"])
+    def test_one_on_which_something_is_awaited_is_waited_for(self, busy, idle, awaited):
+        channel = idle.connection.channels[1]
+        if awaited == "consumer":
+            channel.callbacks["tag"] = print
+        elif awaited == "return":
+            channel.events["basic_return"].add(print)
+        elif awaited == "handshake":
+            idle.connection._handshake_complete = False
+        else:
+            PendingAnswer(channel, spec.Basic.CancelOk)
+        self.drained(idle)
+        self.serve(busy)
+        assert self.drained(idle)[0] == 0.01
+
+    def test_what_has_arrived_at_an_idle_one_is_served(self, busy, idle):
+        self.drained(idle)
+        self.serve(busy)
+        idle.sends(HEARTBEAT)
+        assert self.drained(idle)[0] == 0
+        assert idle.frames
+
+
 class TestEnds:
     def test_hanging_up_does_not_wait_for_a_silent_tls_peer(self, opened):
         opened.connection.collect()
