@@ -47,6 +47,7 @@ setup(
             extension("client._pending", "pending.c"),
             extension("client._wait"),
             extension("sending._window"),
+            extension("tasks._repr"),
             extension("wire._encoder", "publish.c"),
             extension("wire._frames", "publish.c"),
             extension("wire._memory"),

@@ -6,12 +6,15 @@ needs no import: ``Celery(backend="fastrpc://")``.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._install import install
 from .errors import (
     BacklogLimitExceeded,
     BadMessage,
     BadOption,
     FastRPCError,
+    NotAllSent,
     ProtocolError,
     ReplyQueueMismatch,
     ReplyQueueRefused,
@@ -28,11 +31,31 @@ __all__ = [
     "BadMessage",
     "BadOption",
     "FastRPCError",
+    "NotAllSent",
     "ProtocolError",
     "ReplyQueueMismatch",
     "ReplyQueueRefused",
     "ResultDropped",
     "ResultTooLarge",
     "TableError",
+    "apply_many",
+    "batch",
     "install",
 ]
+
+if TYPE_CHECKING:
+    from .tasks.batch import batch
+    from .tasks.many import apply_many
+
+
+def __getattr__(name: str) -> Any:
+    # Later: who patches for gevent may not have done so yet, and they import all of Celery.
+    if name == "apply_many":
+        from .tasks.many import apply_many
+
+        return apply_many
+    if name == "batch":
+        from .tasks.batch import batch
+
+        return batch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

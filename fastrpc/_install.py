@@ -27,8 +27,9 @@ def install(backend: bool = True, transport: bool = True) -> None:
     Args:
         backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`.
         transport: Whether ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use
-            fastrpc's transport, and the serializer ``json`` uses orjson where the result is the
-            same.
+            fastrpc's transport, the serializer ``json`` uses orjson where the result is the same,
+            and an app sends tasks with :class:`fastrpc.tasks.amqp.AMQP` unless it has an
+            ``amqp_cls`` of its own.
     """
     if backend:
         from celery.app.backends import BACKEND_ALIASES
@@ -45,4 +46,7 @@ def install(backend: bool = True, transport: bool = True) -> None:
 
         kombu_transport.TRANSPORT_ALIASES.update(TRANSPORTS)
         forget_schemes(TRANSPORTS)
+        from celery import Celery
+
+        Celery.amqp_cls = "fastrpc.tasks.amqp:AMQP"
         logger.debug("installed: %s use fastrpc's transport", ", ".join(TRANSPORTS))

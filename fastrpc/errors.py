@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from amqp.exceptions import FrameSyntaxError, UnexpectedFrame
 
 __all__ = [
@@ -9,6 +12,7 @@ __all__ = [
     "BadMessage",
     "BadOption",
     "FastRPCError",
+    "NotAllSent",
     "ProtocolError",
     "ReplyQueueMismatch",
     "ReplyQueueRefused",
@@ -47,6 +51,20 @@ class BadMessage(FastRPCError):
         super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+class NotAllSent(FastRPCError):
+    """Some tasks of ``apply_many()`` or ``batch()`` were not sent. The cause says why.
+
+    ``sent`` are the results of those that were, where ``apply_many()`` made them. ``in_doubt`` are
+    the ids of those that the broker may have, or may not: their write failed, or their confirm did
+    not come.
+    """
+
+    def __init__(self, text: str, sent: Any = None, in_doubt: Iterable[str] = ()) -> None:
+        super().__init__(text)
+        self.sent = sent
+        self.in_doubt = list(in_doubt)
 
 
 class BadOption(FastRPCError, ValueError):

@@ -24,6 +24,7 @@ from kombu.common import maybe_declare
 from ..errors import ReplyQueueMismatch, ReplyQueueRefused
 from ..transport.dial import connect, errors_of
 from ..transport.transports import is_amqp, use_our_transport
+from ..transport.writer import FrameWriter
 from ..wire._poll import hung_up
 from .names import is_unread
 
@@ -149,7 +150,11 @@ class ReplyQueues:
             arguments = self._encoded[name] = dumps(
                 "BsbbbbbF", (0, name, passive, queue.durable, exclusive, auto_delete, nowait, table)
             )
-        channel.connection.frame_writer(1, channel.channel_id, spec.Queue.Declare, arguments, None)
+        writer = channel.connection.frame_writer
+        if isinstance(writer, FrameWriter):  # in one write with the task
+            writer.write_later(channel.channel_id, spec.Queue.Declare, arguments)
+        else:
+            writer(1, channel.channel_id, spec.Queue.Declare, arguments, None)
 
     def declare(self, name: str, channel: Any) -> int:
         """Declare ``name`` now; returns the number of messages in it.

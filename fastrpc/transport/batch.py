@@ -27,8 +27,9 @@ class PublishBatch:
 
     def __init__(self, channel: Any, max_size: int) -> None:
         self.channel, self.max_size = channel, max_size
+        #: The correlation ids of the messages that are kept.
+        self.kept: list[Any] = []
         self._frames = FrameBuffer()
-        self._count = 0
         self._pid = os.getpid()
         self._failed: Exception | None = None
         self._closed = ""
@@ -49,25 +50,21 @@ class PublishBatch:
             TableError, struct.error: it cannot be encoded and is no part of the batch.
         """
         self._check_usable()
-        channel = self.channel
+        channel = self.channel.channel_id
+        frame_max = self._connection().frame_max
+        properties = message.properties
         body = encoded_body(message)
         before = len(self._frames)
         self._frames.publish(
-            channel.channel_id,
-            exchange,
-            routing_key,
-            mandatory,
-            immediate,
-            message.properties,
-            len(body),
+            channel, exchange, routing_key, mandatory, immediate, properties, len(body)
         )
         try:
-            self._frames.body(channel.channel_id, body, self._connection().frame_max)
+            self._frames.body(channel, body, frame_max)
         except BaseException:
             self._frames.truncate(before)
             raise
-        self._count += 1
-        if self._count >= self.max_size or len(self._frames) >= AT_ONCE:
+        self.kept.append(properties.get("correlation_id"))
+        if len(self.kept) >= self.max_size or len(self._frames) >= AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
@@ -77,31 +74,43 @@ class PublishBatch:
             kombu.exceptions.BatchPublishError: the write failed; which messages arrived is unknown.
         """
         self._check_usable()
-        if not self._count:
+        count = len(self.kept)
+        if not count:
             return
-        count, self._count = self._count, 0
         try:
-            if self._pid != os.getpid():
-                return  # the parent's, which sends them itself
-            connection = self._connection()
-            connection.look_in()
-            connection.frame_writer.send(self._frames)
+            self.write()
         except Exception as exc:
             self._failed = exc
             raise BatchPublishError(f"{count} messages of a batch are in doubt: {exc}") from exc
         finally:
-            self._frames.clear()
+            self._forget()
+
+    def write(self) -> None:
+        """Write what is kept, and keep it. A fork writes nothing: its parent does."""
+        if self._pid == os.getpid():
+            connection = self._connection()
+            connection.look_in()
+            connection.frame_writer.send(self._frames)
+            self.channel.published += len(self.kept)
+
+    def move(self, channel: Any) -> None:
+        """Write to another channel from now on, also what is kept."""
+        self.channel = channel
+        self._frames.set_channel(channel.channel_id)
 
     def discard(self) -> None:
         """Forget what has not been written."""
         self._closed = "aborted"
-        self._count = 0
-        self._frames.clear()
+        self._forget()
 
     def close(self) -> None:
         """Forget what has not been written, for good."""
         self.discard()
         self._closed = "closed"
+
+    def _forget(self) -> None:
+        self.kept = []
+        self._frames.clear()
 
     def _connection(self) -> Any:
         if not self.channel.connection:

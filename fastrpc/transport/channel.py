@@ -16,10 +16,23 @@ from .batch import PublishBatch
 __all__ = ["Channel"]
 
 
+def done() -> Any:
+    """A promise that is kept."""
+    kept = promise()
+    kept()
+    return kept
+
+
 class Channel(pyamqp.Channel):
     """``kombu.transport.pyamqp.Channel`` whose messages are packed and written at once."""
 
     connection: Any
+    _confirm_selected: bool
+
+    #: Collects what is published, as long as there is one.
+    batch: PublishBatch | None = None
+    #: Messages published since confirm_select(): the delivery tag of the last one.
+    published = 0
 
     def _basic_publish(
         self,
@@ -41,6 +54,9 @@ class Channel(pyamqp.Channel):
                 seconds.
             TableError, struct.error: a header or property cannot be encoded; nothing was sent.
         """
+        if self.batch is not None:
+            self.batch.publish(msg, exchange, routing_key, mandatory, immediate)
+            return done()
         connection = self.connection
         if not connection:
             raise RecoverableConnectionError("basic_publish: connection closed")
@@ -54,11 +70,29 @@ class Channel(pyamqp.Channel):
                     connection.frame_writer.publish(*arguments)
         except TimeoutError as exc:
             raise RecoverableConnectionError("basic_publish: timed out") from exc
-        sent = promise()
-        sent()
-        return sent
+        self.published += 1
+        return done()
 
     basic_publish = _basic_publish
+
+    def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
+        """Turn on confirm mode, in which delivery tags count from 1."""
+        answer = super().confirm_select(*args, **kwargs)
+        self.published = 0
+        return answer
+
+    def confirm_mode(self) -> None:
+        """Turn on confirm mode unless it is on."""
+        if not self._confirm_selected:
+            self._confirm_selected = True
+            self.confirm_select()
+
+    def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
+        """Publish and wait for the confirm, as py-amqp. The messages of a batch wait together."""
+        if self.batch is None:
+            return super().basic_publish_confirm(*args, **kwargs)
+        self.confirm_mode()
+        return self._basic_publish(*args, **kwargs)
 
     @property
     def supports_batch_publish(self) -> bool:

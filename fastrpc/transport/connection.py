@@ -98,11 +98,12 @@ class Connection(pyamqp.Connection):
 
     def awaits(self) -> bool:
         """Whether a consumer, a listener, a method or the handshake waits for what comes."""
+        channels: list[Any] = list((self.channels or {}).values())
         return not self._handshake_complete or any(
             channel._pending
             or getattr(channel, "callbacks", None)
             or any(getattr(channel, "events", {}).values())
-            for channel in list((self.channels or {}).values())
+            for channel in channels
         )
 
     def blocking_read(self, timeout: float | None = None) -> Any:

@@ -30,6 +30,8 @@ class FrameWriter:
         # Made with the connection: gevent and eventlet may have patched it since the import.
         self._lock = threading.Lock()
         self._broken = False
+        #: The arguments of the last method that waits for the next write.
+        self._later: bytes | None = None
 
     def __call__(
         self,
@@ -56,6 +58,13 @@ class FrameWriter:
                     frames.truncate(before)
                     raise
             self._finish(channel, body)
+
+    def write_later(self, channel: int, method_sig: tuple[int, int], args: bytes) -> None:
+        """Write a method frame in front of what is written next, once for each ``args``."""
+        with self._lock:
+            if not self._begin() or self._later is not args:
+                self._frames.method(channel, method_sig, args)
+                self._later = args
 
     def publish(
         self,
@@ -85,9 +94,11 @@ class FrameWriter:
             self._finish(channel, b"")
 
     def send(self, frames: FrameBuffer) -> None:
-        """Write whole frames that were encoded elsewhere, all at once."""
+        """Write whole frames that were encoded elsewhere, all at once. They stay as they are."""
         with self._lock:
-            self._begin()
+            if self._begin():
+                self._write(self._frames)
+                self._frames.clear()
             self._write(frames)
             self._connection.bytes_sent += 1
 
@@ -105,6 +116,7 @@ class FrameWriter:
             else:
                 self._write_parts(channel, memoryview(body), frame_max)
         self._write(self._frames)
+        self._frames.clear()
         self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
 
     def _write_parts(self, channel: int, body: memoryview, frame_max: int) -> None:
@@ -113,6 +125,7 @@ class FrameWriter:
         for start in range(0, len(body), step):
             self._frames.body(channel, body[start : start + step], frame_max)
             self._write(self._frames)
+            self._frames.clear()
 
     def _write(self, frames: FrameBuffer) -> None:
         done = False
@@ -124,7 +137,7 @@ class FrameWriter:
             if not done:
                 self._broken = True
                 self._transport.connected = False
-            frames.clear()
+                self._frames.clear()
 
 
 def encoded_body(message: Any) -> bytes | bytearray | memoryview:

@@ -60,5 +60,8 @@ class FrameBuffer:
     def body(self, channel: int, data: _Buffer, frame_max: int) -> None:
         """Append ``data`` in as many body frames as it needs; none if it is empty."""
 
+    def set_channel(self, channel: int) -> None:
+        """Move all frames to another channel."""
+
     def ack(self, channel: int, delivery_tag: int, multiple: bool = False) -> None:
         """Append ``basic.ack``."""

@@ -19,6 +19,8 @@ from fastrpc.wire._table cimport (
 from fastrpc.wire.cframe cimport FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, FRAME_OVERHEAD
 from fastrpc.wire.cpublish cimport PUBLISH_ACK_SIZE, publish_ack
 from fastrpc.wire.cwire cimport (
+    wire_load32,
+    wire_store16,
     wire_store32,
     wire_write_bytes,
     wire_write_u8,
@@ -223,6 +225,14 @@ cdef class FrameBuffer:
             raise
         finally:
             PyBuffer_Release(&view)
+
+    def set_channel(self, uint16_t channel):
+        """Send all frames on another channel."""
+        cdef uint8_t *at = self.out.start
+        self.begin()
+        while at < self.out.to.pos:
+            wire_store16(at + 1, channel)
+            at += wire_load32(at + 3) + FRAME_OVERHEAD
 
     def ack(self, uint16_t channel, uint64_t delivery_tag, bint multiple=False):
         """Append basic.ack."""

@@ -8,6 +8,7 @@ cdef extern from "wire.h" nogil:
         size_t len
 
     uint64_t wire_load64(const uint8_t *p) noexcept
+    uint32_t wire_load32(const uint8_t *p) noexcept
     void wire_store16(uint8_t *p, uint16_t v) noexcept
     void wire_store32(uint8_t *p, uint32_t v) noexcept
 

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import kombu
 import pytest
 from celery import chord, group, states
-from celery.app import backends as celery_backends
 from celery.app.task import Context
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
@@ -30,6 +29,7 @@ from fastrpc.backend import RPCBackend
 from fastrpc.client.reader import ResultConsumer
 from fastrpc.sending.publisher import KombuPublisher
 from tests.support.apps import make_app
+from tests.support.installed import installed
 from tests.support.results import meta
 from tests.support.waiting import stopwatch
 
@@ -70,12 +70,11 @@ class TestGettingIt:
         assert entry.value == "fastrpc.backend:RPCBackend"
         assert entry.load() is RPCBackend
 
-    def test_install_takes_over_rpc(self, monkeypatch):
-        monkeypatch.setattr(celery_backends, "BACKEND_ALIASES", {**celery_backends.BACKEND_ALIASES})
+    def test_install_takes_over_rpc(self):
         assert type(make_app(backend="rpc://").backend) is StockBackend
-        fastrpc.install()
-        assert type(make_app(backend="rpc://").backend) is RPCBackend
-        assert type(make_app(backend="rpc").backend) is RPCBackend
+        with installed():
+            assert type(make_app(backend="rpc://").backend) is RPCBackend
+            assert type(make_app(backend="rpc").backend) is RPCBackend
 
     def test_without_install_rpc_is_celerys(self):
         assert type(make_app(backend="rpc://").backend) is StockBackend
@@ -89,7 +88,7 @@ class TestGettingIt:
 
     def test_the_public_names_are_there_and_no_others(self):
         assert all(hasattr(fastrpc, name) for name in fastrpc.__all__)
-        assert set(fastrpc.__all__) == {*errors.__all__, "install"}
+        assert set(fastrpc.__all__) == {*errors.__all__, "apply_many", "batch", "install"}
 
     def test_the_errors_are_one_tree(self):
         for name in errors.__all__:

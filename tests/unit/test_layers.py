@@ -32,15 +32,17 @@ LAW: dict[str, set[str]] = {
     "client": BASE | {"wire", "transport"},
     "sending": BASE | {"wire", "transport"},
     "worker": BASE | {"wire", "transport", "sending"},
+    "tasks": BASE | {"wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
     "aio": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend"},
     "_install": BASE,
-    "__init__": BASE | {"_install"},
+    "__init__": BASE | {"_install", "tasks", "wire", "transport", "sending"},
 }
 #: Only these may import Celery.
 KNOW_CELERY = {
-    *("_borrowed", "_lifecycle", "client", "sending", "worker", "backend", "aio", "_install"),
+    *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
+    "_install",
 }
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)

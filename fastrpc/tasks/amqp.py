@@ -1,0 +1,54 @@
+"""Celery's ``app.amqp`` over our producer: the messages are stock's, for less."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery.app.amqp
+import kombu
+
+from ._repr import simple_repr
+from .batch import current_producers
+from .producer import Producer
+
+__all__ = ["AMQP"]
+
+#: What Celery shows before it can be set, by ``task_repr_maxlevels``.
+DEFAULT_MAXLEVELS = 3
+
+
+class AMQP(celery.app.amqp.AMQP):
+    """``celery.app.amqp.AMQP`` that describes arguments in C and has :class:`Producer` send."""
+
+    def as_task_v2(
+        self,
+        task_id: Any,
+        name: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        *more: Any,
+        **options: Any,
+    ) -> Any:
+        """The message of a task, as stock makes it."""
+        maxlevels = self.app.conf.get("task_repr_maxlevels", DEFAULT_MAXLEVELS)
+        if type(maxlevels) is int:
+            if options.get("argsrepr") is None:
+                options["argsrepr"] = simple_repr(args or (), self.argsrepr_maxsize, maxlevels)
+            if options.get("kwargsrepr") is None:
+                options["kwargsrepr"] = simple_repr(
+                    kwargs or {}, self.kwargsrepr_maxsize, maxlevels
+                )
+        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
+
+    @property
+    def producer_pool(self) -> Any:
+        """Producers on connections of the app; within ``fastrpc.batch()`` that of the batch."""
+        of_batch = current_producers(self.app)
+        if of_batch is not None:
+            return of_batch
+        pool = super().producer_pool
+        if pool.Producer is kombu.Producer:
+            pool.Producer = Producer
+        return pool
+
+    publisher_pool = producer_pool

@@ -1,0 +1,209 @@
+"""``fastrpc.batch()``: what a thread sends with an app leaves many at a time."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import Any
+
+from ..errors import NotAllSent
+from ..sending._window import ConfirmWindow
+from ..transport.batch import PublishBatch
+from ..transport.channel import Channel
+from .producer import Producer
+
+__all__ = ["Batch", "batch", "current_producers"]
+
+#: Messages that are written at once, at most.
+MAX_SIZE = 1000
+
+_current: ContextVar[Batch | None] = ContextVar("fastrpc_batch", default=None)
+
+
+def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
+    """Collect the tasks that this thread sends with ``app``, and send many in one write.
+
+    For loops of ``apply_async`` and for groups::
+
+        with fastrpc.batch(app):
+            results = [add.apply_async((n, n)) for n in range(1000)]
+
+    What is collected leaves when ``max_size`` messages or 128 KiB are there, and at the end. An
+    exception inside discards the rest. With ``confirm_publish`` there is one wait for all that
+    leave together. Where the connection is lost, they are sent again as ``task_publish_retry`` and
+    its policy say. Needs ``fastrpc.install()``.
+
+    Raises:
+        NotAllSent: those that were to leave together may not have arrived.
+        TypeError: the app does not send tasks over fastrpc's transport.
+    """
+    return Batch(app, max_size)
+
+
+def current_producers(app: Any) -> Any:
+    """The producers of the batch that this thread collects for ``app``, or None."""
+    found = _current.get()
+    while found is not None and found.app is not app:
+        found = found.outer
+    return None if found is None else found.producers
+
+
+class Batch:
+    """The context that ``batch()`` returns."""
+
+    def __init__(self, app: Any, max_size: int = MAX_SIZE) -> None:
+        if max_size < 1:
+            raise ValueError(f"max_size is {max_size}")
+        self.app, self.max_size = app, max_size
+        self.outer: Batch | None = None
+        self._token: Token[Batch | None] | None = None
+
+    def __enter__(self) -> Batch:
+        if self._token is not None:
+            raise RuntimeError("a batch is entered once")
+        pool = self.app.amqp.producer_pool
+        self.connection = pool.connections.acquire(block=True)
+        self.producer = BatchProducer(self)
+        self.producers = OneProducer(self.producer, pool)
+        self.outer = _current.get()
+        self._token = _current.set(self)
+        return self
+
+    def __exit__(self, exc_type: Any, *exc_info: Any) -> None:
+        assert self._token is not None
+        _current.reset(self._token)
+        collected = self.producer.collected
+        try:
+            if exc_type is None:
+                self.flush()
+        finally:
+            if collected is not None:
+                collected.channel.batch = None
+                collected.close()
+            self.connection.release()
+
+    def flush(self) -> None:
+        """Send what is collected.
+
+        Raises:
+            NotAllSent: it may not have arrived.
+        """
+        if self.producer.collected is not None:
+            self.producer.collected.flush()
+
+
+class BatchProducer(Producer):
+    """The producer of a batch, on a connection of its own."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.collected: Collected | None = None
+        super().__init__(batch.connection, auto_declare=False)
+
+    def _get_channel(self) -> Any:
+        channel = super()._get_channel()
+        if not isinstance(channel, Channel):
+            raise TypeError("fastrpc.batch() needs AMQP, and fastrpc.install() before it")
+        if self.collected is None:
+            self.collected = Collected(channel, self)
+        if channel.batch is not self.collected:
+            self.collected.move(channel)
+            channel.batch = self.collected
+        return channel
+
+    channel = property(_get_channel, Producer._set_channel)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        """Stay: the batch gives the connection back."""
+
+
+class OneProducer:
+    """A pool of the batch's producer alone."""
+
+    def __init__(self, producer: BatchProducer, pool: Any) -> None:
+        self._producer, self._pool = producer, pool
+
+    def acquire(self, block: bool = False, timeout: float | None = None) -> BatchProducer:
+        """The producer; it need not be released."""
+        return self._producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+
+class Sent:
+    """A message that is not confirmed."""
+
+    __slots__ = ("id",)
+    body = b""
+
+    def __init__(self, id: Any) -> None:
+        self.id = id
+
+
+class Collected(PublishBatch):
+    """The messages of a batch."""
+
+    def __init__(self, channel: Channel, producer: BatchProducer) -> None:
+        super().__init__(channel, producer.batch.max_size)
+        self.producer = producer
+        #: The last message, and what it was published with.
+        self.last: tuple[Any, tuple[Any, ...]] | None = None
+
+    def publish(self, message: Any, *options: Any) -> None:
+        """Collect a message."""
+        self.last = message, options
+        super().publish(message, *options)
+
+    def flush(self) -> None:
+        """Write what is collected, again after a lost connection.
+
+        Raises:
+            NotAllSent: it may not have arrived.
+        """
+        if not self.kept:
+            return
+        conf = self.producer.batch.app.conf
+        write = self.write_and_confirm
+        if conf.task_publish_retry:
+            policy = dict(conf.task_publish_retry_policy)
+            write = self.producer.connection.ensure(self.producer, write, **policy)
+        try:
+            write()
+        except NotAllSent:
+            raise
+        except Exception as exc:
+            raise NotAllSent(
+                f"{len(self.kept)} tasks may not have arrived: {exc}", in_doubt=self.kept
+            ) from exc
+        finally:
+            self._forget()
+
+    def write_and_confirm(self) -> None:
+        """Write what is collected; with ``confirm_publish`` wait until the broker has it all."""
+        channel = self.producer.channel
+        if not self._connection().confirm_publish:
+            self.write()
+            return
+        channel.confirm_mode()
+        window = ConfirmWindow()
+        for tag, id in enumerate(self.kept, channel.published + 1):
+            window.add(tag, Sent(id))
+
+        def ack(tag: int, multiple: bool) -> None:
+            window.confirm(tag, multiple, True)
+
+        def nack(tag: int, multiple: bool) -> None:
+            window.confirm(tag, multiple, False)
+
+        channel.events["basic_ack"].add(ack)
+        channel.events["basic_nack"].add(nack)
+        try:
+            self.write()
+            while window.in_flight:
+                self._connection().drain_events()
+        finally:
+            channel.events["basic_ack"].discard(ack)
+            channel.events["basic_nack"].discard(nack)
+        if window.refused:
+            refused = [sent.id for _, _, sent in window.refused]
+            raise NotAllSent(f"the broker refused {len(refused)} tasks", in_doubt=refused)

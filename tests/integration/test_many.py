@@ -1,0 +1,394 @@
+"""apply_many() and batch() against a real broker."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kombu
+import pytest
+from celery import Celery, group
+from celery.app.task import Task
+from kombu.exceptions import EncodeError, OperationalError
+
+import fastrpc
+from fastrpc import NotAllSent
+from fastrpc.tasks.many import Model
+from tests.support.apps import make_app
+from tests.support.installed import installed
+from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until
+
+WAIT = 20
+CONFIRMED = {"broker_transport_options": {"confirm_publish": True}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def switched_on() -> Iterator[None]:
+    with installed():
+        yield
+
+
+class Sender:
+    """An app, and what a consumer of its queue finds."""
+
+    def __init__(self, url: str, broker: Any, **conf: Any) -> None:
+        self.queue = f"fastrpc-tests-many-{uuid.uuid4()}"
+        self.app = make_app(url, "rpc://", self.queue, **conf)
+        self.add = self.app.tasks["tests.add"]
+        self.watcher = kombu.Connection(broker.url)
+        self.bound = kombu.Queue(self.queue, kombu.Exchange(self.queue), routing_key=self.queue)
+        self.channel = self.watcher.default_channel
+        self.bound(self.channel).declare()
+
+    def count(self) -> int:
+        return int(self.channel.queue_declare(self.queue, passive=True).message_count)
+
+    def ids(self, count: int) -> list[str]:
+        """The ids of all messages, once so many are there."""
+        wait_until(lambda: self.count() >= count, WAIT, f"{count} have arrived")
+        found = []
+        while (raw := self.channel.basic_get(self.queue, no_ack=True)) is not None:
+            found.append(raw.properties["correlation_id"])
+        return found
+
+    def close(self) -> None:
+        self.channel.queue_delete(self.queue)
+        self.watcher.release()
+        self.app.close()
+
+
+@pytest.fixture
+def sender(broker) -> Iterator[Callable[..., Sender]]:
+    made: list[Sender] = []
+
+    def make(url: str = broker.url, **conf: Any) -> Sender:
+        made.append(Sender(url, broker, **conf))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(params=["model", "one by one"])
+def watched(request, monkeypatch) -> str:
+    """Both ways of apply_many()."""
+    if request.param == "one by one":
+        monkeypatch.setattr(Model, "of", lambda *args: None)
+    return request.param
+
+
+class TestApplyMany:
+    def test_each_call_is_sent_once_and_has_its_result(self, sender, watched):
+        one = sender()
+        results = fastrpc.apply_many(one.add, ((n, n) for n in range(2500)))
+        assert [result.id for result in results] == one.ids(2500)
+        assert len({result.id for result in results}) == 2500
+
+    def test_iterables_are_consumed_a_batch_at_a_time(self, sender, watched):
+        one = sender()
+
+        def arguments() -> Iterator[tuple[int, int]]:
+            for n in range(2500):
+                if n == 2400:
+                    wait_until(lambda: one.count() >= 1000, WAIT, "the first have left")
+                yield n, n
+
+        assert len(fastrpc.apply_many(one.add, arguments()).results) == 2500
+
+    def test_keyword_arguments(self, sender, watched):
+        one = sender()
+        fastrpc.apply_many(one.add, kwargslist=[{"x": 1, "y": 2}])
+        fastrpc.apply_many(one.add, [(1,), (2,)], [{"y": 2}, {"y": 3}])
+        assert len(one.ids(3)) == 3
+
+    def test_no_calls(self, sender):
+        one = sender()
+        assert fastrpc.apply_many(one.add, []).results == []
+        assert fastrpc.apply_many([]).results == []
+
+    def test_signatures(self, sender):
+        one = sender()
+        results = fastrpc.apply_many((one.add.s(n, n) for n in range(30)), priority=3)
+        assert [result.id for result in results] == one.ids(30)
+
+    def test_eager(self, sender):
+        one = sender(task_always_eager=True)
+        assert fastrpc.apply_many(one.add, [(1, 2), (3, 4)]).get() == [3, 7]
+
+    def test_arguments_that_say_nothing(self, sender):
+        one = sender()
+        with pytest.raises(TypeError, match="argslist or kwargslist"):
+            fastrpc.apply_many(one.add)
+        with pytest.raises(TypeError, match="not with signatures"):
+            fastrpc.apply_many([one.add.s(1, 2)], [(1, 2)])
+
+
+class TestFailures:
+    """What was called before is sent, and in the error."""
+
+    def check(self, raised: Any, one: Sender, count: int, cause: type[Exception]) -> None:
+        assert isinstance(raised.value.__cause__, cause)
+        assert raised.value.in_doubt == []
+        assert [result.id for result in raised.value.sent] == one.ids(count)
+        assert one.count() == 0
+
+    @pytest.mark.parametrize("bad", [(1,), (1, 2, 3)])
+    @pytest.mark.parametrize("at", [0, 1, 1500])
+    def test_arguments_that_the_task_does_not_take(self, sender, watched, bad, at):
+        one = sender()
+        arguments = [(n, n) for n in range(2000)]
+        arguments[at] = bad
+        with pytest.raises(NotAllSent, match=f"{at} tasks were sent, 0 are in doubt") as raised:
+            fastrpc.apply_many(one.add, arguments)
+        self.check(raised, one, at, TypeError)
+
+    def test_arguments_that_are_no_list(self, sender, watched):
+        one = sender()
+        with pytest.raises(NotAllSent) as raised:
+            fastrpc.apply_many(one.app.tasks["tests.about_me"], [(1,), "text"])
+        self.check(raised, one, 1, TypeError)
+
+    def test_an_argument_that_cannot_be_encoded(self, sender, watched):
+        one = sender()
+        with pytest.raises(NotAllSent) as raised:
+            fastrpc.apply_many(one.add, [(1, 2), (3, object())])
+        self.check(raised, one, 1, EncodeError)
+        fastrpc.apply_many(one.add, [(1, 2)])  # the connection is usable
+        assert len(one.ids(1)) == 1
+
+    def test_an_iterable_that_raises(self, sender, watched):
+        def arguments() -> Iterator[tuple[int, int]]:
+            yield 1, 2
+            yield 3, 4
+            raise KeyError("mine")
+
+        one = sender()
+        with pytest.raises(NotAllSent) as raised:
+            fastrpc.apply_many(one.add, arguments())
+        self.check(raised, one, 2, KeyError)
+
+    def test_lists_of_unlike_length(self, sender, watched):
+        one = sender()
+        with pytest.raises(NotAllSent) as raised:
+            fastrpc.apply_many(one.add, [(1,), (2,)], [{"y": 1}])
+        self.check(raised, one, 1, ValueError)
+
+
+class TestLostConnections:
+    def cut_at(self, proxy: Proxy, at: int, count: int) -> Iterator[tuple[int, str]]:
+        for n in range(count):
+            if n == at:
+                proxy.cut()
+            yield n, "x" * 500
+
+    def test_what_was_not_written_is_sent_over_the_next_one(self, broker, sender, watched):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port))
+            fastrpc.apply_many(one.add, [(1, 2)])
+            assert len(one.ids(1)) == 1
+            results = fastrpc.apply_many(one.add, self.cut_at(proxy, 20, 100))
+            assert set(one.ids(100)) == {result.id for result in results}
+
+    def test_without_retries_the_error_says_what_is_in_doubt(self, broker, sender, watched):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), task_publish_retry=False)
+            fastrpc.apply_many(one.add, [(1, 2)])
+            assert len(one.ids(1)) == 1
+            with pytest.raises(NotAllSent) as raised:
+                fastrpc.apply_many(one.add, self.cut_at(proxy, 1500, 3000))
+            sent, in_doubt = raised.value.sent.results, raised.value.in_doubt
+            assert in_doubt
+            assert not {result.id for result in sent} & set(in_doubt)
+            # What was written in time may be lost with the connection, as on stock.
+            assert set(one.ids(1)) <= {*(result.id for result in sent), *in_doubt}
+
+
+class TestConfirms:
+    def test_the_broker_has_all_when_it_returns(self, sender, watched):
+        one = sender(**CONFIRMED)
+        results = fastrpc.apply_many(one.add, ((n, n) for n in range(2500)))
+        assert one.count() == 2500
+        assert [result.id for result in results] == one.ids(2500)
+
+    def test_single_calls_between_batches(self, sender):
+        one = sender(**CONFIRMED)
+        for n in range(3):
+            fastrpc.apply_many(one.add, [(1, 2), (3, 4)])
+            one.add.delay(1, 2)
+            assert one.count() == 3 * (n + 1)
+
+    def test_what_the_broker_refuses_is_in_doubt(self, sender, watched):
+        one = sender(**CONFIRMED)
+        one.channel.queue_delete(one.queue)
+        arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
+        options = {"queue": kombu.Queue(one.queue, queue_arguments=arguments)}
+        with pytest.raises(NotAllSent) as raised:
+            fastrpc.apply_many(one.add, [(n, n) for n in range(10)], **options)
+        assert len(raised.value.in_doubt) == 7
+        assert [result.id for result in raised.value.sent] == one.ids(3)
+        for _ in range(3):
+            one.add.apply_async((1, 2), **options)
+        with pytest.raises(OperationalError):  # as on stock
+            one.add.apply_async((1, 2), **options)
+
+    def test_a_connection_that_is_cut_while_confirms_are_due(self, broker, sender):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **CONFIRMED)
+            fastrpc.apply_many(one.add, [(1, 2)])
+            assert len(one.ids(1)) == 1
+
+            def arguments() -> Iterator[tuple[int, int]]:
+                for n in range(1000):
+                    yield n, n
+                    if n == 998:
+                        proxy.freeze()
+
+            def mend() -> None:
+                proxy.thaw()
+                proxy.cut()
+
+            cutter = threading.Timer(1, mend)
+            cutter.start()
+            results = fastrpc.apply_many(one.add, arguments())
+            cutter.join()
+            assert set(one.ids(1000)) == {result.id for result in results}
+
+
+class TestBatch:
+    def test_calls_and_groups_leave_together(self, sender):
+        one = sender()
+        one.add.delay(1, 2)
+        assert len(one.ids(1)) == 1
+        with fastrpc.batch(one.app) as batch:
+            results = [one.add.apply_async((n, n)) for n in range(10)]
+            results += group(one.add.s(n, n) for n in range(10))().results
+            one.app.send_task("tests.add", (1, 2))
+            assert one.count() == 0
+            batch.flush()
+            wait_until(lambda: one.count() == 21, WAIT, "they have left")
+            results.append(one.add.delay(1, 2))
+        assert len(one.ids(22)) == 22
+
+    def test_other_threads_and_apps_are_not_in_it(self, sender):
+        one, other = sender(), sender()
+        with fastrpc.batch(one.app):
+            thread = threading.Thread(target=one.add.delay, args=(1, 2))
+            thread.start()
+            thread.join()
+            assert len(one.ids(1)) == 1
+            other.add.delay(1, 2)
+            assert len(other.ids(1)) == 1
+            with fastrpc.batch(other.app):
+                one.add.delay(1, 2)
+                other.add.delay(1, 2)
+            assert len(other.ids(1)) == 1
+            assert one.count() == 0
+        assert len(one.ids(1)) == 1
+
+    def test_an_exception_inside_discards_what_has_not_left(self, sender):
+        one = sender()
+
+        def fail() -> None:
+            with fastrpc.batch(one.app, max_size=2):
+                for _ in range(3):
+                    one.add.delay(1, 2)
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
+        one.add.delay(1, 2)
+        assert len(one.ids(3)) == 3
+
+    def test_a_call_that_fails_leaves_the_others(self, sender):
+        one = sender()
+        with fastrpc.batch(one.app):
+            one.add.delay(1, 2)
+            with pytest.raises(EncodeError):
+                one.add.delay(1, object())
+            one.add.delay(3, 4)
+        assert len(one.ids(2)) == 2
+
+    def test_a_fork_sends_nothing_of_its_parents(self, sender):
+        one = sender()
+        with fastrpc.batch(one.app) as batch:
+            one.add.delay(1, 2)
+            pid = os.fork()
+            if pid == 0:
+                batch.flush()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+            one.add.delay(1, 2)
+        assert len(one.ids(2)) == 2
+
+    def test_connections_go_back(self, sender):
+        one = sender(broker_pool_limit=1)
+        for _ in range(3):
+            with fastrpc.batch(one.app):
+                one.add.delay(1, 2)
+            one.add.delay(1, 2)
+        assert len(one.ids(6)) == 6
+
+    def test_it_is_entered_once(self, sender):
+        batch = fastrpc.batch(sender().app)
+        with batch, pytest.raises(RuntimeError, match="entered once"):
+            batch.__enter__()
+
+    def test_where_the_transport_is_not_ours(self):
+        app = make_app("memory://", "cache+memory://")
+        with fastrpc.batch(app), pytest.raises(TypeError, match=r"fastrpc.install\(\)"):
+            app.tasks["tests.add"].delay(1, 2)
+
+
+class TestReplacedMethods:
+    """As tracing tools do: theirs is called for each message."""
+
+    @pytest.mark.parametrize(
+        ("owner", "name"),
+        [
+            (Task, "apply_async"),
+            (Celery, "send_task"),
+            (kombu.Producer, "publish"),
+            (kombu.Producer, "_publish"),
+        ],
+        ids=lambda value: getattr(value, "__name__", value),
+    )
+    def test_they_are_called(self, sender, monkeypatch, owner, name):
+        one = sender()
+        method = getattr(owner, name)
+        seen = []
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            seen.append(name)
+            return method(*args, **kwargs)
+
+        one.add.delay(1, 2)
+        monkeypatch.setattr(owner, name, traced)
+        one.add.delay(1, 2)
+        assert len(seen) == 1
+        fastrpc.apply_many(one.add, [(1, 2), (3, 4)])
+        assert len(seen) == 3
+        with fastrpc.batch(one.app):
+            one.add.delay(1, 2)
+        assert len(seen) == 4
+        assert len(one.ids(5)) == 5
+
+    def test_signals_are_sent_for_each(self, sender):
+        from celery import signals
+
+        one = sender()
+        seen = []
+
+        def before(**kwargs: Any) -> None:
+            seen.append(kwargs["headers"]["id"])
+
+        signals.before_task_publish.connect(before)
+        try:
+            results = fastrpc.apply_many(one.add, [(1, 2), (3, 4), (5, 6)])
+        finally:
+            signals.before_task_publish.disconnect(before)
+        assert seen == [result.id for result in results]
