@@ -103,10 +103,10 @@ class ReplyQueues:
         self._renew_at.clear()
         self._encoded.clear()
 
-    def use_at_least(self, name: str) -> None:
-        """Have a queue to wait on, also where this process has sent no task yet."""
+    def use_at_least(self, *names: str) -> None:
+        """Have queues to wait on, also where this process has sent no task yet."""
         if not self._renew_at:
-            self._renew_at[name] = 0.0
+            self._renew_at.update(dict.fromkeys(names, 0.0))
 
     def doubt(self, name: str) -> None:
         """Have the next call wait for the broker's word on ``name``."""
@@ -177,9 +177,9 @@ class ReplyQueues:
         names = self.names
         self.clear()  # first: the broker says so of those that are consumed
         try:
-            for left, name in zip(reversed(range(len(names))), names, strict=True):
+            for count, name in enumerate(names, start=1):
                 # A channel is served in order: the last answer stands for all of them.
-                self.make(name)(channel).delete(nowait=left > 0)
+                self.make(name)(channel).delete(nowait=count < len(names))
         except BaseException:
             self._renew_at.update(dict.fromkeys(names, 0.0))
             raise

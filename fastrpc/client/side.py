@@ -207,9 +207,10 @@ class ClientSide:
 
     def _declare_for_wait(self) -> None:
         """Have the queues of this thread exist whose names a signature took that others send."""
-        if not len(self.queues):
-            return  # the first one is declared when the intake opens, within the deadline
-        for name in self.names.lease().handed_out:
+        names = self.names.lease().handed_out
+        # The first ones are declared when the intake opens, within the deadline.
+        self.queues.use_at_least(*names)
+        for name in names:
             if name not in self.queues:
                 with self.app.producer_or_acquire() as producer:
                     self.queues.declare_for_call(name, open_channel(producer))
