@@ -224,7 +224,7 @@ class LoopReader:
         """
         side = self._side
         if not len(side.queues):
-            side.queues.use_at_least(side.oid)
+            side.queues.use_at_least(side.names.lease().name)
         wait = LoopWait(self.loop, self._told, self.ring, True if listens else None)
         timer = None if timeout is None else self.loop.call_later(timeout, wait.expire)
         self.waits[wait] = timer
