@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import kombu.pools
 import kombu.transport
 from celery import Celery
 from celery.app.backends import BACKEND_ALIASES
@@ -27,6 +28,7 @@ def installed() -> Iterator[None]:
     before = [dict(mapping) for mapping in changed]
     attributes = [(Celery, "amqp_cls"), (registry, "_default_encode")]
     values = [getattr(owner, name) for owner, name in attributes]
+    kombu.pools.reset()  # open connections of earlier tests keep their transport
     fastrpc.install()
     try:
         yield
@@ -36,3 +38,4 @@ def installed() -> Iterator[None]:
             mapping.update(contents)
         for (owner, name), value in zip(attributes, values, strict=True):
             setattr(owner, name, value)
+        kombu.pools.reset()
