@@ -31,8 +31,8 @@ class Neighbours:
         app = self.app(**conf)
         store = app.backend.store_result
 
-        def send(queue: str, value: Any) -> float:
-            task_id = uuid()
+        def send(queue: str, value: Any, task_id: str = "") -> float:
+            task_id = task_id or uuid()
             request = Context({"id": task_id, "reply_to": queue, "correlation_id": task_id})
             start = time.perf_counter()
             store(task_id, value, "SUCCESS", request=request)
@@ -106,6 +106,47 @@ class Neighbours:
             wall = time.perf_counter() - start
         p99 = statistics.quantiles(took, n=100)[98]
         return {"wall": wall / flooded, "p99_ms": p99 * 1e3, "flood_per_s": flooded / wall}
+
+    def beside_a_caller_that_reads_nothing(self, count: int) -> dict[str, Any]:
+        """A thread sends `count` results to a caller that is stopped; another one answers a caller
+        that waits for each: the rate that this one keeps, `kept_percent`, `flood_per_s`.
+        """
+        send, caller = self.sender(), self.app()
+        mine = self.reply_queue(caller)
+        backend = caller.backend
+        ended = threading.Event()
+
+        def flood(queue: str) -> None:
+            for _ in range(count):
+                send(queue, "x" * 100)
+            ended.set()
+
+        def rate(until: Callable[[], bool]) -> float:
+            start, calls = time.perf_counter(), 0
+            while not until():
+                result = caller.AsyncResult(uuid())
+                backend.add_pending_result(result)
+                send(mine, calls, task_id=result.id)
+                assert result.get(timeout=PATIENCE) == calls, "results differ"
+                calls += 1
+            return calls / (time.perf_counter() - start)
+
+        with self.queues(1) as queues:
+            send(queues[0], "warm")
+            end = time.perf_counter() + 1
+            alone = rate(lambda: time.perf_counter() > end)
+            thread = threading.Thread(target=flood, args=queues)
+            start = time.perf_counter()
+            thread.start()
+            beside = rate(ended.is_set)
+            wall = time.perf_counter() - start
+            thread.join(PATIENCE)
+        self.drop(caller)
+        return {
+            "wall": wall / count,
+            "kept_percent": beside / alone * 100,
+            "flood_per_s": count / wall,
+        }
 
     def one_after_the_other(self, size: int, count: int, gone: bool) -> dict[str, Any]:
         """`count` results of `size` bytes: `peak_bodies`, the most memory beyond what was held.

@@ -81,9 +81,13 @@ HEARTBEAT = 20
 #: it has other reasons.
 REFUSED_FOR_GOOD, REFUSED_AT_MOST = 1.0, 8.0
 
-#: Where ``confirm_window`` is not given: as many as the broker confirms in a second, between these
-#: two. So a broker that takes long to confirm does not slow down who sends.
+#: Where ``confirm_window`` is not given: the first of these, and for persistent results as many as
+#: the broker confirms in a second, up to the other one. It confirms them once they are on disk, and
+#: that wait shall not slow down who sends. Transient results would only wait in the broker instead,
+#: and results for other callers behind them.
 LEAST_WINDOW, MOST_WINDOW = 1_000, 10_000
+
+PERSISTENT = 2
 
 #: Least time, in seconds, over which that rate is measured.
 RATE_INTERVAL = 0.2
@@ -378,7 +382,7 @@ class AMQPPublisher:
         finally:
             self._confirms += window.confirmed
             window.count_into(self.stats)
-        if options.confirm_window is None:
+        if options.confirm_window is None and self.delivery_mode == PERSISTENT:
             self._fit_window()
         most = REFUSED_WINDOWS * options.confirm_window if options.confirm_window else MOST_REFUSED
         while window.refused and (

@@ -148,10 +148,13 @@ class TestTheWindow:
         assert publisher.unconfirmed == 2
         timer.join()
 
-    def test_it_holds_what_the_broker_confirms_in_a_second(self, make, broker, monkeypatch):
+    def test_it_holds_the_persistent_results_that_are_confirmed_in_a_second(
+        self, make, broker, monkeypatch
+    ):
         monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.05)
         broker.confirms_at_once = True
         publisher = make()
+        publisher.delivery_mode = publisher_module.PERSISTENT
         end = time.monotonic() + 0.3
         while time.monotonic() < end:
             send(publisher, *"abcdefgh")
@@ -163,6 +166,7 @@ class TestTheWindow:
         monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.0)
         broker.confirms_at_once = True
         publisher = make(confirm_window=3)
+        publisher.delivery_mode = publisher_module.PERSISTENT
         send(publisher, *(str(n) for n in range(200)))
         assert publisher._size == 3
 
