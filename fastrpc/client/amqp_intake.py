@@ -26,6 +26,9 @@ __all__ = ["AMQPIntake"]
 #: Different (content type, encoding, headers) whose format is remembered.
 MAX_FORMATS = 64
 
+#: Seconds between two questions to a channel on which nothing was consumed anew since the last one.
+QUESTION_INTERVAL = 60.0
+
 #: Consumer priority: a newer connection outranks an older one that the broker has not yet noticed
 #: is dead.
 _connections = itertools.count()
@@ -50,6 +53,8 @@ class AMQPIntake(Intake):
         #: When the channel is asked next whether it still answers, or must have answered.
         self._ask_at = 0.0
         self._answer: PendingAnswer | None = None
+        #: Something was consumed since the last question.
+        self._consumed_anew = True
         self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
         # Greenlets would not get to run meanwhile.
         green = detect_environment() != "default"
@@ -88,6 +93,7 @@ class AMQPIntake(Intake):
         self._loop.guarded(super().consume, name)
 
     def _consume(self, name: str) -> None:
+        self._consumed_anew = True
         self.channel.basic_consume(
             name,
             consumer_tag=name,
@@ -120,17 +126,26 @@ class AMQPIntake(Intake):
         return True
 
     def _ask_channel(self) -> None:
-        """While nothing comes: one queue that RabbitMQ waits for holds up all that are consumed."""
+        """While nothing comes: one queue that RabbitMQ waits for holds up all that are consumed.
+
+        It waits for one that is consumed anew: so the channel is asked after that, and now and then
+        otherwise, as each answer wakes up several of the broker's processes.
+        """
         now = time.monotonic()
-        if now < self._ask_at:
+        if now < self._ask_at and not (self._consumed_anew and self._answer is None):
             return
-        if self._answer is not None and not self._answer.came:
+        if self._answer is None:
+            self._ask_at = now + ANSWER_TIMEOUT
+            self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
+            self._consumed_anew = False
+            self._write_qos()
+        elif self._answer.came:
+            self._ask_at = now + QUESTION_INTERVAL
+            self._answer = None
+        else:
             raise RecoverableConnectionError(
                 f"no answer to basic.qos in {ANSWER_TIMEOUT:g} seconds"
             )
-        self._ask_at = now + ANSWER_TIMEOUT
-        self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
-        self._write_qos()
 
     def nudge(self) -> None:
         if not self.readers_only:

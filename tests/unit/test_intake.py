@@ -252,8 +252,19 @@ class TestReading:
         assert questions() == asked
         way.channel._pending.pop(spec.Basic.QosOk)()
         clock.now += amqp_intake_module.ANSWER_TIMEOUT
+        for _ in range(3):
+            way.intake.read(0)
+        assert questions() == asked, "it answers, and nothing is new"
+        clock.now += amqp_intake_module.QUESTION_INTERVAL
         way.intake.read(0)
         assert questions() == asked * 2
+        way.channel._pending.pop(spec.Basic.QosOk)()
+        clock.now += amqp_intake_module.ANSWER_TIMEOUT
+        way.intake.read(0)
+        way.queues.use_at_least("new")
+        way.intake.catch_up()
+        way.intake.read(0)
+        assert questions() == asked * 3, "it may wait for a queue that is consumed anew"
         clock.now += amqp_intake_module.ANSWER_TIMEOUT - 0.1
         way.intake.read(0)
         clock.now += 0.1
