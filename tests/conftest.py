@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def no_watcher_outlives_its_test() -> Iterator[None]:
-    """A thread that still mends its connection would meddle with the tests that follow."""
+    """A thread that still restores its connection would disturb the tests that follow."""
     yield
     wait_until(
         lambda: not watching_publishers(),
@@ -30,7 +30,7 @@ def no_watcher_outlives_its_test() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def broker():
-    """The session's RabbitMQ: a private node, or what FASTRPC_TEST_BROKER_URL names."""
+    """The session's RabbitMQ: a private node, or the broker that FASTRPC_TEST_BROKER_URL names."""
     with session_broker() as server:
         yield server
 

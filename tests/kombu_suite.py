@@ -2,8 +2,8 @@
 
     python -m tests.kombu_suite SOURCES     # where kombu's tests, the folder `t`, are
 
-What kombu promises of ``pyamqp://`` holds for our transport too; `make test-kombu` gets the
-tests of the version that is installed.
+kombu's promises for ``pyamqp://`` hold for our transport too; `make test-kombu` fetches the tests
+of the installed version.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OURS = "fastrpc.transport.transports:Transport"
 
 
 class Used:
-    """Sees to it that the tests did run over our transport."""
+    """Checks that the tests really ran over our transport."""
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         cls = kombu.transport.get_transport_cls("pyamqp")
@@ -30,7 +30,7 @@ class Used:
 
 
 def main(sources: str) -> int:
-    """Run the tests; returns pytest's exit code."""
+    """Run the tests; return pytest's exit code."""
     fastrpc.install()
     sys.path.append(sources)  # behind the kombu that is installed
     with RabbitMQ() as broker:

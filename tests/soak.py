@@ -2,9 +2,9 @@
 
     python -m tests.soak [seconds]
 
-Ends in one line of counts, and with status 1 unless lost, duplicated and hung are all 0.
-Results are persistent, so not even `kill -9` of the broker excuses a lost one; but for those of
-a queue that it had not written down yet, which the forked children wait for.
+Prints one line of counts at the end; the exit status is 1 unless lost, duplicated and hung are all
+0. Results are persistent, so none may be lost even by `kill -9` of the broker. The exception is a
+queue that the broker has not yet written to disk; the forked children wait until it is.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from tests.support.results import answer, await_confirms, expect
 ROOT = Path(__file__).parents[1]
 PROCESSES = 2
 THREADS = 6
-#: Longer than a restart of the broker, and than the 70 seconds after which RabbitMQ ends a channel
-#: that hangs; a wait that ends with it has lost its result.
+#: The timeout of a wait: longer than a restart of the broker, and than the 70 seconds after which
+#: RabbitMQ ends a channel that hangs. A wait that reaches it has lost its result.
 PATIENCE = 100.0
 CONF = {
     "result_persistent": True,
     "result_expires": 600,
     "options": {"heartbeat": 4, "retry_policy": {"max_retries": 60}},
 }
-#: Bytes that a process may have grown by in the end.
+#: How many bytes a process may have grown by at the end.
 MUCH_GROWTH = 16 * 1024 * 1024
-#: The message store of RabbitMQ 3.10, where larger results than 4 kB are kept, sometimes leaves
-#: the reads of a queue unanswered after a restart, for good: that would be all that is seen here.
+#: The message store of RabbitMQ 3.10, which holds results larger than 4 kB, sometimes never answers
+#: the reads of a queue after a restart. That would hide every other failure here.
 NO_MESSAGE_STORE = "queue_index_embed_msgs_below = 32kb"
 
 
 class Load:
-    """One process: threads that call, have answered, and wait, until the time is up."""
+    """One process: its threads call, answer and wait until the time is up."""
 
     def __init__(self, client_url: str, sender_url: str, seconds: float, seed: int) -> None:
         # kombu tries to import it for each connection it makes; a process that is forked while
@@ -154,7 +154,7 @@ class Load:
             self.count(received=int(right), wrong=int(not right))
 
     def fork(self) -> None:
-        """A child that lives and ends beside its parent's threads."""
+        """Fork a child that runs and ends while its parent's threads run."""
         with self.calling:
             # Until the broker is there it may take kombu as long as a round may take.
             child = Child(self.in_child, sys_exit_with_atexit, patience=2 * int(PATIENCE))

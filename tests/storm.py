@@ -1,14 +1,15 @@
-"""Exceptions, collections and callbacks that strike clients and workers under load.
+"""Exceptions, garbage collection and callbacks interrupt clients and workers under load.
 
     python -m tests.storm [seconds] [--seed N] [--mix signals+garbage]
 
-Some squalls, each a process of its own with a client, senders and some of what is in MIXES; beside
-them a real worker whose tasks are interrupted. When a squall is over, every result has to be
-there, every thread has to be able to wait, and nothing may be left behind.
+A storm is a series of squalls. Each is a process with a client, senders and some of the
+disturbances in MIXES; a real worker runs beside them, whose tasks are interrupted. After a squall
+every result must be there, every thread must be able to wait, and nothing may be left behind.
 
-Ends in one line of counts, one for each kind of failure, and with status 1 unless all of them are
-0. A squall that failed is shown with the command that repeats it. The seed decides what is done and
-how often something is thrown, not where it strikes: that is up to the machine.
+The storm prints one line of counts at the end, one for each kind of failure; its exit status is 1
+unless all are 0. For each failed squall it prints the command that repeats it. The seed decides
+what is done and how often exceptions are thrown, but not where they hit: that depends on the
+machine.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ from tests.support.worker import Worker
 
 ROOT = Path(__file__).parents[1]
 
-#: What a squall may consist of. signals: a signal handler of the main thread raises; asyncs: the
-#: interpreter raises in the other threads; garbage: finalizers call back in; callbacks: those of
-#: then() raise, wait and poll; polls: a signal handler polls, also while a large body is decoded.
+#: The disturbances of a squall. signals: a signal handler of the main thread raises. asyncs:
+#: exceptions are thrown into the other threads. garbage: finalizers call fastrpc. callbacks: those
+#: of then() raise, wait and poll. polls: a signal handler polls, also during a large decoding.
 INGREDIENTS = ("signals", "asyncs", "garbage", "callbacks", "polls")
-#: The first squalls, which every storm has; those that follow are drawn.
+#: The first squalls of every storm; the mixes of the following ones are random.
 MIXES = (
     INGREDIENTS,
     ("signals", "callbacks"),
@@ -66,7 +67,7 @@ MIXES = (
     ("asyncs", "garbage", "callbacks"),
 )
 
-#: Every kind of failure, in the order in which it is shown.
+#: All kinds of failure, in the order of the report.
 FAILURES = {
     "lost": "results that did not arrive",
     "wrong": "results with another's value",
@@ -95,41 +96,41 @@ FAILURES = {
     "hung": "processes that did not end",
 }
 
-#: How long one squall throws, in seconds, and the time for all to come to an end afterwards.
+#: How long one squall throws exceptions, and how long its threads may take to end, in seconds.
 SQUALL = 3.0
 PATIENCE = 12.0
-#: A wait that nothing is in the way of takes this long at most, in seconds, on a busy machine.
+#: How long an undisturbed wait may take, in seconds, on a busy machine.
 PROMPT = 6.0
-#: What a process may take beyond that until it is ended from outside.
+#: How much longer, in seconds, a process may take before it is killed.
 BOUND = 75.0
 
 THREADS = 3
 SENDERS = 2
-#: Average time between two throws into one thread, in seconds: one of these for each squall.
+#: Average times between two throws into one thread, in seconds; each squall uses one of these.
 PACES = (0.0003, 0.001, 0.003, 0.01)
-#: An interrupted send costs a new connection: less often.
+#: The same for senders, less often: an interrupted send costs a new connection.
 SENDER_PACE = 0.05
-#: Finalizers that exist at any time.
+#: How many objects with finalizers exist at any time.
 LITTER = 20
-#: A list of this many dicts is a body of more than 4 MiB, which kombu decodes.
+#: A list of this many dicts makes a body of more than 4 MiB, which kombu decodes.
 LARGE = 42_000
 #: How many unexpected exceptions a process shows.
 SHOWN = 3
 
 
 class CallbackError(Exception):
-    """What a then() callback of ours raises."""
+    """Raised by our then() callbacks."""
 
 
 def value_of(task_id: str, size: int) -> Any:
-    """The one right result of `task_id`: a string, or a list of dicts."""
+    """The expected result of `task_id`: a string, or a list of dicts."""
     if size < LARGE:
         return task_id + "x" * size
     return [{"of": task_id, "n": n, "text": "x" * 50} for n in range(size)]
 
 
 class Litter:
-    """Cyclic garbage whose finalizer calls back in, and makes the next."""
+    """Cyclic garbage whose finalizer calls fastrpc, and makes the next one."""
 
     def __init__(self, squall: Squall) -> None:
         self.squall, self.me = squall, self
@@ -150,7 +151,7 @@ class Litter:
 
 
 class Squall:
-    """One process: threads that wait, senders, and what is thrown at them."""
+    """One process: threads that wait, senders, and the exceptions thrown into them."""
 
     def __init__(self, url: str, seconds: float, seed: int, mix: frozenset[str]) -> None:
         self.rng = random.Random(seed)
@@ -161,7 +162,7 @@ class Squall:
         self.begun, self.calm, self.main_ended = (threading.Event() for _ in range(3))
         self.app = client(url)
         self.sender = client(url)
-        #: Nobody throws at this one.
+        #: No exception is thrown into this one.
         self.calm_sender = client(url)
         for app in (self.app, self.sender, self.calm_sender):
             _ = app.amqp  # imported at its first use, and a finalizer may be the second
@@ -235,7 +236,7 @@ class Squall:
         return thread
 
     def end(self, threads: list[threading.Thread]) -> None:
-        """Have them end, by GaveUp if it must be; one that does not even then counts as well."""
+        """End all threads, by GaveUp if necessary, and count those that do not end even then."""
         join_all(threads, max(self.give_up_at, time.monotonic() + 1))
         late = [thread for thread in threads if thread.is_alive()]
         for thread in late:
@@ -246,7 +247,7 @@ class Squall:
         self.count(stuck=sum(thread.is_alive() for thread in late))
 
     def judge(self) -> dict[str, int]:
-        """What is left of the storm: everything has to be as if there had been none."""
+        """Check that the storm has left nothing behind and that everything still works."""
         unable = failed([partial(self.fresh_call, self.calm_sender)] * THREADS)
         outstanding = list(self.outstanding.values())
         came: list[bool] = []
@@ -267,7 +268,7 @@ class Squall:
         return dict(self.counts)
 
     def fresh_call(self, sender: Any) -> bool:
-        """Whether the current thread can call a task and get its result, soon."""
+        """Whether the current thread can soon get the result of a new task."""
         [result] = expect(self.app, 1)
         answer(sender, self.app.backend.oid, [result], "fresh")
         end = time.monotonic() + PROMPT
@@ -278,7 +279,7 @@ class Squall:
         return False
 
     def take_what_came(self, outstanding: list[tuple[Any, int]], came: list[bool]) -> None:
-        """Count what is there of the results that a thread has given up."""
+        """Count the arrived results that a thread has stopped waiting for."""
         end = time.monotonic() + PROMPT
         for result, size in outstanding:
             with contextlib.suppress(CallbackError, TimeoutError, ResultDropped):
@@ -337,7 +338,7 @@ class Squall:
             self.take(me, result, sizes[result])
 
     def take(self, me: Target, result: Any, size: int) -> None:
-        """Have the result of `result`, however often the wait is interrupted."""
+        """Get the value of `result`, however often the wait is interrupted."""
         while not self.done(outcome := me.call(result.get)):
             pass
         value, error = outcome
@@ -349,7 +350,7 @@ class Squall:
         del self.outstanding[result.id]
 
     def done(self, outcome: tuple[Any, BaseException | None]) -> bool:
-        """Whether a call need not be made again; what it should not have raised is counted."""
+        """Whether a call need not be repeated; count an exception that it must not raise."""
         exc = outcome[1]
         if exc is None or isinstance(exc, ResultDropped):
             return True
@@ -412,10 +413,10 @@ class Squall:
         twin.ready()
         _ = twin.state
 
-    # -- what strikes ---------------------------------------------------------------------------
+    # -- disturbances --------------------------------------------------------------------------
 
     def alarm(self) -> None:
-        """Have the main thread struck once more."""
+        """Let a signal interrupt the main thread once more."""
         if self.mix & {"signals", "polls"} and not self.calm.is_set():
             delay = self.rng.expovariate(1 / (self.pace if "signals" in self.mix else 0.003))
             signal.setitimer(signal.ITIMER_REAL, max(delay, SHORTEST))
@@ -448,7 +449,7 @@ class Squall:
             raise GaveUp
 
     def poll(self) -> None:
-        """What a finalizer or a signal handler does; neither may be in the way of the others."""
+        """What finalizers and signal handlers do; they must not block other threads."""
         rng, app = self.rng, self.app
         result = app.AsyncResult(rng.choice(self.recent))
         spare_id, value = rng.choice(self.spare)
@@ -486,7 +487,7 @@ def join_all(threads: list[threading.Thread], end: float) -> None:
 
 
 def failed(calls: list[Callable[[], Any]]) -> int:
-    """How many of `calls`, made at the same time, do not end soon, or return False."""
+    """How many of `calls`, made at the same time, return False or do not end soon."""
     end = time.monotonic() + 2 * PROMPT
     count = 0
     for job in [Background(call) for call in calls]:
@@ -499,7 +500,7 @@ def failed(calls: list[Callable[[], Any]]) -> int:
 
 
 def settled(look: Callable[[], dict[str, int]]) -> dict[str, int]:
-    """What is found by `look` and does not go within seconds."""
+    """What `look` finds and what does not disappear within seconds."""
     end = time.monotonic() + PROMPT
     while (found := look()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -507,9 +508,9 @@ def settled(look: Callable[[], dict[str, int]]) -> dict[str, int]:
 
 
 def silence_logging() -> None:
-    """Have it take no lock: one that is interrupted in between leaves it locked.
+    """Make logging take no lock: an interrupted thread would leave it locked.
 
-    That is so in each program whose threads are interrupted, and not what is looked for here.
+    Every program with interrupted threads has this problem; it is not what this test looks for.
     """
     logging.disable(logging.CRITICAL)
     for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)):
@@ -517,7 +518,7 @@ def silence_logging() -> None:
             logger.isEnabledFor(level)  # the first time it does
 
 
-# -- the worker, and who calls it ----------------------------------------------------------------
+# -- the worker, and its callers -----------------------------------------------------------------
 
 
 @shared_task(name="storm.echo")
@@ -527,7 +528,7 @@ def echo(value):
 
 @shared_task(name="storm.limited", soft_time_limit=0.3)
 def limited():
-    """Waits, in vain, until its soft time limit strikes."""
+    """Waits for a result that never comes, until its soft time limit."""
     end = time.monotonic() + 20
     try:
         with allow_join_result():
@@ -541,7 +542,7 @@ def limited():
 
 @shared_task(name="storm.look")
 def look():
-    """What is left in this process of the pool, and how often its sends were interrupted."""
+    """The leftovers in this pool process, and how often its sends were interrupted."""
     time.sleep(0.5)  # for the other process to take the other one
     return {"pid": os.getpid(), "thrown": _thrown, "left": settled(lambda: leftovers(current_app))}
 
@@ -551,7 +552,7 @@ _thrown = 0
 
 @worker_process_init.connect
 def expose_sends(**_kwargs: Any) -> None:
-    """Have a signal handler raise, now and then, while a result is sent; it is sent again then."""
+    """Let a signal handler raise now and then while a result is sent; then send it again."""
     if "FASTRPC_STORM" not in os.environ:
         return
     silence_logging()
@@ -628,7 +629,7 @@ class WorkerSquall:
                     right = result.get(timeout=max(end - time.monotonic(), 0.01)) == value
                     self.count(received=int(right), wrong=int(not right))
                 except SoftTimeLimitExceeded:
-                    # It struck before the task could catch it: the outcome of that task.
+                    # It came before the task could catch it, so it is the task's outcome.
                     self.count(received=int(value == "limited"), wrong=int(value != "limited"))
                 except TimeoutError:
                     self.count(lost=1)
@@ -674,7 +675,7 @@ def plan(seed: int) -> Iterator[tuple[int, Sequence[str]]]:
 
 
 def run_one(what: str, url: str, seconds: float, seed: int) -> Counter[str]:
-    """One squall in a process of its own; what it counted."""
+    """Run one squall in a process of its own; return its counts."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.storm", "--one", what, url, str(seconds), str(seed)],
         cwd=ROOT,
@@ -707,7 +708,7 @@ def run_one(what: str, url: str, seconds: float, seed: int) -> Counter[str]:
 
 
 def storm(seconds: float, seed: int, url: str) -> tuple[str, bool]:
-    """The line of counts, and whether all is well."""
+    """Run the storm; return the line of counts, and whether all are 0."""
     total: Counter[str] = Counter()
     end = time.monotonic() + seconds
     with ThreadPoolExecutor(1) as beside:

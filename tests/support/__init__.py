@@ -1,1 +1,1 @@
-"""Support code of the tests; what is in here is no test."""
+"""Code that the tests share; there are no tests in it."""

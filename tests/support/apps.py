@@ -1,4 +1,4 @@
-"""The apps of the tests: all have the tasks of tasks.py, none is the current one."""
+"""The apps of the tests: all have the tasks of tasks.py, none is the current app."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_app(
 ) -> Celery:
     """An app with all the tasks; `conf` are Celery settings."""
     app = cls("tests", broker=broker, backend=backend, set_as_current=False)
-    # Defaults: Celery lets nobody mix settings of old and new names.
+    # Defaults: Celery refuses a mix of settings with old and new names.
     app.add_defaults(
         {
             "task_default_queue": queue,

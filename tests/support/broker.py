@@ -36,8 +36,8 @@ RABBITMQ_SCRIPTS = (
     "/opt/rabbitmq/sbin",
     "/usr/local/opt/rabbitmq/sbin",
 )
-#: The folder of an installed system: the node, rabbitmqctl and epmd are those in it, run by
-#: chroot. Its /tmp has to be ours, see `make test-rabbitmq4`.
+#: The folder of an installed system, in which the node, rabbitmqctl and epmd run by chroot. Its
+#: /tmp has to be ours, see `make test-rabbitmq4`.
 ROOT = os.environ.get("FASTRPC_TEST_RABBITMQ_ROOT", "")
 CHROOT = ["chroot", ROOT] if ROOT else []
 AMQP_HEADER = b"AMQP\x00\x00\x09\x01"
@@ -49,11 +49,10 @@ class MissingServer(RuntimeError):
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on.
+    """A loopback port that no process listens on.
 
-    Below the kernel's ephemeral range on purpose: while a server is down, an outgoing
-    connection of some client could otherwise be given this very port, and even connect to
-    itself.
+    It is below the kernel's ephemeral range: otherwise, while a server is down, an outgoing
+    connection of a client could be given this port, and even connect to itself.
     """
     for _ in range(200):
         port = random.randrange(20000, 32000)
@@ -68,7 +67,7 @@ def free_port() -> int:
 
 
 def _end(process: subprocess.Popen, sig: int, timeout: float) -> None:
-    """Signal a process that leads its own session; what is left of the session is killed."""
+    """Signal a process that leads its own session; kill what is left of the session."""
     if process.poll() is None:
         process.send_signal(sig)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -79,7 +78,7 @@ def _end(process: subprocess.Popen, sig: int, timeout: float) -> None:
 
 
 class _Server:
-    """What both servers have in common: a folder, a log, a context manager."""
+    """The common parts of both servers: a folder, a log, a context manager."""
 
     host = "127.0.0.1"
 
@@ -181,7 +180,7 @@ class RabbitMQ(_Server):
         self._write_files(config, tls)
         self.env = self._environment(env or {})
 
-    # -- where it is
+    # -- its addresses
 
     @property
     def url(self) -> str:
@@ -212,14 +211,14 @@ class RabbitMQ(_Server):
         self._await_answer()
 
     def join_cluster(self) -> None:
-        """Become a member of the cluster of the node beside; what this one held is dropped."""
+        """Join the cluster of the node `beside`; this node's own data is dropped."""
         self.ctl("stop_app")
         self.ctl("join_cluster", self.beside.nodename)
         self.ctl("start_app")
         self._await_answer()
 
     def stop(self) -> None:
-        """Stop cleanly: what is durable is kept for the next start()."""
+        """Stop cleanly: durable data is kept for the next start()."""
         if self.process is not None:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(self.pid, signal.SIGTERM)
@@ -229,7 +228,7 @@ class RabbitMQ(_Server):
             self.process = None
 
     def kill(self) -> None:
-        """kill -9: no goodbye to anybody, nothing flushed."""
+        """kill -9: no connection is closed, nothing is flushed."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         _end(self.process, signal.SIGKILL, 5)
@@ -242,7 +241,7 @@ class RabbitMQ(_Server):
             self._stop_epmd()
 
     def answers(self) -> bool:
-        """Whether the node greets an AMQP client: that is the last thing its boot enables."""
+        """Whether the node greets an AMQP client: its boot enables that last."""
         try:
             with socket.create_connection((self.host, self.port), 2) as sock:
                 sock.sendall(AMQP_HEADER)
@@ -266,7 +265,7 @@ class RabbitMQ(_Server):
         return done.stdout
 
     def set_alarm(self, on: bool) -> None:
-        """Raise the memory alarm, or end it; it is in force when this returns."""
+        """Raise the memory alarm, or clear it; the change is in force when this returns."""
         self.ctl("set_vm_memory_high_watermark", "0" if on else "0.6")
         wait_until(
             lambda: ("memory" in self.ctl("eval", "rabbit_alarm:get_alarms().")) == on,
@@ -276,7 +275,7 @@ class RabbitMQ(_Server):
         time.sleep(0.2)  # the connections hear of it one by one
 
     def queues(self, vhost: str = "/") -> dict[str, int]:
-        """Name -> number of messages (ready and unacknowledged) of every queue that is up."""
+        """Name -> number of messages (ready and unacknowledged), for every queue that is up."""
         table = self.ctl(
             "list_queues", "-p", vhost, "--no-table-headers", "name", "messages", "--silent"
         )
@@ -381,7 +380,7 @@ class RabbitMQ(_Server):
 
 
 class Cluster:
-    """RabbitMQ nodes on this machine that make one cluster.
+    """A cluster of RabbitMQ nodes on this machine.
 
     with Cluster(3) as cluster:
         Celery(broker=cluster.urls(), backend="fastrpc://")
@@ -417,10 +416,10 @@ class Cluster:
 
 
 def settle() -> None:
-    """Give the broker the time to write down a new queue, so that it survives a `kill -9`.
+    """Wait until the broker has written a new queue to disk, so that it survives a `kill -9`.
 
-    RabbitMQ answers queue.declare at once and writes within two seconds; if it is killed before
-    that the queue is gone, with all that was confirmed in it.
+    RabbitMQ answers queue.declare at once and writes within two seconds. If it is killed before
+    that, the queue is lost, with all confirmed messages in it.
     """
     time.sleep(2.5)
 
@@ -470,7 +469,7 @@ class Redis(_Server):
 
 
 def main(*command: str) -> int:
-    """Run a command with BROKER_URL set to a private node; without it where that is missing."""
+    """Run a command with BROKER_URL set to a private node; unset if RabbitMQ is missing."""
     try:
         with RabbitMQ() as node:
             return subprocess.call(command, env={**os.environ, "BROKER_URL": node.url})

@@ -1,4 +1,4 @@
-"""Connections without a server: what arrives, and when, is what the test has put there."""
+"""Connections without a server: the test decides what arrives, and when."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["FakeAMQP", "FakeChannel", "FakeConnection"]
 
 
 class FakeChannel:
-    """A channel that notes what is written on it, and answers nothing."""
+    """A channel that records what is written on it, and answers nothing."""
 
     def __init__(self, channel_id: int) -> None:
         self.channel_id = channel_id
@@ -48,19 +48,19 @@ class FakeChannel:
 
     @property
     def acknowledged(self) -> list[int]:
-        """Delivery tags up to which was acknowledged, one for each ``basic.ack``."""
+        """The delivery tag of each ``basic.ack``, which acknowledges all deliveries up to it."""
         acks = [method for method in self.written if method[0] == "ack"]
         assert all(multiple for _, _, multiple in acks)
         return [tag for _, tag, _ in acks]
 
 
 class FakeAMQP:
-    """py-amqp's connection, as far as a way in uses it.
+    """py-amqp's connection, as far as an intake uses it.
 
     Args:
         max_body: The largest body that is kept.
-        keeps: Whether each delivery is read while an answer of the broker is awaited, and so
-            comes by ``on_delivery``.
+        keeps: Whether each delivery is read while an answer of the broker is awaited, so that it
+            is passed to ``on_delivery``.
     """
 
     def __init__(self, max_body: int = 100_000, keeps: bool = False) -> None:
@@ -74,7 +74,7 @@ class FakeAMQP:
         self.abandoned = False
         #: What the next calls of ``fill`` find: bytes, or an exception to raise.
         self.arriving: deque[bytes | BaseException] = deque()
-        #: Events that are no delivery: (frame type, channel, payload).
+        #: Events other than deliveries: (frame type, channel, payload).
         self.dispatched: list[tuple[int, int, bytes]] = []
         self.on_delivery: Any = None
 

@@ -1,4 +1,4 @@
-"""Looks into the internals of fastrpc, one function each; whatever is renamed is renamed here.
+"""Access to the internals of fastrpc, one function each; a rename there changes only this file.
 
 Only hang_up(), connect_to() and disconnect() change anything.
 """
@@ -41,33 +41,33 @@ def watched(app: Celery) -> int:
 
 
 def listening(app: Celery) -> int:
-    """Whether a wait is to hear of every message (`on_message`)."""
+    """Whether a wait is told of every message (`on_message`)."""
     return int(app.backend._client.watchers.listening)
 
 
 def sleepers(app: Celery) -> int:
-    """Waits that are to be woken when the reading role is free."""
+    """Waits that sleep until the reading role is free."""
     return app.backend._client.role.sleeping
 
 
 def acknowledgement_is_pending(app: Celery) -> bool:
-    """Whether the timer is set that acknowledges what nobody has acknowledged a second later."""
+    """Whether the timer runs that acknowledges outstanding deliveries after a second."""
     return app.backend.result_consumer._acknowledger_until > time.monotonic()
 
 
 def owes_acknowledgement(app: Celery) -> bool:
-    """Whether results were handed over and not acknowledged to the broker."""
+    """Whether results were delivered and not yet acknowledged to the broker."""
     current = intake(app)
     return current is not None and current.owes_acknowledgement
 
 
 def intake(app: Celery) -> Any:
-    """What results come in by, with the connection that it owns; None while there is none."""
+    """The intake of results, which owns its connection; None while there is none."""
     return app.backend.result_consumer._intake
 
 
 def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
-    """Have results come in by a ``way_in`` over ``connection``, which the test feeds."""
+    """Make a ``way_in`` over ``connection``, which the test feeds, the intake of results."""
     backend = app.backend
     intake = way_in(connection, backend._client.queues, backend.options, backend._client.matcher)
     intake.open(1.0)
@@ -76,34 +76,34 @@ def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
 
 
 def disconnect(app: Celery) -> None:
-    """Let go of the intake, which is none that can be closed."""
+    """Drop the intake without closing it: a fake one cannot be closed."""
     app.backend.result_consumer._intake = None
 
 
 def read(app: Celery) -> None:
-    """Take in what has arrived."""
+    """Deliver what has arrived."""
     app.backend.result_consumer.look(app.backend.oid)
 
 
 def table(app: Celery) -> Any:
-    """Who waits for what, and what is kept."""
+    """The table of waiters and kept bodies."""
     return app.backend._client.table
 
 
 def intake_socket(app: Celery) -> socket.socket:
-    """The socket that results come in by."""
+    """The socket that receives results."""
     return intake(app).connection.connection.sock
 
 
 def reply_queues(app: Celery) -> list[str]:
-    """Names of the reply queues, one for each thread that has called."""
+    """Names of the reply queues, one for each thread that has sent a task."""
     return app.backend._client.queues.names
 
 
 def hang_up(app: Celery) -> None:
-    """Close the connection that results come in by, and leave the reply queues at the broker.
+    """Close the connection for results, and leave the reply queues at the broker.
 
-    Whoever waits next connects again.
+    The next wait connects again.
     """
     intake(app).goodbye(5, delete_queues=False)
     app.backend.result_consumer._intake = None
@@ -116,12 +116,12 @@ def publishers(sender: Celery) -> list[AMQPPublisher]:
 
 
 def publisher(sender: Celery) -> AMQPPublisher:
-    """What small results are sent by."""
+    """The publisher of small results."""
     return publishers(sender)[0]
 
 
 def link(sender: Celery, *, large: bool = False) -> Any:
-    """What results are sent over, with the connection that it owns; None while there is none."""
+    """The link that sends results, which owns its connection; None while there is none."""
     made = publishers(sender)
     return made[large]._link if made else None
 
@@ -137,12 +137,12 @@ def unconfirmed_bytes(sender: Celery) -> int:
 
 
 def is_watched(sender: Celery) -> bool:
-    """Whether a publisher counts on a thread to look for confirms while nobody sends."""
+    """Whether a publisher relies on a helper thread to read confirms while no send runs."""
     return any(publisher._watcher is not None for publisher in publishers(sender))
 
 
 def watching_publishers() -> list[AMQPPublisher]:
-    """Those for which a thread runs that looks for confirms. It has no name to be found by."""
+    """The publishers whose helper thread, which reads confirms, is running."""
     found = []
     for frame in sys._current_frames().values():
         while frame is not None:
@@ -153,7 +153,7 @@ def watching_publishers() -> list[AMQPPublisher]:
 
 
 def has_dead_watcher(sender: Celery) -> bool:
-    """Whether a publisher counts on a thread that does not run to look for confirms."""
+    """Whether a publisher relies on a helper thread that is not running."""
     counting = [publisher for publisher in publishers(sender) if publisher._watcher is not None]
     return not {*counting} <= {*watching_publishers()}
 
@@ -168,7 +168,7 @@ def threads_of_ours() -> list[str]:
 
 
 def leftovers(app: Celery) -> dict[str, int]:
-    """What should be gone while nobody waits or sends, by the name of the failure that it is."""
+    """Things that must not exist while nothing waits or sends, by the name of the failure."""
     stats = app.backend.stats()
     found = {
         "role": int(role_is_taken(app)),

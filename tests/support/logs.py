@@ -1,4 +1,4 @@
-"""What the loggers say."""
+"""Recording log lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 class Records(logging.Handler):
-    """Everything that was logged, by anybody."""
+    """All log records of all loggers."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)

@@ -1,4 +1,4 @@
-"""Processes of their own: a module that is run in one, and a child that is forked."""
+"""Separate processes: one that runs a module of the tests, and a forked child."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run_child(*args: str, timeout: float = 60, env: dict[str, str] | None = None) -> str:
-    """Run a module of the tests in a process of its own; what it printed, if all went well."""
+    """Run a module of the tests in a process of its own; return its output, or raise."""
     done = subprocess.run(
         [sys.executable, "-m", *args],
         cwd=ROOT,
@@ -51,7 +51,7 @@ class Child:
             os.close(write)
             return
         try:
-            # A child that hangs must not outlive the tests, and says where it was.
+            # A child that hangs must not outlive the tests; it prints where it was.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             faulthandler.register(signal.SIGALRM, chain=True)
             signal.alarm(patience)

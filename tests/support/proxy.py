@@ -68,7 +68,7 @@ class Proxy:
         self.process.stdout.close()
 
     def cut(self, *, rst: bool = True) -> int:
-        """Break every connection, by RST or by FIN; how many there were."""
+        """Break every connection, by RST or by FIN; return how many there were."""
         return self._do("cut", rst=rst)["cut"]
 
     def cut_every(self, seconds: float | None) -> None:
@@ -85,7 +85,7 @@ class Proxy:
         self._do("limit", rate=rate, direction=direction)
 
     def freeze(self) -> None:
-        """Half-open: connections are accepted and stay, nothing passes, nobody is told."""
+        """Half-open: connections are accepted and stay open, but no byte passes."""
         self._do("freeze")
 
     def freeze_after(self, count: int, direction: str = TO_CLIENT) -> None:
@@ -93,15 +93,15 @@ class Proxy:
         self._do("freeze_after", count=count, direction=direction)
 
     def inject(self, data: bytes) -> None:
-        """Have every client read `data`, after what the server has sent so far."""
+        """Insert `data` into the stream to every client, after what the server has sent so far."""
         self._do("inject", data=data.hex())
 
     def thaw(self) -> None:
-        """Pass on what was held back by freeze(), and all that follows."""
+        """Pass on what freeze() held back, and everything after it."""
         self._do("thaw")
 
     def refuse(self) -> None:
-        """Stop listening (the connections there are stay: cut() breaks those)."""
+        """Stop listening. Open connections stay; cut() breaks them."""
         self._do("refuse")
 
     def listen(self) -> None:
@@ -249,7 +249,7 @@ class _Serve:
         self.watch_all()
 
     def share_out(self) -> None:
-        """Let pass what the limits allow until the next time."""
+        """Let pass as many bytes as the limits allow until the next call."""
         self.next_share = max(self.next_share + SHARE_INTERVAL, time.monotonic())
         for direction, rate in self.rates.items():
             waiting = [
@@ -317,7 +317,7 @@ class _Serve:
 
     def drop(self, connection: _Connection, rst: bool = True) -> None:
         if connection not in self.connections:
-            return  # a cut in the midst of serving it was faster
+            return  # it was cut meanwhile
         for sock in connection.sockets:
             with contextlib.suppress(KeyError, ValueError):
                 self.selector.unregister(sock)
@@ -332,7 +332,7 @@ class _Serve:
             self.watch(connection)
 
     def watch(self, connection: _Connection) -> None:
-        """Wait for exactly what can be done next; for nothing at all while frozen."""
+        """Register for the events that can be handled next; for none while frozen."""
         for sock in connection.sockets:
             events = 0
             if not self.frozen:

@@ -1,4 +1,4 @@
-"""A broker that does as it is told, for publishers without a server."""
+"""A fake broker under the control of the test, for publishers without a server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastrpc.sending.publisher import AMQPPublisher, Message
 
 
 class Broker:
-    """What is sent to it, and what it answers, when the test says so."""
+    """Records what is sent to it, and answers when the test says so."""
 
     def __init__(self) -> None:
         self.got: list[str] = []  # correlation ids, in the order of arrival, over all links

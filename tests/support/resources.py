@@ -1,4 +1,4 @@
-"""What a process has in use: memory, open files."""
+"""The resources that a process uses: memory, open files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class _MallocInfo(ctypes.Structure):
 
 
 def memory() -> int:
-    """Bytes in use: what was allocated and not freed, where the C library tells.
+    """Bytes that were allocated and not freed, if the C library tells.
 
-    The resident size also holds what is free again, and varies by megabytes with nothing lost.
+    The resident size also counts freed memory, and varies by megabytes without a leak.
     """
     gc.collect()
     try:
@@ -38,10 +38,10 @@ def memory() -> int:
 
 
 def growth(work: Callable[[], Any]) -> int:
-    """Bytes that `work` leaves in use, each time it is done.
+    """Bytes that each run of `work` leaves in use.
 
-    The lesser of two: what leaks does so both times; a table of the interpreter, or of another
-    library, that happens to double meanwhile (ten megabytes in a long run of tests) does not.
+    The smaller value of two runs: a leak grows in both. A table of the interpreter or of another
+    library that happens to double (ten megabytes in a long run of tests) grows in only one.
     """
     sizes = [memory()]
     for _ in range(2):

@@ -1,7 +1,7 @@
-"""Results without workers: who waits for them, and who sends them.
+"""Results without workers: AsyncResults that wait, and senders of results.
 
 A sender stands for a worker: an app of its own whose backend stores results for the caller's
-reply queue, without a task having been run. It says exactly what was sent, and when.
+reply queue, although no task ran. So a test decides exactly what is sent, and when.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def new_ids(count: int) -> list[str]:
 
 
 def expect(app: Celery, count: int) -> list[Any]:
-    """What apply_async() leaves behind, but for the task: a reply queue, and who waits."""
+    """Do what apply_async() does, without sending a task: make a reply queue and waiters."""
     results = []
     with app.producer_or_acquire() as producer:
         for task_id in new_ids(count):
@@ -51,7 +51,7 @@ def answer(
 
 
 def call(app: Celery, sender: Celery, count: int) -> list[Any]:
-    """`count` calls, answered and waited for; what they returned."""
+    """Make `count` calls, answer them and wait for them; return their results."""
     results = expect(app, count)
     answer(sender, app.backend.oid, results)
     return [result.get(timeout=20) for result in results]
@@ -62,7 +62,7 @@ def await_confirms(sender: Celery, timeout: float = 30) -> None:
 
 
 def meta(task_id: str | None, result: Any = 1, status: str = states.SUCCESS, **more: Any) -> bytes:
-    """The body of a result as a worker sends it; without a task id where that is None."""
+    """The body of a result as a worker sends it; without a task id if that is None."""
     given = {"status": status, "result": result, "traceback": None, "children": [], **more}
     return json.dumps(given if task_id is None else {**given, "task_id": task_id}).encode()
 
@@ -80,7 +80,7 @@ def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:
 
 @contextmanager
 def deep_recursion() -> Iterator[None]:
-    """Other clients write tables that are nested deeper than Python would."""
+    """Raise the recursion limit: other clients write deeper tables than Python can by default."""
     usual = sys.getrecursionlimit()
     sys.setrecursionlimit(20_000)
     try:

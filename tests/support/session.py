@@ -17,7 +17,7 @@ Server = TypeVar("Server", RabbitMQ, Redis)
 
 
 class ForeignBroker:
-    """The broker that FASTRPC_TEST_BROKER_URL names: ours to use, not to stop."""
+    """The broker that FASTRPC_TEST_BROKER_URL names. The tests use it, but never stop it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -25,7 +25,7 @@ class ForeignBroker:
 
 @contextmanager
 def started(server: type[Server]) -> Iterator[Server]:
-    """A private server; the session ends where it is not installed."""
+    """A private server; if it is not installed, the session ends."""
     with ExitStack() as stack:
         try:
             running = stack.enter_context(server())
@@ -37,7 +37,7 @@ def started(server: type[Server]) -> Iterator[Server]:
 
 @contextmanager
 def session_broker() -> Iterator[RabbitMQ | ForeignBroker]:
-    """A private RabbitMQ node, or what FASTRPC_TEST_BROKER_URL names."""
+    """A private RabbitMQ node, or the broker that FASTRPC_TEST_BROKER_URL names."""
     if url := os.environ.get("FASTRPC_TEST_BROKER_URL"):
         yield ForeignBroker(url)
         return

@@ -1,8 +1,8 @@
-"""Something happens at one step of a call: at each step in turn, so none is left out.
+"""Repeats a call and runs an action at one of its steps: at each step in turn.
 
-A step is where the interpreter looks whether there is a signal to handle, an exception that another
-thread has set, or (from Python 3.12 on) garbage to collect: at the start of a function, after each
-call, and where a loop goes round. Compiled code has no steps.
+At a step the interpreter checks for a signal to handle, an exception that another thread has set,
+or (from Python 3.12 on) garbage to collect. Steps are at the start of a function, after each call,
+and at the jump back of a loop. Compiled code has no steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["each_step"]
 
-#: After these the interpreter looks.
+#: After these instructions the interpreter checks.
 CHECKED = frozenset(
     {"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
     | {"CALL_FUNCTION", "CALL_FUNCTION_KW", "CALL_METHOD", "JUMP_ABSOLUTE"}  # Python 3.10
@@ -35,7 +35,7 @@ class _Step:
         self.left = number
         self.act = act
         self.files = files
-        #: Where it was, once it has happened.
+        #: The place of the step, once `act` was called.
         self.where: str | None = None
 
     def trace(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -71,10 +71,10 @@ def each_step(
     act: Callable[[], Any],
     files: tuple[str, ...],
 ) -> Iterator[tuple[str, Any, BaseException | None]]:
-    """`call(prepare())`, again and again, with `act` at the first step of `call`, its second, …
+    """Run `call(prepare())` repeatedly, with `act` at the first step of `call`, the second, …
 
-    Only the steps in `files` (parts of paths) count. Yields where it was, what `prepare` returned
-    and what `call` raised.
+    Only the steps in `files` (parts of paths) count. Yields the place of the step, what `prepare`
+    returned and what `call` raised.
     """
     number = 0
     while True:

@@ -35,7 +35,7 @@ def add_tasks(app: Celery) -> None:
 
 
 class CustomError(Exception):
-    """An exception of the application's own, with arguments."""
+    """An exception class of the application, with arguments."""
 
 
 class UnpicklableError(Exception):
@@ -58,7 +58,7 @@ def echo(value=None):
 
 @task()
 def integer_keys():
-    """msgpack writes it, and does not read it."""
+    """A dict that msgpack encodes but refuses to decode."""
     return {1: "a"}
 
 
@@ -70,7 +70,7 @@ def sleep(seconds):
 
 @task()
 def note_and_wait(path, number, until=None):
-    """Write down that it runs, then wait until the file `until` exists."""
+    """Record that it runs, then wait until the file `until` exists."""
     with open(path, "a") as log:
         log.write(f"{number}\n")
     deadline = time.monotonic() + 60
@@ -106,13 +106,13 @@ def fail_unpicklable(code):
 
 @task()
 def unserialisable():
-    """A result that no serializer takes: the task fails instead."""
+    """A result that no serializer can encode: the task fails instead."""
     return object()
 
 
 @task()
 def on_error(request, exc, traceback):
-    """An errback; what it returns nobody reads."""
+    """An errback; its result is never read."""
 
 
 @task(bind=True)
@@ -124,7 +124,7 @@ def progress(self, steps):
 
 @task(bind=True)
 def progress_then_wait(self, steps, seconds):
-    """Report, and stay in the last state for a while."""
+    """Report progress, and stay in the last state for a while."""
     for step in range(steps):
         self.update_state(state="PROGRESS", meta={"step": step, "of": steps})
     time.sleep(seconds)
@@ -135,8 +135,8 @@ def progress_then_wait(self, steps, seconds):
 def flaky(self, failures):
     """Succeeds after so many retries; returns how many there were."""
     if self.request.retries < failures:
-        # The next try is sent before this one's RETRY: at once, it could end in another pool
-        # process before that is out.
+        # The next try is sent before the RETRY of this one. Without a pause, another pool process
+        # could finish it before the RETRY is sent.
         raise self.retry(exc=ConnectionError("try again"), countdown=0.3)
     return self.request.retries
 
@@ -166,7 +166,7 @@ def started_then(value, seconds=0):
 
 @task(bind=True)
 def about_me(self, *args, **kwargs):
-    """What the worker knows about the request."""
+    """The worker's data about the request."""
     request = self.request
     return {
         "id": request.id,
@@ -226,7 +226,7 @@ def join_one(self, value):
 
 @task(bind=True)
 def join_late(self, value, seconds=0):
-    """Sends one subtask, and allows itself to wait only afterwards."""
+    """Sends one subtask, and calls allow_join_result only afterwards."""
     leaf = self.request.delivery_info["routing_key"] + "-leaf"
     sent = self.app.tasks["tests.started_then"].apply_async((value, seconds), queue=leaf)
     with allow_join_result():
@@ -244,7 +244,7 @@ def join_pause(self, value, pause=0.3):
 
 @task(bind=True)
 def join_in_threads(self, values):
-    """Each of its threads sends one and waits for it."""
+    """Sends a subtask in each of its threads and waits for it there."""
     leaf = self.request.delivery_info["routing_key"] + "-leaf"
     echo = self.app.tasks["tests.echo"]
 
@@ -257,7 +257,7 @@ def join_in_threads(self, values):
 
 @task(bind=True)
 def fire_and_forget(self, count):
-    """Sends subtasks whose results nobody asks for."""
+    """Sends subtasks and never asks for their results."""
     leaf = self.request.delivery_info["routing_key"] + "-leaf"
     for n in range(count):
         self.app.tasks["tests.echo"].apply_async((n,), queue=leaf)

@@ -1,4 +1,4 @@
-"""Work in threads, whose outcome is asked for."""
+"""Runs functions in threads and returns their outcome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run_threads(count: int, target: Callable[[int], Any], timeout: float = 60) -> list[Any]:
-    """`target(n)` in `count` threads at the same time; what each returned, or the first error."""
+    """Run `target(n)` in `count` threads at once; return the results, or raise the first error."""
     outcomes: list[Any] = [None] * count
     start = threading.Barrier(count)
 
@@ -35,7 +35,7 @@ def run_threads(count: int, target: Callable[[int], Any], timeout: float = 60) -
 
 
 class Background:
-    """A thread whose outcome is asked for: `with Background(f) as job: ...; job.result(5)`."""
+    """A thread with a result: `with Background(f) as job: ...; job.result(5)`."""
 
     def __init__(self, target: Callable[[], Any]) -> None:
         self._target = target

@@ -1,7 +1,7 @@
-"""Exceptions thrown into threads from outside, only while they are in a call that is exposed.
+"""Throws exceptions into threads from outside, but only while they are in an exposed call.
 
-What is thrown is of a class of its own each time, with a serial number: so a test can tell which
-of them came out of the call, and whether one was swallowed on its way.
+Each exception has a class of its own, with a serial number. So a test can tell which of them came
+out of the call, and whether one was swallowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 __all__ = ["KINDS", "SHORTEST", "GaveUp", "Target", "Thrower", "is_thrown", "new_thrown"]
 
-#: What strikes in practice: the soft time limit of a task, and Ctrl-C.
+#: The exceptions that occur in practice: the soft time limit of a task, and Ctrl-C.
 KINDS: tuple[type[BaseException], ...] = (SoftTimeLimitExceeded, KeyboardInterrupt)
 
 #: Shortest time between two throws into one thread, in seconds.
@@ -31,7 +31,7 @@ _NOTHING = ctypes.py_object()  # NULL: takes back what was not raised yet
 
 
 class GaveUp(BaseException):
-    """Thrown into a thread that does not come to an end by itself."""
+    """Thrown into a thread that does not end by itself."""
 
 
 def new_thrown(rng: random.Random) -> type[BaseException]:
@@ -53,7 +53,7 @@ def _chain(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 class Target:
-    """The current thread, as one that exceptions may be thrown into."""
+    """The current thread, as a target for thrown exceptions."""
 
     #: By thread ident.
     all: ClassVar[dict[int, Target]] = {}
@@ -62,11 +62,11 @@ class Target:
         self.thread = threading.get_ident()
         #: Whether it is in an exposed call.
         self.open = False
-        #: Where more than 0 it runs a finalizer or a signal handler: what strikes ends there.
+        #: If more than 0, it runs a finalizer or a signal handler, where a thrown exception ends.
         self.sheltered = 0
         #: Serial numbers that were seen on their way out, in the call that is exposed now.
         self.noted: list[int] = []
-        #: How many were noted and did not come out of their call.
+        #: How many were noted but did not come out of their call.
         self.swallowed = 0
         self._lock = threading.Lock()
         Target.all[self.thread] = self
@@ -76,9 +76,9 @@ class Target:
         return cls.all.get(threading.get_ident())
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """(what `function` returned, None), or (None, what it raised).
+        """Return (result of `function`, None), or (None, its exception).
 
-        Whatever is thrown into the thread is over when this returns.
+        No exception is thrown into the thread any more when this returns.
         """
         self.sheltered, value, error = 0, None, None
         self.noted.clear()
@@ -87,13 +87,13 @@ class Target:
             value = function(*args, **kwargs)
             self.open = False
         except BaseException as exc:
-            # No call before this: until it is done something more may strike at any.
+            # No call may come before this: until it is done, an exception may be thrown into it.
             self.open = False
             error = exc
         try:
             self._end_throws()
         except BaseException as exc:
-            # At most one: nobody has begun to throw since it was closed.
+            # At most one can be under way: no throw has begun since the call was closed.
             self._end_throws()
             error = error or exc
         if isinstance(error, GaveUp):
@@ -107,10 +107,10 @@ class Target:
             _set_async_exc(self.thread, _NOTHING)
 
     def throw(self, kind: type[BaseException]) -> bool:
-        """Have `kind` raised in the thread, if it is in an exposed call.
+        """Raise `kind` in the thread, if it is in an exposed call.
 
-        Where that one is starting another thread it may be raised there instead: CPython up to 3.12
-        gives a new one the ident of its creator until it runs.
+        If the thread is starting another one, `kind` may be raised there instead: CPython up to
+        3.12 gives a new thread the ident of its creator until it runs.
         """
         with self._lock:
             if self.open:
@@ -119,17 +119,17 @@ class Target:
             return False
 
     def give_up(self) -> None:
-        """Have GaveUp raised in the thread, wherever it is."""
+        """Raise GaveUp in the thread, wherever it is."""
         _set_async_exc(self.thread, GaveUp)
 
     def note(self, exc: BaseException) -> None:
-        """Remember `exc`, seen on its way out, if it was thrown in."""
+        """Remember `exc`, which is on its way out, if it was thrown in."""
         if is_thrown(exc) and self.open and not self.sheltered:
             self.noted.append(exc.serial)  # type: ignore[attr-defined]
 
 
 class Thrower:
-    """A thread that throws at the targets, each on the average every `pace` seconds."""
+    """A thread that throws exceptions into each target, on average every `pace` seconds."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -146,7 +146,7 @@ class Thrower:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when no more is thrown."""
+        """Stop throwing; returns when no throw is under way."""
         self._end.set()
         self._thread.join()
 

@@ -1,4 +1,4 @@
-"""Waits that end, and the time that they may take."""
+"""Bounded waits, and how long they may take."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LATE = 0.25
 def wait_until(
     condition: Callable[[], Any], timeout: float, what: str, interval: float = 0.01
 ) -> Any:
-    """The first true value of `condition()`; TimeoutError naming `what` after `timeout` seconds."""
+    """Return the first true value of `condition()`; after `timeout` seconds raise TimeoutError."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() >= deadline:

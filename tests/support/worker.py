@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 __all__ = ["READY_LINE", "Worker", "close_all"]
 
-#: What worker_app.py writes when the worker consumes.
+#: The line that worker_app.py prints when the worker consumes.
 READY_LINE = "== worker is ready =="
 _numbers = itertools.count(1)
 
@@ -27,7 +27,7 @@ _numbers = itertools.count(1)
 class Worker:
     """`celery worker` with the tasks of tasks.py, ready when the constructor returns.
 
-    `queues` are the queues it consumes, the first is also where its tasks send subtasks.
+    `queues` are the queues it consumes; its tasks send subtasks to the first one.
     `conf` are Celery settings, `args` more of the command line. `install`: it calls
     fastrpc.install() first.
     """
@@ -108,7 +108,7 @@ class Worker:
         return READY_LINE in self.log
 
     def stop(self, timeout: float = 60) -> int:
-        """Warm shutdown: it finishes what it runs; its exit status.
+        """Warm shutdown: it finishes its running tasks. Returns its exit status.
 
         With any backend a prefork child may take 30 s over it: billiard lets it wait that long
         for the main process, which no longer looks, to count the tasks it ran.
@@ -116,7 +116,7 @@ class Worker:
         return self._signal(signal.SIGTERM, timeout)
 
     def stop_cold(self, timeout: float = 30) -> int:
-        """Cold shutdown: it drops what it runs; its exit status."""
+        """Cold shutdown: it drops its running tasks. Returns its exit status."""
         return self._signal(signal.SIGQUIT, timeout)
 
     def kill(self) -> None:
@@ -135,7 +135,7 @@ class Worker:
         return self.process.wait(timeout)
 
     def close(self) -> None:
-        """Stop, by force if it must be, and remove the log."""
+        """Stop, by force if necessary, and remove the log."""
         try:
             self.ask_to_stop()
             self.process.wait(15)
@@ -147,7 +147,7 @@ class Worker:
 
 
 def close_all(workers: Iterable[Worker]) -> None:
-    """End them side by side: each takes a second."""
+    """Stop all workers at the same time: each takes a second."""
     for worker in workers:
         worker.ask_to_stop()
     for worker in workers:
