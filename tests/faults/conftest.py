@@ -39,7 +39,7 @@ def app(private_broker, make_client) -> Celery:
 
 @pytest.fixture
 def sender(private_broker, make_client) -> Celery:
-    """It sends the results, over a connection that nobody disturbs."""
+    """Sends the results, over a connection that is not disturbed."""
     return make_client(private_broker.url)
 
 
@@ -51,7 +51,7 @@ def proxy(private_broker) -> Iterator[Proxy]:
 
 @pytest.fixture
 def records() -> Iterator[Records]:
-    """What every logger said, at every level."""
+    """The records of every logger, at every level."""
     handler, root = Records(), logging.getLogger()
     level = root.level
     root.addHandler(handler)

@@ -37,12 +37,12 @@ def spawn(function, *args):
 
 
 def each(count, function):
-    """`function(n)` in `count` greenlets at the same time."""
+    """Run `function(n)` in `count` greenlets at the same time."""
     return [wait() for wait in [spawn(function, n) for n in range(count)]]
 
 
 def many_wait():
-    """Hundreds sleep; one reads, in turns; each gets its own."""
+    """Hundreds sleep; one at a time reads; each gets its own result."""
     app, sender = client(URL), client(URL)
     results = expect(app, 400)
     oid = app.backend.oid
@@ -67,7 +67,7 @@ def call_and_wait():
 
 
 def latency():
-    """As in threads: no one-second steps on the way to a sleeper."""
+    """As in threads, a result reaches a sleeper without one-second delays."""
     app, sender = client(URL), client(URL)
     results = expect(app, 100)
     oid = app.backend.oid
@@ -88,7 +88,7 @@ def latency():
 
 
 def callbacks():
-    """They are called while nobody waits; afterwards nobody reads."""
+    """They are called without a get(); afterwards no greenlet reads."""
     app, sender = client(URL), client(URL)
     heard = []
     for n in range(2):
@@ -105,7 +105,7 @@ def callbacks():
 
 
 def timeouts():
-    """Each keeps its own while another reads, and the loop goes on turning."""
+    """Each timeout holds while another greenlet reads, and the event loop keeps running."""
     app = client(URL)
     results = expect(app, 50)
     ticks = []
@@ -151,7 +151,7 @@ def cuts():
 
 
 def busy_wait():
-    """Nobody waits busily here: the other greenlets would not run meanwhile."""
+    """busy_wait has no effect: the other greenlets could not run meanwhile."""
     app, sender = client(URL, options={"busy_wait": 0.01}), client(URL)
     results = expect(app, 20)
     looked = []

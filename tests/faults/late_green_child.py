@@ -1,4 +1,4 @@
-"""A client whose backend was there before gevent patched, as where a server loads it and forks.
+"""A client whose backend was made before gevent patched, as in a server that preloads and forks.
 
 python -m tests.faults.late_green_child URL
 """

@@ -1,4 +1,4 @@
-"""What is kept stays within its caps, and what is over leaves nothing behind."""
+"""Kept results stay within their limits, and finished work leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIB = 1024 * 1024
 
 
 def take_in(app, count: int) -> None:
-    """Let the client receive `count` results that nobody waits for."""
+    """Let the client receive `count` results without waiters."""
     stats = app.backend.stats
 
     def received() -> bool:
@@ -74,7 +74,9 @@ class TestUnclaimed:
             results[0].get(timeout=30)
         assert results[-1].get(timeout=1) == "x" * 10_000
 
-    def test_one_larger_than_all_of_it_is_dropped_alone(self, private_broker, make_client, sender):
+    def test_a_body_larger_than_the_limit_is_dropped_alone(
+        self, private_broker, make_client, sender
+    ):
         app = make_client(private_broker.url, options={"max_unclaimed_bytes": 100_000})
         small, large = expect(app, 2)
         oid = app.backend.oid
@@ -85,7 +87,9 @@ class TestUnclaimed:
         with pytest.raises(ResultDropped):
             large.get(timeout=30)
 
-    def test_one_larger_than_all_of_it_reaches_who_waits(self, private_broker, make_client, sender):
+    def test_a_body_larger_than_the_limit_reaches_its_waiter(
+        self, private_broker, make_client, sender
+    ):
         app = make_client(private_broker.url, options={"max_unclaimed_bytes": 100_000})
         [large] = expect(app, 1)
         oid = app.backend.oid
@@ -133,7 +137,7 @@ class TestUnclaimed:
 
 
 def test_a_result_that_is_dropped_takes_its_body_along(app, sender):
-    """At once: nobody waits for the collector, which may not come for minutes."""
+    """At once, without the garbage collector, which may not run for minutes."""
     gc.disable()
     try:
         [result] = expect(app, 1)

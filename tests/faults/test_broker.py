@@ -1,4 +1,4 @@
-"""The broker itself goes: restarted, killed, stopped in the middle of a stream."""
+"""The broker itself fails: it is restarted, killed, or stopped in the middle of a stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PERSISTENT = {"result_persistent": True}
 
 @pytest.fixture
 def pair(own_broker, make_client):
-    """A caller and a sender that have already talked, over a broker that may be stopped."""
+    """A caller and a sender that are connected to a broker that may be stopped."""
 
     def make(**conf):
         app, sender = make_client(own_broker.url, **conf), make_client(own_broker.url, **conf)
@@ -33,7 +33,7 @@ def pair(own_broker, make_client):
 
 
 class TestPersistent:
-    """With result_persistent nothing that was confirmed is lost, whatever the broker dies of."""
+    """With result_persistent no confirmed result is lost, however the broker ends."""
 
     @pytest.mark.parametrize("how", ["restart", "kill"])
     def test_results_that_waited_in_the_queue(self, own_broker, pair, how):
@@ -53,7 +53,7 @@ class TestPersistent:
         assert [result.get(timeout=60) for result in results] == list(range(2_000))
 
     def test_a_stream_in_which_it_is_killed(self, own_broker, pair):
-        """Whoever sends, waits, or is in between when it dies: each result comes, and once."""
+        """Each result arrives exactly once, wherever it is when the broker dies."""
         app, sender = pair(**PERSISTENT)
         settle()
         results = expect(app, 4_000)
@@ -96,7 +96,7 @@ class TestPersistent:
 
 
 class TestTransient:
-    """Without it a broker may forget; then the caller's own timeout is what ends the wait."""
+    """Without it a broker may forget results; then the caller's own timeout ends the wait."""
 
     def test_nothing_hangs_and_the_next_calls_work(self, own_broker, pair):
         app, sender = pair()
@@ -115,7 +115,7 @@ class TestTransient:
         answer(sender, oid, [new], "new")
         assert new.get(timeout=15) == "new"
 
-    def test_those_who_wait_across_a_restart_get_what_is_sent_after_it(self, own_broker, pair):
+    def test_waits_across_a_restart_get_results_sent_after_it(self, own_broker, pair):
         app, sender = pair()
         results = expect(app, 100)
         oid = app.backend.oid
@@ -142,7 +142,7 @@ class TestTransient:
 
 
 def test_a_process_that_ends_while_the_broker_is_down_ends_soon(own_broker):
-    """Nothing can be flushed, nor deleted; it says so, and leaves."""
+    """It can neither flush nor delete anything; it logs this and ends."""
     app = client(own_broker.url, options={"shutdown_timeout": 1})
     [result] = expect(app, 1)
     answer(app, app.backend.oid, [result], "one")

@@ -35,7 +35,7 @@ def cut_app(private_broker, proxy, make_client) -> Iterator[Celery]:
 
 
 def connect(app: Celery, sender: Celery) -> None:
-    """One result received: the client is connected and at ease."""
+    """Receive one result, so that the client is connected."""
     [result] = expect(app, 1)
     answer(sender, app.backend.oid, [result], "connected")
     assert result.get(timeout=10) == "connected"
@@ -46,7 +46,7 @@ def reading(app: Celery) -> bool:
 
 
 def has_ended(app: Celery) -> bool:
-    """Whether the broker has hung up (what it sends until then is taken, and dropped)."""
+    """Whether the broker has closed the connection; bytes before that are read and dropped."""
     sock = inside.intake_socket(app)
     try:
         sock.settimeout(0.5)
@@ -90,7 +90,7 @@ class TestCut:
         assert cut_app.backend.stats()["reconnects"] == 1
 
     @pytest.mark.parametrize("rst", [True, False], ids=["rst", "fin"])
-    def test_those_who_wait_carry_on(self, cut_app, sender, proxy, rst):
+    def test_waiting_threads_carry_on(self, cut_app, sender, proxy, rst):
         results = expect(cut_app, 16)
         oid = cut_app.backend.oid
         waiters = Background(lambda: run_threads(16, lambda n: results[n].get(timeout=30)))
@@ -100,8 +100,8 @@ class TestCut:
         answer(sender, oid, results)
         assert waiters.result(30) == list(range(16))
 
-    def test_a_callback_hears_of_each_result_once(self, cut_app, sender, proxy):
-        """What was not acknowledged comes a second time, and is known."""
+    def test_a_callback_is_called_once_for_each_result(self, cut_app, sender, proxy):
+        """Results that were not acknowledged arrive again, and are recognised."""
         results = expect(cut_app, 3_000)
         heard: list[str] = []
         for result in results:
@@ -127,10 +127,10 @@ class TestCut:
 
 
 class TestNotAMQP:
-    """What the peer sends makes no sense: the connection goes, and nothing else."""
+    """The peer sends nonsense: only the connection is lost."""
 
     @pytest.mark.parametrize("data", NOT_AMQP.values(), ids=NOT_AMQP)
-    def test_those_who_wait_carry_on(self, cut_app, sender, proxy, data):
+    def test_waiting_threads_carry_on(self, cut_app, sender, proxy, data):
         results = expect(cut_app, 10)
         oid = cut_app.backend.oid
         connect(cut_app, sender)
@@ -172,7 +172,7 @@ class TestUnreachable:
 
         run_threads(12, wait)
 
-    def test_a_patient_reader_does_not_hold_up_a_hasty_one(self, cut_app, sender, proxy):
+    def test_a_patient_reader_does_not_delay_a_hasty_one(self, cut_app, sender, proxy):
         """The thread that reconnects has no deadline; the others keep theirs."""
         patient, hasty = expect(cut_app, 2)
         connect(cut_app, sender)
@@ -202,7 +202,7 @@ class TestUnreachable:
         assert waiting.result(15) == "back"
 
     def test_one_of_many_short_waits_connects_again(self, cut_app, sender, proxy):
-        """Each is shorter than the pause that is due after so many attempts."""
+        """Each wait is shorter than the back-off pause after so many attempts."""
         [result] = expect(cut_app, 1)
         connect(cut_app, sender)
         proxy.refuse()
@@ -244,7 +244,7 @@ class TestUnreachable:
 
             Background(wait).result(5)
 
-    def test_ready_does_not_hang_where_nobody_answers(self, cut_app, sender, proxy):
+    def test_ready_does_not_hang_if_the_broker_does_not_answer(self, cut_app, sender, proxy):
         [result] = expect(cut_app, 1)
         connect(cut_app, sender)
         proxy.freeze()
@@ -253,7 +253,7 @@ class TestUnreachable:
 
 
 class TestHalfOpen:
-    """The peer is gone and nobody said so: no FIN, no RST, nothing more comes."""
+    """The peer disappears without closing the connection: no FIN, no RST, no more bytes."""
 
     def test_closing_does_not_hang(self, cut_app, sender, proxy):
         connect(cut_app, sender)
@@ -266,7 +266,7 @@ class TestHalfOpen:
         self.notices_while_waiting(app, sender, proxy, well_for=0, within=6)
 
     def test_without_heartbeats_too(self, private_broker, proxy, make_client, sender, monkeypatch):
-        """By a question to the channel that is not answered."""
+        """By a request on the channel that is not answered."""
         monkeypatch.setattr(intake, "ANSWER_TIMEOUT", 2.0)
         app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 0})
         self.notices_while_waiting(app, sender, proxy, well_for=3, within=10)
@@ -288,10 +288,10 @@ class TestHalfOpen:
         assert waiting.result(20) == "after all"
 
     @pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-    def test_what_the_broker_has_left_of_it_gets_no_results(
+    def test_the_brokers_end_of_the_old_connection_gets_no_results(
         self, private_broker, proxy, make_client, sender, queue_type
     ):
-        """It does not know yet, and has two consumers of the queue: one is lost."""
+        """The broker does not know yet, and has two consumers of the queue, one of them dead."""
         through_proxy = private_broker.url_for(proxy.port)
         app = make_client(
             f"{through_proxy};{private_broker.url}", options={"queue_type": queue_type}
@@ -306,10 +306,10 @@ class TestHalfOpen:
         answer(sender, app.backend.oid, results)
         assert waiting.result(10) == list(range(10))
 
-    def test_what_it_has_got_after_all_comes_once_the_broker_has_dropped_it(
+    def test_results_sent_to_the_old_connection_arrive_after_the_broker_drops_it(
         self, private_broker, proxy, make_client, sender
     ):
-        """Nobody reads, so the new connection is soon full, and the next results go to the old."""
+        """Without a reader the new connection is soon full; the next results go to the old one."""
         prefetch = 5
         app = make_client(
             f"{private_broker.url_for(proxy.port)};{private_broker.url}",
@@ -344,7 +344,7 @@ class TestHalfOpen:
     def test_an_idle_process_whose_broker_hung_up_recovers(
         self, private_broker, make_client, sender
     ):
-        """It sent no heartbeats while it did not wait: the next call connects again."""
+        """It sends no heartbeats while it does not wait: the next call connects again."""
         app = make_client(private_broker.url, options={"heartbeat": 1})
         connect(app, sender)
         wait_until(lambda: has_ended(app), 10, "the broker hangs up")
@@ -362,7 +362,7 @@ class TestHalfOpen:
         wait_until(result.ready, 10, "it is ready")
 
     def test_calls_go_on_over_connections_that_died(self, private_broker, proxy, worker):
-        """Also the one that calls travel on, which is Celery's own."""
+        """Also over Celery's own connection, which sends the tasks."""
         app = client(private_broker.url_for(proxy.port), worker.queue)
         echo = app.tasks["tests.echo"]
         for n in range(4):
@@ -371,7 +371,7 @@ class TestHalfOpen:
         app.backend.close()
 
     def test_a_call_with_a_producer_that_was_kept_connects_again(self, app):
-        """Its connection was closed meanwhile, and with it went its channel."""
+        """Its connection, and so its channel, was closed meanwhile."""
         with app.connection_for_write() as connection:
             producer = app.amqp.Producer(connection)
             app.backend.on_task_call(producer, "some-id")
@@ -391,7 +391,7 @@ def collector_off() -> Iterator[None]:
 
 
 class TestDisturbed:
-    """The connection stays; the broker takes something away from it."""
+    """The connection stays, but the broker closes or deletes something on it."""
 
     def test_the_queue_is_deleted_under_us(self, app, sender, private_broker):
         [before, after] = expect(app, 2)
@@ -405,7 +405,7 @@ class TestDisturbed:
         assert after.get(timeout=5) == 1
 
     def test_the_queue_is_deleted_while_nobody_waits(self, app, sender, private_broker, worker):
-        """Then the next call must not send its task into the void."""
+        """The next call must declare the queue again, or its result would be lost."""
         app.conf.task_default_queue = worker.queue
         echo = app.tasks["tests.echo"]
         assert echo.apply_async((1,), queue=worker.queue).get(timeout=10) == 1
@@ -413,7 +413,7 @@ class TestDisturbed:
         assert echo.apply_async((2,), queue=worker.queue).get(timeout=10) == 2
 
     def test_the_queue_is_lost_with_the_connection(self, cut_app, proxy, private_broker, worker):
-        """What is written after the peer's FIN is accepted, and lost: no way to declare it."""
+        """A write after the peer's FIN succeeds but is lost, so it cannot declare the queue."""
         echo, oid = cut_app.tasks["tests.echo"], cut_app.backend.oid
 
         def call(value):
@@ -427,7 +427,7 @@ class TestDisturbed:
         assert call(2).get(timeout=10) == 2
 
     def test_other_queues_results_survive_that(self, app, sender, private_broker):
-        """One thread's queue goes while results stream into another's."""
+        """One thread's queue is deleted while results stream into another's."""
         theirs, _ = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)
         results = expect(app, 6_000)
         oid = app.backend.oid
@@ -445,7 +445,7 @@ class TestDisturbed:
         assert got == [*range(2_000), *["during"] * (n - 2_000), *["after"] * (6_000 - n)]
 
     def test_a_wait_is_interrupted_while_it_connects(self, app, sender, monkeypatch):
-        """The connection that it leaves behind must not keep the results that it was given."""
+        """The abandoned connection must not keep the results that were delivered to it."""
         results = expect(app, 100)
         answer(sender, app.backend.oid, results)
         await_confirms(sender)
@@ -495,7 +495,7 @@ class TestDisturbed:
         assert echo.delay(2).get(timeout=10) == 2
 
 
-def test_what_comes_for_others_does_not_move_the_deadline(app, sender):
+def test_results_for_others_do_not_move_the_deadline(app, sender):
     connect(app, sender)
     [result, other] = expect(app, 2)
     later = threading.Timer(0.9, lambda: answer(sender, oid, [other]))
@@ -509,7 +509,7 @@ def test_what_comes_for_others_does_not_move_the_deadline(app, sender):
 
 @contextmanager
 def silenced(node: RabbitMQ, queue: str) -> Iterator[None]:
-    """Within, the broker's process of `queue` answers nobody, as when it was killed."""
+    """Inside the block, the broker's process for `queue` does not answer, as if it was killed."""
     find = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{queue}">>)),'
     node.ctl("eval", f"{find} sys:suspend(amqqueue:get_pid(Q)).")
     try:
@@ -519,18 +519,18 @@ def silenced(node: RabbitMQ, queue: str) -> Iterator[None]:
 
 
 class TestSilentQueue:
-    """RabbitMQ answers no method for one of the process's queues; it has two."""
+    """RabbitMQ answers no method for one of the client's two queues."""
 
     @pytest.fixture
     def other(self, app, sender) -> Any:
-        """Another thread's queue, and what it called; the connection is lost meanwhile."""
+        """Another thread's queue and its calls; the connection is lost meanwhile."""
         connect(app, sender)
         silent, late = Background(lambda: (app.backend.oid, expect(app, 1)[0])).result()
         inside.intake_socket(app).shutdown(2)
         time.sleep(0.5)  # the broker's own end of it waits for the answer of each queue, too
         return silent, late
 
-    def test_the_others_results_come_and_its_own_once_it_answers(
+    def test_other_results_arrive_and_its_own_once_it_answers(
         self, app, sender, private_broker, other, records
     ):
         silent, late = other
@@ -596,7 +596,7 @@ class TestSilentQueue:
         with silenced(private_broker, silent), stopwatch(8, "close"):
             app.backend.close()
 
-    def test_closing_does_not_hang_where_nobody_ever_waited(self, app, private_broker):
+    def test_closing_does_not_hang_if_no_thread_ever_waited(self, app, private_broker):
         expect(app, 1)
         with silenced(private_broker, app.backend.oid), stopwatch(8, "close"):
             app.backend.close()

@@ -1,4 +1,4 @@
-"""A cluster of three nodes, of which the one we talk to goes; broker URLs that do not answer."""
+"""A cluster of three nodes that loses the one we use; broker URLs that do not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.waiting import LATE, stopwatch, wait_until
 
 COUNT = 1_000
 
-#: What the broker says of a queue whose node is down; from 4.0 on the second, after a clean stop.
+#: The broker's errors for a queue whose node is down; from 4.0 on, the second after a clean stop.
 DOWN = "is down or inaccessible|is stopped by supervisor"
 
 
@@ -35,7 +35,7 @@ def cluster(broker) -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def gone(node: RabbitMQ, go: Callable[[RabbitMQ], None]) -> Iterator[None]:
-    """It goes by `go`; afterwards it is back."""
+    """Stop the node by `go` inside the block, and start it again afterwards."""
     go(node)
     try:
         yield
@@ -45,18 +45,18 @@ def gone(node: RabbitMQ, go: Callable[[RabbitMQ], None]) -> Iterator[None]:
 
 @pytest.fixture(params=[RabbitMQ.stop, RabbitMQ.kill], ids=["stopped", "killed"])
 def goes(request):
-    """`with goes(node)`: it is stopped in order, or by kill -9."""
+    """`with goes(node)` stops the node, cleanly or by kill -9."""
     return partial(gone, go=request.param)
 
 
 def use_queue_on(node: RabbitMQ, app: Celery, oid: str) -> None:
-    """Have a classic queue on this node: it lives where it was declared first."""
+    """Put a classic queue on this node: it lives on the node that declared it first."""
     with Connection(node.url) as connection:
         app.backend._client.queues.declare(oid, connection.default_channel)
 
 
 class Stream:
-    """COUNT results on their way, of which some have arrived, and who waits for all of them."""
+    """A wait for COUNT results, of which some have arrived."""
 
     def __init__(self, app: Celery, sender: Celery) -> None:
         self.app, self.sender = app, sender
@@ -76,7 +76,7 @@ class Stream:
         answer(self.sender, oid, self.results[COUNT // 2 :], "second half")
 
     def check(self) -> None:
-        """Nothing is lost, nothing comes twice."""
+        """Check that nothing is lost and nothing arrives twice."""
         self.node_gone.set()
         self.sending.result(30)
         halves = ["first half"] * (COUNT // 2) + ["second half"] * (COUNT // 2)
@@ -103,7 +103,7 @@ def test_quorum_queue_outlives_the_connected_node(cluster, make_client, goes):
 
 @pytest.mark.slow
 def test_quorum_queue_is_sent_to_while_it_has_no_leader(cluster, make_client):
-    """RabbitMQ (seen with 3.10) never takes what comes on a channel first used for it then."""
+    """RabbitMQ (seen with 3.10) then refuses for ever on a channel first used for the queue."""
     app = make_client(cluster.urls(), options={"queue_type": "quorum"})
     senders = [make_client(cluster.urls(n)) for n in (1, 2)]
     halves = [expect(app, COUNT // 2) for _ in senders]
@@ -130,7 +130,7 @@ def test_classic_queue_on_another_node_than_the_connected_one(cluster, make_clie
 
 @pytest.mark.slow
 def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, goes):
-    """Meanwhile nothing hangs, and the queues of other threads go on."""
+    """Meanwhile nothing hangs, and the queues of other threads work."""
     home, other = cluster.nodes[0], cluster.nodes[1]
     # RabbitMQ 4 may leave the declaration of a queue whose node was killed unanswered for 64 s.
     is_told = "killed" not in request.node.name or home.ctl("version").startswith("3.")
@@ -185,7 +185,7 @@ def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, g
 
 
 def is_down(node: RabbitMQ, app: Celery, queue: str) -> bool:
-    """Whether this node knows that the queue cannot be had."""
+    """Whether this node knows that the queue is unavailable."""
     with Connection(node.url) as connection:
         try:
             app.backend._make_queue(queue)(connection.default_channel).queue_declare()
@@ -195,7 +195,7 @@ def is_down(node: RabbitMQ, app: Celery, queue: str) -> bool:
 
 
 class TestSilentNodes:
-    """The system accepts for them, and nobody answers."""
+    """The kernel accepts connections to them, but no server answers."""
 
     @pytest.fixture
     def silent(self) -> Iterator[list[str]]:

@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture
 def live(app, sender) -> Celery:
-    """A client in the middle of its life: connected, one result received, one waited for."""
+    """A client in use: connected, with one result received and one awaited."""
     first, _ = expect(app, 2)
     answer(sender, app.backend.oid, [first], "first")
     assert first.get(timeout=10) == "first"
@@ -43,7 +43,7 @@ def live(app, sender) -> Celery:
 
 @contextmanager
 def connected(app: Celery, sender: Celery):
-    """Within, neither of the connections that are open at the start is replaced."""
+    """Check that neither of the open connections is replaced inside the block."""
     intake, link = inside.intake(app), inside.link(sender)
     yield
     assert call(app, sender, 10) == list(range(10))
@@ -101,7 +101,7 @@ class TestPlainFork:
                 child.result()
 
     def test_the_child_leaves_the_parents_sockets_open(self, private_broker, make_client):
-        """Not a byte, nor an end, on any of the parent's connections: counted by a proxy."""
+        """A proxy sees neither a byte nor a close on any of the parent's connections."""
         with Proxy(private_broker.host, private_broker.port) as proxy:
             app = make_client(private_broker.url_for(proxy.port))
             call(app, app, 5)
@@ -110,7 +110,7 @@ class TestPlainFork:
             Child(lambda: None, sys_exit_with_atexit).result()
             Child(lambda: None).result()
             assert proxy.stats == before
-            # The connection that calls travel on is Celery's own; it must live as well.
+            # Celery's own connection, which sends the tasks, must stay open as well.
             assert call(app, app, 5) == list(range(5))
             assert proxy.stats["accepted"] == before["accepted"]
 

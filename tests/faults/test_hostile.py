@@ -1,4 +1,4 @@
-"""Messages that are no results, or not ours, or far too much: no other waiter notices."""
+"""Messages that are not results, not ours, or too large: they affect no other waiter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def app(private_broker) -> Iterator[Celery]:
 
 @pytest.fixture(scope="module")
 def bystander(app, private_broker) -> Iterator[Background]:
-    """Somebody waits all the while for a result of their own; in the end the queue is empty."""
+    """Another task's waiter must get its own result; in the end the queue is empty."""
     sender = client(private_broker.url)
     [result] = expect(app, 1)
     oid = app.backend.oid
@@ -52,7 +52,7 @@ def noticed_nothing(bystander):
 
 
 def assert_nothing_comes_back(app: Celery) -> None:
-    """All was acknowledged: a connection that looks again finds nothing."""
+    """Check that everything was acknowledged: a new connection finds nothing."""
     wait_until(lambda: not inside.role_is_taken(app), 5, "nobody reads")
     wait_until(lambda: not inside.owes_acknowledgement(app), 5, "all is acknowledged")
     received = app.backend.stats()["received"]
@@ -149,7 +149,7 @@ def test_one_bad_message(app, sender, noticed_nothing, what, wanted):
 
 
 def test_rubbish_under_the_id_of_another_task_changes_no_result(app, noticed_nothing):
-    """It can end a wait that was not over, and no more: `rpc://` raises there, too."""
+    """It can end a wait that is not over, but no more; `rpc://` raises there, too."""
     first, second = new_ids(2)
     received = app.backend.stats()["received"]
     publish(app, app.backend.oid, meta(first, result="there"), correlation_id=first)
@@ -162,7 +162,7 @@ def test_rubbish_under_the_id_of_another_task_changes_no_result(app, noticed_not
 
 
 def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sender):
-    """They come by another way then, and to the same end."""
+    """They take another path then, with the same outcome."""
     app = make_client(private_broker.url, options={"max_body": 90_000})
     results = expect(app, len(BAD) + 1)
     oid = app.backend.oid
@@ -210,7 +210,7 @@ def test_no_correlation_id_at_all(app, noticed_nothing):
 
 
 def test_results_for_other_tasks(app, noticed_nothing):
-    """Under the correlation id of one task the result of another: the body decides."""
+    """The correlation id names one task and the body another: the body decides."""
     mine, other = new_ids(2)
     publish(app, app.backend.oid, meta(other, result="the other's"), correlation_id=mine)
     with pytest.raises(TimeoutError):
@@ -241,7 +241,7 @@ def test_a_result_twice_and_contradicting_itself(app, noticed_nothing):
     ids=lambda exception: exception["exc_type"],
 )
 def test_an_exception_that_names_what_it_should_not(app, noticed_nothing, exception):
-    """Only classes of exceptions are made; the waiter gets an error, and nobody else notices."""
+    """Only exception classes are instantiated; the waiter gets an error, and no other does."""
     [task_id] = new_ids(1)
     body = meta(task_id, status=states.FAILURE, result=exception)
     publish(app, app.backend.oid, body, correlation_id=task_id)
@@ -251,7 +251,7 @@ def test_an_exception_that_names_what_it_should_not(app, noticed_nothing, except
 
 
 def test_a_flood_stays_within_the_caps(private_broker, make_client, sender, caplog):
-    """Results of 50,000 tasks that nobody sent, while one is waited for."""
+    """Results of 50,000 tasks that were never sent arrive while one task is awaited."""
     caplog.set_level(logging.WARNING)
     app = make_client(
         private_broker.url, options={"max_unclaimed": 1_000, "max_unclaimed_bytes": 200_000}
@@ -288,7 +288,7 @@ def test_a_flood_of_bad_messages_does_not_flood_the_log(app, sender, noticed_not
 
 
 class TestOversized:
-    """A body larger than max_body must neither be taken in nor come back for ever."""
+    """A body larger than max_body must neither be accepted nor redelivered for ever."""
 
     @pytest.fixture
     def app(self, private_broker, make_client) -> Celery:

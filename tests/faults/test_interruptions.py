@@ -1,6 +1,6 @@
-"""What strikes in the midst of a call: a signal handler, a finalizer, a callback, an exception.
+"""Interruptions of a call: by a signal handler, a finalizer, a callback or an exception.
 
-Each of these is one kind of what tests/storm.py throws at random, at the moment where it hurts.
+tests/storm.py makes all of these at random; here each comes at its most critical moment.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tests.support.steps import each_step
 from tests.support.threads import Background
 from tests.support.waiting import wait_until
 
-#: Where an interruption may part what belongs together.
+#: The files in which an interruption may separate steps that belong together.
 FILES = ("/fastrpc/", "/threading.py")
 
-#: As a list of this many dicts a result has more than 4 MiB; kombu decodes it, in Python.
+#: A list of this many dicts makes a result of more than 4 MiB, which kombu decodes in Python.
 LARGE = [{"n": n, "text": "x" * 90} for n in range(100_000)]
 
 
 @contextmanager
 def on_signal(handler: Callable[[int, Any], None], every: float) -> Iterator[None]:
-    """Within, `handler` interrupts the main thread, each time it has used `every` seconds of CPU.
+    """Inside the block, `handler` interrupts the main thread after each `every` seconds of CPU.
 
-    Not SIGALRM, by which pytest-timeout ends a test.
+    It does not use SIGALRM, with which pytest-timeout ends a test.
     """
     usual = signal.signal(signal.SIGPROF, handler)
     signal.setitimer(signal.ITIMER_PROF, every, every)
@@ -47,7 +47,7 @@ def on_signal(handler: Callable[[int, Any], None], every: float) -> Iterator[Non
 
 @contextmanager
 def garbage_that_calls(finalizer: Callable[[], Any], pieces: int = 10) -> Iterator[None]:
-    """Within, the collector runs often, and each time for cyclic garbage that calls `finalizer`."""
+    """Inside the block, garbage collection runs often, each time on garbage with `finalizer`."""
     wanted = True
 
     class Garbage:
@@ -85,7 +85,7 @@ def await_reader(app: Any) -> None:
 
 
 def decodes(frame: Any) -> bool:
-    """Whether `frame` was entered by the decoding of JSON."""
+    """Whether `frame` runs inside the decoding of JSON."""
     while frame is not None:
         if frame.f_code.co_name == "object_hook" or "/json/" in frame.f_code.co_filename:
             return True
@@ -100,7 +100,7 @@ def nothing_is_left(app: Any) -> None:
 
 
 class TestSomebodyPolls:
-    """It is told that the reader is in use; whom it interrupts notices nothing."""
+    """The poll is told that the reader is in use; the interrupted read is not affected."""
 
     def test_in_a_signal_handler_while_a_large_result_is_decoded(self, app, sender):
         small, large = expect(app, 2)
@@ -139,7 +139,7 @@ class TestSomebodyPolls:
         nothing_is_left(app)
 
     def test_in_finalizers_while_small_results_are_decoded(self, app, sender):
-        """Up to Python 3.11 the collector runs wherever memory is asked for: in the decoder too."""
+        """Up to Python 3.11 any allocation may start a collection, also in the decoder."""
         [first, *results] = expect(app, 6_001)
         oid = app.backend.oid
         other = app.AsyncResult("other")
@@ -156,7 +156,7 @@ class TestSomebodyPolls:
         with garbage_that_calls(poll):
             group = app.ResultSet(results, app=app)
             waiting = Background(lambda: group.get(timeout=20))
-            # A few at a time: a finalizer takes in all that is there, and is not interrupted.
+            # A few at a time: a finalizer reads everything available, and is not interrupted.
             answer(sender, oid, results)
             assert waiting.result(60) == list(range(6_000))
         assert all("in use" in str(error) for error in errors), errors
@@ -164,7 +164,7 @@ class TestSomebodyPolls:
 
     @pytest.mark.timeout(120)  # it may wait for a lock of its own; a signal ends that
     def test_at_each_step_of_a_wait(self, private_broker, make_client, sender):
-        """Also of an acknowledgement, here of each result: none may overtake the one before."""
+        """Also of an acknowledgement, here after each result: their order must not change."""
         app = make_client(private_broker.url, options={"prefetch": 4})
         oid = app.backend.oid
         other = app.AsyncResult("other")
@@ -196,7 +196,7 @@ class TestSomebodyPolls:
 
     @pytest.mark.timeout(40)  # it may wait for a lock of its own; a signal ends that
     def test_at_each_step_while_another_thread_is_woken(self, app, sender):
-        """Whoever gives the role back is interrupted in it, by somebody who does the same."""
+        """A thread that releases the role is interrupted by code that takes and releases it."""
         first, mine, yours = expect(app, 3)
         other = app.AsyncResult("other")
         answer(sender, app.backend.oid, [first])
@@ -224,7 +224,7 @@ class TestSomebodyPolls:
 
 class TestThrownIn:
     def test_the_reading_role_is_given_back(self, app, sender):
-        """However often, and wherever, an exception strikes: the others can wait afterwards."""
+        """However often an exception is thrown in: other threads can wait afterwards."""
         never, first = expect(app, 2)
         oid = app.backend.oid
         answer(sender, oid, [first])
@@ -304,7 +304,7 @@ class TestThrownIn:
             assert leftovers(app) == {}, where
 
     def test_each_step_of_a_send(self, app, sender):
-        """It is sent or not, and whoever sends next can do so; then it may be sent again."""
+        """The result is sent or not; the next send works, and may send it again."""
         oid = app.backend.oid
         results = expect(app, 1_000)
         unsent = iter(results)
@@ -345,7 +345,7 @@ class TestThrownIn:
 
     @pytest.mark.parametrize("thrown", [SoftTimeLimitExceeded, KeyboardInterrupt])
     def test_it_strikes_a_callback_that_has_read_meanwhile(self, app, sender, thrown):
-        """The delivery whose callback it was is over and done with, too."""
+        """The delivery of that callback is counted, too."""
         first, second, third = expect(app, 3)
 
         def callback(result: Any) -> None:
@@ -362,7 +362,7 @@ class TestThrownIn:
 
 
 def test_a_duplicate_comes_while_its_callback_reads(app, sender):
-    """A result that was sent again, as after a lost connection, calls nobody a second time."""
+    """A redelivered result, as after a lost connection, calls no callback a second time."""
     first, second, third = expect(app, 3)
     oid = app.backend.oid
     called = []

@@ -1,4 +1,4 @@
-"""The fault-injecting proxy does what it says: the fault tests rest on it."""
+"""The fault-injecting proxy works as documented: the fault tests rely on it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def exists(url: str, queue: str) -> bool:
 
 
 def fetch_and_hang_up(url: str, queue: str, count: int) -> None:
-    """Take `count` messages, acknowledge none, and go: all of them are to be delivered again."""
+    """Take `count` messages, acknowledge none, and disconnect, so that all are redelivered."""
     connection = Connection(url)
     channel = connection.default_channel
     for _ in range(count):

@@ -22,7 +22,7 @@ USER = "restricted"
 
 @pytest.fixture(scope="module")
 def refusing(private_broker):
-    """A user who may do nothing in /, everything in /mine; and a vhost that is missing."""
+    """A user without permissions in / and with all in /mine; and a missing vhost."""
     private_broker.ctl("add_user", USER, SECRET)
     private_broker.ctl("add_vhost", "/mine")
     private_broker.ctl("set_permissions", "-p", "/", USER, "^$", "^$", "^$")
@@ -92,7 +92,7 @@ def test_looking_fails_at_once(counting, make_client, records, case):
 
 @pytest.mark.parametrize("case", CASES[:-1])
 def test_sending_fails_at_once(counting, make_client, records, case):
-    """Whatever the retry policy says: what is refused now is refused in a second as well."""
+    """Whatever the retry policy says: a retry would be refused as well."""
     sender = make_client(url_of(case, counting.port))
     with stopwatch(3, "store_result"), pytest.raises(OperationalError, match=WORDS) as raised:
         answer(sender, "some-queue", ["some-id"])
@@ -102,7 +102,7 @@ def test_sending_fails_at_once(counting, make_client, records, case):
     assert SECRET not in texts_of(sender)
 
 
-def test_sending_without_permission_does_not_stay_unnoticed(counting, make_client, records):
+def test_sending_without_permission_is_noticed(counting, make_client, records):
     """Publishing is refused by closing the channel, after the send has returned."""
     sender = make_client(
         url_of("missing permission", counting.port), options={"shutdown_timeout": 1}
@@ -117,7 +117,7 @@ def test_sending_without_permission_does_not_stay_unnoticed(counting, make_clien
     inside.publisher(sender)._begin()
 
 
-def test_every_waiting_thread_hears_of_it(counting, make_client):
+def test_every_waiting_thread_gets_the_error(counting, make_client):
     app = make_client(url_of("wrong password", counting.port))
 
     def wait(n: int) -> str:
@@ -130,7 +130,7 @@ def test_every_waiting_thread_hears_of_it(counting, make_client):
 
 
 class TestReplyQueue:
-    """The broker takes us, but does not make our queue: there is none with other arguments."""
+    """The broker accepts us but does not declare our queue, which does not exist yet."""
 
     @pytest.fixture(params=["max-queues", -1, 0.0001, 1e10])
     def app(self, request, refusing, make_client):
@@ -158,7 +158,7 @@ class TestReplyQueue:
         self.check(refused)
 
 
-def test_once_it_is_allowed_all_is_well(refusing, make_client):
+def test_it_works_once_it_is_allowed(refusing, make_client):
     """A process that was refused need not be restarted."""
     name, password = "latecomer", SECRET
     url = f"amqp://{name}:{password}@127.0.0.1:{refusing.port}//mine"

@@ -1,4 +1,4 @@
-"""A minute of everything at once; `make soak` is the long one."""
+"""A minute of load with all faults; `make soak` runs longer."""
 
 from __future__ import annotations
 

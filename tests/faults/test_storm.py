@@ -1,4 +1,4 @@
-"""A short storm, a squall of each of the fixed mixes; `make storm` is the long one."""
+"""A short storm: one squall of each fixed mix. `make storm` runs longer."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class TestEveryThreadGetsItsOwn:
 
 
 class TestAnyThreadWaitsForAnyResult:
-    """Whoever sent the task: results are not bound to the thread that called."""
+    """Results are not bound to the thread that sent the task."""
 
     @pytest.mark.parametrize("by", ["object", "id"])
     @pytest.mark.parametrize("waited_before", [False, True], ids=["first", "connected"])
@@ -142,7 +142,7 @@ class TestAnyThreadWaitsForAnyResult:
         assert result.get(timeout=5) == "there"
 
     def test_tasks_wait_in_several_threads_of_a_prefork_child(self, app, sender):
-        """There a send declares no queue, so the wait must."""
+        """A send in a prefork child declares no queue, so the wait must."""
 
         def call_and_wait(n: int) -> int:
             result = app.AsyncResult(new_ids(1)[0])
@@ -163,7 +163,7 @@ class TestAnyThreadWaitsForAnyResult:
 
 class TestHandingOver:
     def test_when_the_reader_times_out_a_sleeper_reads_on_at_once(self, app, sender):
-        """The role goes on with no one-second step between."""
+        """The role passes on without a one-second delay."""
         first, second = expect(app, 2)
         oid = app.backend.oid
 
@@ -184,7 +184,7 @@ class TestHandingOver:
         assert at - sent < 0.5
 
     def test_replies_come_without_steps_however_many_wait(self, app, sender):
-        """Each answer is for a thread that sleeps: the way there is short for all of them."""
+        """Each answer is for a sleeping thread and reaches it at once."""
         results = expect(app, 32)
         oid = app.backend.oid
         sent: dict[int, float] = {}
@@ -219,7 +219,7 @@ class TestHandingOver:
 
 class TestCallbacks:
     def test_on_interval_is_called_when_anything_came(self, app, sender, monkeypatch):
-        """So a parent's failure is noticed when it comes, not when nothing more does."""
+        """So a parent's failure is noticed when it arrives, not only once reads are idle."""
         monkeypatch.setattr("fastrpc.client.reader.INTERVAL", 60.0)
         first, parent, child = expect(app, 3)
         answer(sender, app.backend.oid, [first])
@@ -234,7 +234,7 @@ class TestCallbacks:
             waiting.result(10)
 
     def test_then_calls_back_into_the_backend(self, app, sender):
-        """A callback looks, and calls the next task: it runs while its thread reads."""
+        """A callback polls and sends the next task while its thread reads."""
         first, second = expect(app, 2)
         called = []
 
@@ -347,7 +347,7 @@ class TestShortLivedThreads:
 def test_threads_that_ask_for_the_backend_at_once_wait_on_the_same_queues(
     private_broker, make_client, monkeypatch
 ):
-    """The first two requests of a threaded server: Celery makes a backend for each."""
+    """As the first two requests of a threaded server; Celery makes a backend for each."""
     made_by = RPCBackend.__init__
     app = make_client(private_broker.url)
     app._backend_cache = None  # as before anybody asked

@@ -48,7 +48,7 @@ def authority(tmp_path_factory) -> Authority:
 
 @pytest.fixture(scope="module")
 def tls_broker(broker, authority):
-    """It asks each client for a certificate, and is known as localhost only."""
+    """A broker that asks each client for a certificate, and whose own is for localhost only."""
     del broker
     tls = {
         "cacertfile": authority.cafile,
@@ -96,7 +96,7 @@ def test_results_travel_over_tls(tls_broker, make_client, trusting):
 
 @pytest.mark.parametrize("size", [16_000, 16_384, 131_072, 1_000_000, 5_000_000])
 def test_big_results_across_records(tls_broker, make_client, trusting, size):
-    """A record holds 16 KiB; what was decrypted, but not read, is not in the socket any more."""
+    """A record holds 16 KiB; decrypted but unread bytes are no longer in the socket."""
     app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
     round_trip(app, 3, "x" * size)
     round_trip(app, 50)
@@ -156,7 +156,7 @@ def test_the_wrong_host_is_refused(tls_broker, make_client, trusting, more):
 
 @contextmanager
 def tls_server(files: dict[str, str]) -> Iterator[int]:
-    """Speaks TLS and nothing else: for clients that never get further."""
+    """A server that speaks only TLS, for clients that fail in the handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files["certfile"], files["keyfile"])
 
@@ -182,7 +182,7 @@ def test_an_expired_certificate_is_refused(make_client, authority, trusting):
 
 
 def test_a_client_without_a_certificate_is_refused(tls_broker, make_client, trusting):
-    """By the broker, in the middle of it all: it is not for us to know that it is for ever."""
+    """The broker refuses it in the middle of connecting; we cannot know that this is final."""
     only_trusting = {k: v for k, v in trusting.items() if k not in ("certfile", "keyfile")}
     app = make_client(tls_broker.tls_url, broker_use_ssl=only_trusting)
     with stopwatch(2.5, "get(1)"), pytest.raises((OperationalError, TimeoutError)):
@@ -202,7 +202,7 @@ def test_cut_in_the_middle_of_a_record(tls_broker, make_client, trusting):
 
 
 def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatch):
-    """It does not answer the goodbye either, with which TLS ends a connection."""
+    """It does not answer the shutdown handshake of TLS either."""
     monkeypatch.setattr(publisher, "SILENCE", 2.0)
     app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
     with Proxy("localhost", tls_broker.tls_port) as proxy:
@@ -223,7 +223,7 @@ def test_a_silent_peer_is_given_up(tls_broker, make_client, trusting, monkeypatc
 def test_a_long_alarm_in_the_middle_of_a_large_result(
     tls_broker, make_client, trusting, monkeypatch
 ):
-    """What of a TLS write did not go out has to be written again just as it was."""
+    """The unsent rest of a TLS write must be written again unchanged."""
     monkeypatch.setattr(publisher, "SILENCE", 3.0)
     monkeypatch.setattr(publisher, "HEARTBEAT", 2, raising=False)
     monkeypatch.setattr(link, "WRITE_TIMEOUT", 3)

@@ -1,4 +1,4 @@
-"""Messages on a reply queue that are no results: reported once, acknowledged, and no one else's."""
+"""Unusable messages on a reply queue are reported once, acknowledged, and affect no other task."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def send(app, url):
 
 
 def left_in_queue(app) -> int:
-    """Messages nobody has acknowledged, once the client has hung up."""
+    """How many messages are unacknowledged once the client has disconnected."""
     app.backend.result_consumer.close(delete_queues=False)
     with app.connection_for_read() as connection:
         bound = app.backend.binding(connection.default_channel)
@@ -134,7 +134,7 @@ RAISED = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_message_is_reported_once_and_nobody_else_notices(app, waiting, send, name, caplog):
+def test_a_bad_message_is_reported_once_and_affects_no_other_task(app, waiting, send, name, caplog):
     body, properties, reason = BAD[name]
     first, second = waiting
     properties = {"correlation_id": first.id, **properties}
@@ -164,7 +164,7 @@ def test_a_bad_message_is_reported_once_and_nobody_else_notices(app, waiting, se
     assert left_in_queue(app) == 0
 
 
-def test_all_of_them_in_one_go_hold_nobody_up(app, waiting, send):
+def test_all_of_them_at_once_delay_no_result(app, waiting, send):
     first, second = waiting
     for _ in range(20):
         for body, properties, _reason in BAD.values():
@@ -199,7 +199,7 @@ def test_large_bodies_of_every_kind(app, waiting, send):
     assert left_in_queue(app) == 0
 
 
-def test_a_result_of_an_unknown_task_is_kept_for_whoever_asks(app, waiting, send):
+def test_a_result_of_an_unknown_task_is_kept_until_asked_for(app, waiting, send):
     unknown = str(uuid.uuid4())
     send(unknown, meta(unknown, "found"))
     send(waiting[0].id, meta(waiting[0].id, "good"))

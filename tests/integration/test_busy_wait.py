@@ -1,4 +1,4 @@
-"""`busy_wait`: a reply that comes soon finds its reader awake."""
+"""`busy_wait`: a reply that arrives soon finds its reader awake."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def slept(monkeypatch) -> list[bool]:
 )
 def test_a_reader_looks_before_it_sleeps(make_worker, make_client, slept, backend, sleepy):
     app = make_client(backend, make_worker("fastrpc://"))
-    # So long that a caller who is held up for a moment does not find the reply there already.
+    # Long enough that the reply is not there yet, even if the caller is delayed for a moment.
     task = app.tasks["tests.sleep"]
     task.delay(0).get(timeout=30)
     slept.clear()
     for _ in range(CALLS):
         task.delay(0.004).get(timeout=30)
-    # One that is held up for more than ten milliseconds proves nothing.
+    # A caller that is delayed for more than ten milliseconds proves nothing.
     assert (sum(slept) > CALLS / 2) is sleepy, slept

@@ -1,4 +1,4 @@
-"""Every wait has an end: a result that cannot be used, one asked for twice, groups in groups."""
+"""Every wait ends: for an unusable result, for one asked for twice, for groups in groups."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNUSABLE = {
 
 @pytest.fixture
 def send(make_worker, make_client):
-    """send(kind, backend) has a worker send a result that the client cannot use."""
+    """send(kind, backend) makes a worker send a result that the client cannot use."""
 
     def send(kind: str, backend: str = FAST, count: int | None = None, **options):
         serializer, accept, name, _ = UNUSABLE[kind]
@@ -88,7 +88,7 @@ class TestUnusable:
             thread.join(SOON)
         assert len({id(exc) for exc in raised}) == 4
 
-    def test_who_asks_later_is_told(self, send, kind):
+    def test_a_later_get_gets_the_reason(self, send, kind):
         first = send(kind)
         second = first.app.signature(UNUSABLE[kind][2]).apply_async()
         with pytest.raises(UNUSABLE[kind][3]):
@@ -113,7 +113,7 @@ class TestAskingTwice:
         with stopwatch(SOON, "get"):
             assert result.get(timeout=WAIT) is None
 
-    def test_another_of_that_id_is_told_so(self, client):
+    def test_another_asyncresult_of_that_id_is_told_so(self, client):
         app = client(FAST)
         result = app.tasks["tests.echo"].delay(1)
         assert result.get(timeout=WAIT) == 1
@@ -138,8 +138,8 @@ class TestAskingTwice:
         for value in ("first", "second", "third"):
             assert echo.apply_async((value,), task_id=task_id).get(timeout=WAIT) == value
 
-    def test_what_was_handed_out_can_be_had_again(self, client):
-        """No message-based backend of Celery's does that."""
+    def test_a_handed_out_result_can_be_fetched_again(self, client):
+        """Celery's own message-based backends cannot do that."""
         app = client(FAST)
         task_id = app.tasks["tests.echo"].delay([1]).id
         assert app.AsyncResult(task_id).get(timeout=WAIT) == [1]
@@ -171,14 +171,14 @@ class TestNestedGroups:
         assert result.get(timeout=WAIT) == [[3, 4], 0, [5, [9, 10]]]
 
     def test_every_message_is_shown(self, client):
-        """Stock shows those that come before it looks into the group in the group."""
+        """Stock shows only messages that arrive before it waits for the inner group."""
         seen: list = []
         result = self.nested(client(FAST))
         result.get(timeout=WAIT, on_message=lambda meta: seen.append(meta["result"]))
         assert sorted(seen) == [1, 2, 3, 4, 5, 6]
 
     def test_there_is_one_deadline(self, client):
-        """Stock waits in groups in groups without any."""
+        """Stock waits for inner groups without a deadline."""
         app = client(FAST)
         never = app.tasks["tests.echo"].s("never").set(queue="fastrpc-tests-nobody", expires=60)
         echo = app.tasks["tests.echo"]

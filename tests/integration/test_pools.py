@@ -1,4 +1,4 @@
-"""Thousands of tasks through each of the worker's pools, every one of them right."""
+"""Thousands of tasks through each of the worker's pools, all with the right result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GREEN_POOLS = ["gevent", "eventlet"]
 
 
 def run(app, count: int) -> None:
-    """Send, wait for all at once, and compare each with what it must be."""
+    """Send, wait for all at once, and compare each result with the expected one."""
     add = app.tasks["tests.add"]
     with app.producer_or_acquire() as producer:
         sent = [add.apply_async((n, 1), producer=producer) for n in range(count)]
@@ -47,7 +47,7 @@ def test_errors_and_progress_come_back_from_every_pool(pair, pool, make_worker, 
 
 
 def test_a_worker_is_cut_short_and_the_next_one_answers(pair, broker, make_client):
-    """kill -9: what it had not acknowledged is run again by its successor."""
+    """kill -9: the next worker runs its unacknowledged tasks again."""
     conf = {"task_acks_late": True, "worker_prefetch_multiplier": 1}
     queues = ("fastrpc-tests-killed",)
     with Worker(broker.url, pair[1], pool="solo", queues=queues, conf=conf) as worker:

@@ -1,4 +1,4 @@
-"""The source distribution: what anyone builds from, who has no clone."""
+"""The source distribution, from which users without a clone build."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names(folder: Path) -> set[str]:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory) -> Path:
-    """A clone in which nothing was built: setuptools remembers what it once listed."""
+    """A clone without earlier builds: setuptools remembers what it has listed."""
     clone = tmp_path_factory.mktemp("clone")
     for folder in ("fastrpc", "src_c"):
         shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns(*BUILT))
@@ -63,7 +63,7 @@ def test_it_has_every_source_and_nothing_that_is_made_of_them(fresh, unpacked):
 
 @pytest.mark.slow
 def test_a_wheel_is_built_from_it_and_works_elsewhere(unpacked, tmp_path):
-    """With the build tools that are here, which the tests need anyway: no index is asked."""
+    """With the installed build tools, which the tests need anyway; no index is used."""
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet")
     run(
         *(*pip, "--no-build-isolation", "--no-deps", "--wheel-dir", tmp_path, "."),

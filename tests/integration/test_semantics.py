@@ -30,10 +30,10 @@ def unanswered(task):
 
 @pytest.fixture
 def polled(pair, worker, make_client):
-    """polled("add") is tests.add of a client of its own, which has not waited for anything yet.
+    """polled("add") is tests.add of a separate client, which has not waited for anything yet.
 
     Stock rpc:// polls by basic.get; once a get() has started its consumer, ready() and state
-    see nothing but what a later get() happens to read.
+    see only what a later get() happens to read.
     """
     app = make_client(pair[0], worker)
     return lambda name: app.tasks[f"tests.{name}"]
@@ -453,8 +453,8 @@ class TestChildren:
     def joining(self, pair, make_worker, leaf_worker, make_client):
         """joining("join") is the task of a worker whose tasks may wait for subtasks.
 
-        Stock has one pool process only: two have the same reply queue, as they inherit its
-        name from their parent, and take each other's results.
+        With stock the worker has only one pool process: two would inherit the name of one reply
+        queue from their parent, and take each other's results.
         """
         worker = make_worker(pair[1], "prefork", concurrency=1 if pair[1] == STOCK else 2)
         leaf_worker(worker)
@@ -630,7 +630,7 @@ class TestResultSets:
 
 
 class TestNotSupported:
-    """As on rpc://: said at once, and clearly."""
+    """As on rpc://, each raises at once, with a clear message."""
 
     def test_a_chord(self, task):
         with pytest.raises(NotImplementedError, match="chord"):

@@ -21,7 +21,7 @@ WAIT = 20
 
 
 def connect_to(transport: str, request) -> tuple[str, dict]:
-    """(broker URL, settings); a server is started where it needs one."""
+    """(broker URL, settings); starts a server if the transport needs one."""
     if transport == "redis":
         return request.getfixturevalue("redis_server").url, {}
     if transport == "amqp":
@@ -29,8 +29,8 @@ def connect_to(transport: str, request) -> tuple[str, dict]:
     return "memory://", {"broker_transport_options": {"polling_interval": 0.01}}
 
 
-# Not kombu's filesystem: its reader may come between the making of a file and its writing, and
-# then loses the message. Stock over amqp is in test_semantics.py.
+# Without kombu's filesystem transport: its reader may read a file before it is written, and then
+# loses the message. Stock over amqp is in test_semantics.py.
 @pytest.fixture(
     scope="module",
     params=[(STOCK, "memory"), (STOCK, "redis"), (FAST, "memory"), (FAST, "redis"), (FAST, "amqp")],

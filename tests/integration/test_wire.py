@@ -45,7 +45,7 @@ GOLDEN = {
 
 @pytest.fixture
 def reply_queue(broker):
-    """A queue of the test's own, and a plain kombu connection to look into it."""
+    """A queue for the test, and a plain kombu connection to read it."""
     name = f"fastrpc-tests-wire-{uuid.uuid4()}"
     with kombu.Connection(broker.url) as connection:
         queue = kombu.Queue(name, kombu.Exchange(""), name, durable=True, expires=60)
@@ -61,7 +61,7 @@ def backend(request) -> str:
 
 
 def take(queue: kombu.Queue) -> dict[str, Any]:
-    """The next message of the queue, as it came over the wire."""
+    """The next message of the queue, as it arrived."""
     message = wait_until(
         lambda: queue.get(no_ack=True, accept=["json", "pickle", "yaml", "msgpack"]),
         20,
@@ -83,7 +83,7 @@ def take(queue: kombu.Queue) -> dict[str, Any]:
 
 
 def sent_by(app, queue, result, state=states.SUCCESS, traceback=None, **request) -> dict:
-    """What the app's backend sends for that result of that request."""
+    """The message that the app's backend sends for this result and request."""
     request = {
         "id": TASK_ID,
         "reply_to": queue.name,
@@ -183,7 +183,7 @@ def test_a_result_looks_on_the_wire_as_stock_sends_it(backend, case, make_client
     ours = sent_by(make_client(backend, **conf), reply_queue, **sent)
     assert ours == stock
     assert stock["routing_key"]
-    # Of a setting that a case is there for, the trace must be on the wire.
+    # The setting that a case tests must have an effect on the wire.
     if "result_extended" in conf:
         assert {"name", "args", "kwargs", "worker", "retries", "queue"} <= stock["meta"].keys()
         assert stock["meta"]["group_id"] == "the-group"
@@ -230,7 +230,7 @@ def test_a_reply_queue_that_is_gone_is_no_error_for_the_worker(backend, make_cli
 def test_a_real_worker_sends_what_a_stock_worker_sends(
     backend, name, extended, make_worker, make_client, reply_queue
 ):
-    """The whole way: what the worker puts into the request is the same too."""
+    """End to end: the worker's request data is the same too."""
     args = {"add": (1, 2), "fail": ("no",), "spawn": ([1],), "flaky": (1,), "ignored": (1,)}[name]
     conf = {"result_extended": True} if extended else {}
     seen = {}
@@ -246,7 +246,7 @@ def test_a_real_worker_sends_what_a_stock_worker_sends(
 
 
 def _without_ids(seen: dict, worker) -> dict:
-    """The ids, names and lines that differ from run to run are only checked to be there."""
+    """Reduce ids, names and lines that differ between runs to their types or numbers."""
     meta = seen["meta"]
     assert meta["task_id"] == seen["properties"].pop("correlation_id")
     # A retried task is its own parent.

@@ -1,4 +1,4 @@
-"""fastrpc.backend without a server: how one gets it, and every name of its API."""
+"""fastrpc.backend without a server: how to get it, and every name of its API."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def backend(app) -> RPCBackend:
 
 
 def arrives(backend, task_id: str, *args) -> None:
-    """As the reader does when a message came."""
+    """Deliver a message, as the reader does."""
     backend._client.matcher.deliver(task_id.encode(), meta(task_id, *args))
 
 
@@ -115,14 +115,14 @@ class TestNames:
             if inspect.isfunction(value) and not name.startswith("_")
         ],
     )
-    def test_what_rpc_takes_it_takes(self, name):
+    def test_it_accepts_the_arguments_of_rpc(self, name):
         stock = inspect.signature(getattr(StockBackend, name)).parameters
         ours = inspect.signature(getattr(RPCBackend, name)).parameters
         # By place: one argument of rpc's has a name that says something else than it is.
         assert [p.default for p in stock.values()] == [p.default for p in ours.values()]
         assert [p.kind for p in stock.values()] == [p.kind for p in ours.values()]
 
-    def test_the_constructor_takes_what_rpcs_takes(self):
+    def test_the_constructor_accepts_rpcs_arguments(self):
         stock = inspect.signature(StockBackend.__init__).parameters
         ours = inspect.signature(RPCBackend.__init__).parameters
         assert [*stock] == [*ours]
@@ -151,7 +151,7 @@ class TestNames:
             thread.join()
         assert seen == [app.backend] * 3
 
-    def test_even_where_celery_is_told_otherwise(self):
+    def test_also_if_celery_is_told_otherwise(self):
         app = make_app(result_backend_thread_safe=False)
         seen: list = []
         thread = threading.Thread(target=lambda: seen.append(app.backend))
@@ -164,7 +164,7 @@ class TestNames:
         assert backend.as_uri() == "rpc://"
         assert backend.as_uri(include_password=False) == "rpc://"
 
-    def test_nothing_is_done_where_there_is_nothing_to_do(self, backend, app):
+    def test_calls_without_work_do_nothing(self, backend, app):
         assert backend.revive(object()) is None
         assert backend.on_reply_declare("id") is None
         assert backend.on_result_fulfilled(app.AsyncResult("id")) is None
@@ -240,7 +240,7 @@ class TestDestination:
     def test_without_a_correlation_id_the_task_id_serves(self, backend):
         assert backend.destination_for("id", Context({"reply_to": "queue"})) == ("queue", "id")
 
-    def test_without_a_request_the_current_tasks_is_used(self, app, backend):
+    def test_without_a_request_the_current_tasks_request_is_used(self, app, backend):
         @app.task(bind=True)
         def where(self):
             return backend.destination_for("id", None)
@@ -291,7 +291,7 @@ class TestReplyQueue:
         assert queue.expires == 86400
         assert queue.queue_arguments == {"x-queue-type": "classic"}
 
-    def test_it_expires_as_told(self):
+    def test_it_expires_after_result_expires(self):
         assert make_app(result_expires=60).backend.binding.expires == 60
         assert not make_app(result_expires=0).backend.binding.expires
 
@@ -307,7 +307,7 @@ class TestLooking:
         assert backend.task_result_exists("id") is False
         assert backend.is_cached("id") is False
 
-    def test_a_result_that_came_is_seen_and_stays(self, app, backend):
+    def test_an_arrived_result_is_seen_and_stays(self, app, backend):
         backend.get_task_meta("id")
         arrives(backend, "id", "here")
         assert backend.task_result_exists("id")
@@ -316,8 +316,8 @@ class TestLooking:
         assert app.AsyncResult("id").state == states.SUCCESS
         assert app.AsyncResult("id").get(timeout=1) == "here"
 
-    def test_looking_may_be_what_hands_it_out(self, app, backend, monkeypatch):
-        """As with `then`: it comes in by this very look, and goes to the one that waits."""
+    def test_ready_may_hand_it_out(self, app, backend, monkeypatch):
+        """As with `then`: ready() itself reads the result, which goes to the waiter."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
         monkeypatch.setattr(
@@ -335,7 +335,7 @@ class TestLooking:
         app.AsyncResult("other").forget()
 
     @pytest.mark.parametrize("got", [True, False], ids=["got before", "never asked for"])
-    def test_asking_for_what_was_forgotten_is_an_error_at_once(self, app, backend, got):
+    def test_getting_a_forgotten_result_fails_at_once(self, app, backend, got):
         arrives(backend, "id")
         if got:
             app.AsyncResult("id").get(timeout=5)
@@ -365,7 +365,7 @@ class TestLooking:
         assert results.get(timeout=5) == [None, None, None]
         assert list(results.iter_native(timeout=5)) == []
 
-    def test_one_that_asks_after_it_forgot_takes_nothing_from_others(self, app, backend):
+    def test_asking_after_forget_takes_nothing_from_others(self, app, backend):
         old = app.AsyncResult("id")
         arrives(backend, "id")
         old.get(timeout=5)
@@ -406,11 +406,11 @@ class TestLooking:
 
 
 class TestWaiting:
-    def test_what_never_comes_times_out(self, app):
+    def test_a_result_that_never_arrives_times_out(self, app):
         with pytest.raises(TimeoutError):
             app.AsyncResult("id").get(timeout=0.05)
 
-    def test_what_was_handed_out_can_be_had_again(self, app, backend):
+    def test_a_handed_out_result_can_be_fetched_again(self, app, backend):
         arrives(backend, "id", [1])
         first, second, third = (app.AsyncResult("id") for _ in range(3))
         assert first.get(timeout=5) == [1]
@@ -445,7 +445,7 @@ class TestWaiting:
                 app.AsyncResult("id9").get(timeout=5)
         app.backend.close()
 
-    def test_one_that_is_large_is_not_kept(self, app, backend):
+    def test_a_large_one_is_not_kept(self, app, backend):
         arrives(backend, "id", "x" * 3 * 1024 * 1024)
         first = app.AsyncResult("id")
         first.get(timeout=5)
@@ -464,7 +464,7 @@ class TestWaiting:
         )
         return app.GroupResult("outer", [a, first], app=app)
 
-    def test_a_nested_group_comes_when_all_in_it_is_ready(self, app, backend, nested):
+    def test_a_nested_group_is_ready_when_all_its_members_are(self, app, backend, nested):
         arriving = iter("dcab")
         seen = []
         with app.connection_for_write() as connection:
@@ -515,7 +515,7 @@ class TestWaiting:
         a, (b, (c, (d,)), empty) = nested.get(timeout=5, propagate=False)
         assert (a, b, c, type(d), empty) == ("a", "b", "c", KeyError, [])
 
-    def test_what_was_evicted_is_an_error_at_once(self):
+    def test_getting_an_evicted_result_fails_at_once(self):
         app = make_app(backend="fastrpc://?max_unclaimed=1")
         arrives(app.backend, "a")
         arrives(app.backend, "b")
@@ -532,8 +532,8 @@ class TestWaiting:
         with pytest.raises(ResultDropped, match="task a"):
             results.join_native()
 
-    def test_it_comes_between_two_looks(self, app, backend, monkeypatch):
-        """The reader hands it out just when a thread has seen that it is not there."""
+    def test_it_arrives_between_two_checks(self, app, backend, monkeypatch):
+        """The reader hands it out just after a thread has seen that it is not there."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
         add = backend._client.matcher.add
@@ -568,7 +568,7 @@ class TestWaiting:
         assert backend.stats()["waiting"] == 0
         assert not len(backend._client.watchers)
 
-    def test_get_many_yields_what_is_there_as_it_comes(self, app, backend):
+    def test_get_many_yields_results_as_they_arrive(self, app, backend):
         for task_id in "ab":
             arrives(backend, task_id, task_id * 2)
         got = dict(backend.get_many(["a", "b"], timeout=5))
@@ -578,13 +578,13 @@ class TestWaiting:
         with pytest.raises(TimeoutError):
             list(backend.get_many(["nope"], timeout=0.05))
 
-    def test_get_many_with_one_iteration_takes_what_there_is(self, backend):
+    def test_get_many_with_one_iteration_yields_what_has_arrived(self, backend):
         arrives(backend, "a")
         assert [i for i, _ in backend.get_many(["a", "b"], max_iterations=1)] == ["a"]
 
 
 class TestCallbacksThatFail:
-    def test_who_waits_gets_the_error(self, app, backend):
+    def test_the_waiting_thread_gets_the_error(self, app, backend):
         result = app.AsyncResult("id")
         result.then(lambda result: 1 / 0)
         backend.add_pending_result(result)
@@ -594,7 +594,7 @@ class TestCallbacksThatFail:
             result.get(timeout=5)
         timer.join()
 
-    def test_where_nobody_waits_it_is_logged(self, app, backend, caplog):
+    def test_without_a_waiter_it_is_logged(self, app, backend, caplog):
         result = app.AsyncResult("id")
         result.then(lambda result: 1 / 0)
         arrives(backend, "id")
@@ -602,7 +602,7 @@ class TestCallbacksThatFail:
 
 
 class TestTwins:
-    """Celery makes a second backend for an app when two threads ask for the first at once."""
+    """Celery makes two backends for an app if two threads ask for the first one at once."""
 
     def test_they_wait_on_the_same_queues(self, app, backend):
         twin = RPCBackend(app, url="fastrpc://")
@@ -621,7 +621,7 @@ class TestTwins:
 
 
 @pytest.mark.parametrize("end", ["_close_all", "_flush_all"])
-def test_at_the_end_one_that_fails_does_not_stop_the_others(end, monkeypatch, caplog):
+def test_one_that_fails_to_close_does_not_stop_the_others(end, monkeypatch, caplog):
     def fail(self, timeout):
         ended.append(self)
         raise ZeroDivisionError
@@ -649,9 +649,9 @@ def test_a_pooled_producer_that_lost_its_connection_is_revived(app, backend):
 
 
 class TestCelerysNames:
-    """What subclasses and tools call of Celery's own backend and consumer."""
+    """Methods of Celery's own backend and consumer that subclasses and tools call."""
 
-    def test_what_a_subclass_makes_of_a_result_is_sent(self, app):
+    def test_a_result_changed_by_a_subclass_is_sent(self, app):
         class Stamped(RPCBackend):
             def _to_result(self, *args):
                 return {**super()._to_result(*args), "stamp": 1}
@@ -683,8 +683,8 @@ class TestCelerysNames:
         consumer.stop()
 
 
-def test_all_that_a_large_prefetch_may_bring_twice_is_known():
-    """After a cut the broker sends again what was handed out and not acknowledged."""
+def test_a_large_prefetch_brings_no_duplicates():
+    """After a cut the broker redelivers results that were handed out but not acknowledged."""
     prefetch = 65_535
     app = make_app(result_backend_transport_options={"prefetch": prefetch})
     table = app.backend._client.table

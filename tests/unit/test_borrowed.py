@@ -1,4 +1,4 @@
-"""Every private name of others that we touch is there, in the versions that are installed."""
+"""Every private name of other packages that fastrpc uses exists in the installed versions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sets(cls: type, attribute: str) -> bool:
 
 
 @pytest.mark.parametrize("borrowed", BORROWED, ids=lambda borrowed: borrowed.where)
-def test_it_is_there(borrowed):
+def test_it_exists(borrowed):
     name, _, path = borrowed.where.partition(":")
     path, _, own = path.partition("#")
     found = importlib.import_module(name)
@@ -39,12 +39,12 @@ def test_it_is_there(borrowed):
 
 
 @pytest.mark.parametrize("borrowed", BORROWED, ids=lambda borrowed: borrowed.where)
-def test_who_uses_it_is_there(borrowed):
+def test_its_users_exist(borrowed):
     for module in borrowed.used_by.split(", "):
         assert list(SOURCES.glob(f"{module.replace('.', '/')}*")), f"no module {module}"
 
 
-def test_nobody_else_imports_a_private_module():
+def test_no_other_module_imports_a_private_module():
     for path in SOURCES.rglob("*.py"):
         if path.name == "_borrowed.py":
             continue

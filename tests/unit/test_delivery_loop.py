@@ -1,4 +1,4 @@
-"""DeliveryLoop by itself: order, counting, and what an exception leaves wherever it strikes."""
+"""DeliveryLoop by itself: order, counting, and its state after an exception at any point."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEARTBEAT = frame(8, 0)
 
 
 class Looping:
-    """A loop, and what it called."""
+    """A loop, and a record of its calls."""
 
     def __init__(self, ack_every: int = 1000, max_body: int = 8 * 1024 * 1024) -> None:
         self.reader = FrameReader(max_body=max_body)
@@ -45,13 +45,13 @@ class Looping:
             max_claimed_bytes=0,
         )
         self.tag = 0
-        #: Delivery tags that took the slow way, and up to which was acknowledged.
+        #: Delivery tags that took the slow path, and the tags that were acknowledged.
         self.slow: list[int] = []
         self.acks: list[int] = []
         self.deliveries: list[Any] = []
-        #: Events that were no delivery of ours: (kind, channel).
+        #: Events that were not our deliveries: (kind, channel).
         self.dispatched: list[tuple[int, int]] = []
-        #: Raised, or called, by the next calls of each; None does what it should.
+        #: Raised, or called, by the next calls of each; None behaves normally.
         self.on_slow: deque[Any] = deque()
         self.on_acknowledge: deque[Any] = deque()
         self.on_dispatch: deque[Any] = deque()
@@ -101,7 +101,7 @@ class Looping:
         return result
 
     def remove_pending_result(self, result: Any) -> None:
-        """As a backend, when a result goes."""
+        """Called by a result that is collected, as on a backend."""
 
     def frames(self, task_id: str, **properties: Any) -> bytes:
         self.tag += 1
@@ -120,7 +120,7 @@ class Looping:
         return self.loop.taken, self.loop.last_tag
 
 
-#: A property with which a delivery takes the slow way, to the same end.
+#: A property with which a delivery takes the slow path, with the same outcome.
 SLOW = {"content_encoding": b"UTF-8"}
 
 
@@ -130,7 +130,7 @@ def looping() -> Looping:
 
 
 class TestWays:
-    def test_plain_json_takes_the_fast_one(self, looping):
+    def test_plain_json_takes_the_fast_path(self, looping):
         result = looping.wait_for("a")
         looping.arrives("a", "b")
         looping.run()
@@ -138,14 +138,14 @@ class TestWays:
         assert looping.table.state("b") == UNCLAIMED
         assert not looping.slow
 
-    def test_without_leave_nothing_does(self, looping):
+    def test_without_permission_nothing_does(self, looping):
         result = looping.wait_for("a")
         looping.arrives("a", "b")
         looping.run(short_way=False)
         assert looping.slow == [1, 2]
         assert result.state == "SUCCESS"
 
-    def test_what_is_no_delivery_of_ours_is_dispatched_in_its_order(self, looping):
+    def test_other_events_are_dispatched_in_order(self, looping):
         looping.reader.feed(HEARTBEAT)
         looping.arrives("a", channel=CHANNEL + 1)
         looping.arrives("b")
@@ -166,7 +166,7 @@ class TestWays:
         assert looping.counted == (1, 1)
         assert not looping.loop.holds_some
 
-    def test_what_the_slow_way_is_given(self, looping):
+    def test_what_the_sink_gets(self, looping):
         looping.arrives("a", body=b"x", headers=b"\0\0\0\0", **SLOW, consumer_tag=b"q\xff")
         looping.run()
         [given] = looping.deliveries
@@ -174,7 +174,7 @@ class TestWays:
         assert given.consumer_tag == "q\ufffd"
         assert given.format_key == (b"application/json", b"UTF-8", b"\0\0\0\0")
 
-    def test_of_a_body_that_is_too_large_its_size(self):
+    def test_the_sink_gets_the_size_of_a_body_that_is_too_large(self):
         looping = Looping(max_body=10)
         looping.arrives("a", body=b"x" * 11)
         looping.run()
@@ -182,7 +182,7 @@ class TestWays:
         assert (given.body, given.dropped) == (b"", 11)
         assert looping.counted == (1, 1)
 
-    def test_a_protocol_error_passes_through_after_what_came_before(self, looping):
+    def test_a_protocol_error_is_raised_after_earlier_deliveries(self, looping):
         looping.arrives("a")
         looping.reader.feed(pack(">BHI", 9, 1, 0) + b"\xce")
         with pytest.raises(ProtocolError):
@@ -193,7 +193,7 @@ class TestWays:
 class TestAcknowledging:
     @pytest.mark.parametrize("properties", [{}, SLOW], ids=["fast", "slow"])
     @pytest.mark.parametrize("at_once", [True, False])
-    def test_after_each_so_many(self, properties, at_once):
+    def test_after_every_ack_every_deliveries(self, properties, at_once):
         looping = Looping(ack_every=3)
         for _ in range(7):
             looping.arrives("a", **properties)
@@ -203,7 +203,7 @@ class TestAcknowledging:
         assert looping.acks == [3, 6]
         assert (looping.loop.last_tag, looping.loop.acked_tag, looping.loop.taken) == (7, 6, 7)
 
-    def test_what_was_acknowledged_meanwhile_counts(self):
+    def test_an_acknowledgement_made_meanwhile_counts(self):
         looping = Looping(ack_every=3)
         looping.arrives("a", "b")
         looping.run()
@@ -225,8 +225,8 @@ class TestAcknowledging:
 
     @pytest.mark.parametrize("properties", [{}, SLOW], ids=["fast", "slow"])
     @pytest.mark.parametrize("error", [ConnectionResetError, KeyboardInterrupt])
-    def test_that_fails(self, properties, error):
-        """The delivery is done; the connection, on which half of a frame may be, is not usable."""
+    def test_a_failed_acknowledgement_spoils_the_connection(self, properties, error):
+        """The delivery counts. Half of a frame may be written, so the connection is unusable."""
         looping = Looping(ack_every=1)
         looping.on_acknowledge.append(error())
         looping.arrives("a", "b", **properties)
@@ -236,7 +236,7 @@ class TestAcknowledging:
         assert looping.loop.acked_tag == 0
         assert looping.loop.spoiled
 
-    def test_nothing_goes_back(self):
+    def test_the_acknowledged_tag_never_decreases(self):
         """A callback that reads has later deliveries acknowledged before its own is counted."""
         looping = Looping(ack_every=2)
         looping.wait_for("a", looping.run)
@@ -248,7 +248,7 @@ class TestAcknowledging:
 
 class TestExceptions:
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimitExceeded, RuntimeError])
-    def test_on_the_slow_way_the_delivery_is_the_next_again(self, looping, error):
+    def test_on_the_slow_path_the_delivery_comes_next_again(self, looping, error):
         looping.on_slow += [None, error(), error()]
         looping.arrives("a", "b", "c", **SLOW)
         for _ in range(2):
@@ -264,7 +264,7 @@ class TestExceptions:
         assert not looping.loop.spoiled
 
     @pytest.mark.parametrize("short_way", [True, False])
-    def test_in_the_decoding_of_a_large_body_too(self, looping, short_way):
+    def test_while_a_large_body_is_decoded_too(self, looping, short_way):
         result = looping.wait_for("a")
         looping.on_load.append(KeyboardInterrupt())
         looping.arrives("a", body=meta("a", "x" * LARGE))
@@ -279,7 +279,7 @@ class TestExceptions:
         assert not looping.loop.spoiled
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt, ConnectionResetError, ProtocolError])
-    def test_in_what_is_dispatched_spoil_the_connection(self, looping, error):
+    def test_in_dispatch_they_spoil_the_connection(self, looping, error):
         looping.on_dispatch.append(error())
         looping.reader.feed(HEARTBEAT)
         looping.arrives("a")
@@ -292,7 +292,7 @@ class TestExceptions:
         assert looping.dispatched == [(FRAME, 0)]
 
     def test_a_timeout_spoils_nothing(self, looping):
-        """As of an answer that does not come."""
+        """For example of an answer that does not arrive."""
         looping.on_dispatch.append(TimeoutError())
         looping.reader.feed(HEARTBEAT)
         with pytest.raises(TimeoutError):
@@ -301,13 +301,15 @@ class TestExceptions:
             looping.loop.guarded(looping.happens, deque([TimeoutError()]))
         assert not looping.loop.spoiled
 
-    def test_what_is_guarded_returns_what_it_returns(self, looping):
+    def test_guarded_returns_the_result_of_the_function(self, looping):
         assert looping.loop.guarded(max, 1, 2) == 2
         assert not looping.loop.spoiled
 
     @pytest.mark.parametrize("properties", [{}, SLOW], ids=["fast", "slow"])
     @pytest.mark.parametrize("error", [KeyboardInterrupt, SoftTimeLimitExceeded])
-    def test_thrown_into_a_callback_come_out_once_the_delivery_is_counted(self, properties, error):
+    def test_thrown_into_a_callback_are_raised_after_the_delivery_is_counted(
+        self, properties, error
+    ):
         looping = Looping(ack_every=1)
 
         def interrupted() -> None:
@@ -382,8 +384,8 @@ class TestCallbacksThatRead:
         assert late._cache is not None
         assert looping.counted == (2, 2)
 
-    def test_have_more_come_meanwhile(self, looping):
-        """The buffer may move: nothing of the delivery is used after its callbacks began."""
+    def test_may_read_more_meanwhile(self, looping):
+        """The buffer may move: the delivery is not used after its callbacks have begun."""
 
         def more() -> None:
             looping.arrives(*(f"t{n}" for n in range(2_000)))
@@ -398,14 +400,14 @@ class TestCallbacksThatRead:
 
 
 class TestKeep:
-    """Deliveries that come while an answer of the broker is awaited."""
+    """Deliveries that arrive while an answer of the broker is awaited."""
 
     def keep(self, looping: Looping, task_id: str, **properties: Any) -> None:
         looping.arrives(task_id, **properties)
         assert looping.reader.next() == DELIVERY
         looping.loop.keep()
 
-    def test_they_come_first_and_by_the_slow_way(self, looping):
+    def test_they_come_first_and_take_the_slow_path(self, looping):
         result = looping.wait_for("a")
         self.keep(looping, "a")
         self.keep(looping, "b")
@@ -417,8 +419,8 @@ class TestKeep:
         assert result.state == "SUCCESS"
         assert not looping.loop.holds_some
 
-    def test_also_where_they_come_in_the_midst_of_a_run(self, looping):
-        """An acknowledgement is for all up to a number: none may be left behind."""
+    def test_also_if_they_arrive_during_a_run(self, looping):
+        """An acknowledgement covers all tags up to its own: none may be left out."""
         looping.arrives("a", **SLOW)
         looping.reader.feed(HEARTBEAT)
         looping.on_dispatch.append(lambda: self.keep(looping, "b"))
@@ -427,7 +429,7 @@ class TestKeep:
         looping.run()
         assert looping.slow == [1, 2, 3]
 
-    def test_before_what_is_shown_after_it(self):
+    def test_before_the_deliveries_that_are_read_later(self):
         looping = Looping(ack_every=1)
         looping.reader.feed(HEARTBEAT)
         first, second = looping.frames("a"), looping.frames("b")
@@ -453,7 +455,7 @@ class TestKeep:
         assert looping.slow == [1, 2, 3, 4]
         assert looping.counted == (4, 4)
 
-    def test_on_a_channel_that_consumes_none_one_is_an_error(self, looping):
+    def test_one_on_a_channel_without_a_consumer_is_an_error(self, looping):
         with pytest.raises(ProtocolError, match=f"delivery on channel {CHANNEL + 1}"):
             self.keep(looping, "a", channel=CHANNEL + 1)
         looping.run()
@@ -461,7 +463,7 @@ class TestKeep:
 
 
 class TestEnd:
-    def test_nothing_more_is_delivered_or_owed(self, looping):
+    def test_nothing_more_is_delivered_or_acknowledged(self, looping):
         looping.arrives("a")
         looping.run()
         looping.arrives("b")
@@ -476,7 +478,7 @@ class TestEnd:
         assert [looping.table.state(task_id) for task_id in "bc"] == [UNKNOWN, UNKNOWN]
 
     @pytest.mark.parametrize("short_way", [True, False])
-    def test_in_a_callback_as_where_it_forks(self, looping, short_way):
+    def test_in_a_callback_that_forks(self, looping, short_way):
         looping.wait_for("a", looping.loop.end)
         looping.arrives("a", "b")
         looping.run(short_way)

@@ -60,7 +60,7 @@ class TestConnect:
         connect(broker, 6)
         assert broker.timeouts == [2.0, 2.5, 4.0]
 
-    def test_but_no_more_than_a_connection_takes_by_itself(self, monkeypatch):
+    def test_but_no_more_than_the_usual_connect_timeout(self, monkeypatch):
         broker = Broker(monkeypatch, 1)
         connect(broker, 60)
         assert broker.timeouts == [4.0]
@@ -92,7 +92,7 @@ class TestIsRefusal:
             caused(OperationalError("x"), caused(OSError("y"), AccessRefused("z"))),
         ],
     )
-    def test_trying_again_is_no_use(self, error):
+    def test_a_retry_would_fail(self, error):
         assert is_refusal(error)
 
     @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ class TestIsRefusal:
             caused(OperationalError("x"), NotAllowed("vhost 'x' is down")),
         ],
     )
-    def test_trying_again_may_be(self, error):
+    def test_a_retry_may_help(self, error):
         assert not is_refusal(error)
 
 
 class TestErrors:
-    def test_all_that_a_connection_raises(self):
+    def test_every_exception_of_a_connection(self):
         errors = errors_of(Connection("amqp://"))
         for error in (OperationalError, ConnectionResetError, NotFound, NotAllowed):
             assert issubclass(error, errors)

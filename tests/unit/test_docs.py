@@ -1,4 +1,4 @@
-"""The documentation names everything that a user can set, read or meet, and no old default."""
+"""The documentation names each option, counter, error and log line, with the current defaults."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_reason_of_a_bad_message():
 
 
 def test_every_log_line():
-    """By its words up to the first that is filled in."""
+    """Compared by the longest part without a placeholder."""
     page = text("troubleshooting.md")
     lines = []
     for module in (ROOT / "fastrpc").rglob("*.py"):

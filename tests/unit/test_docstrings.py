@@ -1,4 +1,4 @@
-"""Every public name of the compiled modules says what it is: help() shows no stub file."""
+"""Every public name of the compiled modules has a docstring: help() does not read stub files."""
 
 import inspect
 
@@ -24,7 +24,7 @@ def public_names(module):
 
 
 def says_something(name, obj):
-    """Whether there is more than the signature that Cython puts into the first line."""
+    """Whether it has more than the signature that Cython puts into the first line."""
     lines = (obj.__doc__ or "").splitlines()
     return any(line.strip() and not line.startswith(f"{name}(") for line in lines)
 

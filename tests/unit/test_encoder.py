@@ -28,7 +28,7 @@ def py_amqp(
     mandatory: bool,
     frame_max: int,
 ) -> bytes:
-    """All that Channel.basic_publish writes, whether in one write or many."""
+    """All bytes that Channel.basic_publish writes, in one write or in several."""
     written: list[bytes] = []
     transport = SimpleNamespace(write=lambda data: written.append(bytes(data)))
     write = frame_writer(SimpleNamespace(frame_max=frame_max, bytes_sent=0), transport)
@@ -111,7 +111,7 @@ def test_same_bytes_as_py_amqp(
 
 @pytest.mark.parametrize("size", [10, 200_000])
 def test_same_bytes_as_a_stock_result(size: int) -> None:
-    """What ``rpc://`` sends, through kombu's Producer down to the transport."""
+    """The bytes of ``rpc://``, from kombu's Producer down to the transport."""
     written: list[bytes] = []
     transport = SimpleNamespace(write=lambda data: written.append(bytes(data)))
     write = frame_writer(SimpleNamespace(frame_max=131072, bytes_sent=0), transport)

@@ -1,4 +1,4 @@
-"""FrameReader: py-amqp's own reader as the oracle, and what only Python can get wrong."""
+"""FrameReader against py-amqp's own reader as the oracle, and errors that only Python can make."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def read(reader: FrameReader, seen: list, raw: list, handle) -> None:
 
 
 def check_against(msg: amqp.Message, reader: FrameReader) -> None:
-    """The single attributes say what py-amqp reads from the raw frames."""
+    """Compare each attribute with what py-amqp reads from the raw frames."""
     values, _ = loads("sLbss", msg.frame_args, 4)
     assert values == [
         reader.consumer_tag.decode(),
@@ -356,7 +356,7 @@ def test_protocol_error_is_final_and_says_why() -> None:
     ):
         with pytest.raises(ProtocolError, match=r"^unknown frame type 4$"):
             call()
-    # Or who reads would not take the connection for lost.
+    # Otherwise the reading thread would not treat the connection as lost.
     assert issubclass(ProtocolError, FastRPCError)
     assert issubclass(ProtocolError, UnexpectedFrame)
     with pytest.raises(RuntimeError):
@@ -429,7 +429,7 @@ def test_recv_that_fails_leaves_the_reader_usable() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 10**9])
-def test_recv_checks_what_it_is_told(bad: int) -> None:
+def test_recv_checks_the_returned_count(bad: int) -> None:
     with pytest.raises(ValueError, match="recv_into returned"):
         FrameReader().recv(lambda view: bad)
 
@@ -575,7 +575,7 @@ def test_hung_up() -> None:
         hung_up(-1)
 
 
-def test_readable_may_look_for_a_while() -> None:
+def test_readable_may_poll_for_a_while() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The way in over AMQP, on a connection without a server."""
+"""The AMQP intake, over a connection without a server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.results import meta
 
 
 class Broker:
-    """Reply queues as the broker answers for them."""
+    """The broker's answers for reply queues."""
 
     def __init__(self) -> None:
         #: Queue name -> what its declaration raises, or messages in it.
@@ -49,7 +49,7 @@ class Broker:
 
 
 class Clock:
-    """The time of both modules, which the test moves."""
+    """The clock of both modules, under the control of the test."""
 
     def __init__(self, monkeypatch) -> None:
         self.now = 1000.0
@@ -61,7 +61,7 @@ class Clock:
 
 
 class Way:
-    """An intake that is open, and what the test holds of it."""
+    """An open intake, and what the test needs of it."""
 
     def __init__(self, *names: str, prefetch: int = 400, **answers) -> None:
         self.broker = Broker()
@@ -89,7 +89,7 @@ class Way:
         )
         self.intake.open(5)
         self.tag = 0
-        #: What the matcher was given by the slow way.
+        #: What the slow path gave to the matcher.
         self.delivered: list[tuple] = []
         self.matcher.deliver = lambda *message: self.delivered.append(message)
 
@@ -204,7 +204,7 @@ class TestConsuming:
         way = Way("a", "b", a=TimeoutError())
         first = way.connection.default_channel
         assert "its declaration is not answered" in caplog.text
-        # The channel serves nothing before it has answered: the others take another.
+        # The channel serves nothing before its answer, so the other queues use another channel.
         assert way.intake._declaring is not first
         assert way.broker.declared == ["a", "b"]
         way.intake.catch_up()

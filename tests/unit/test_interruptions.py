@@ -1,4 +1,4 @@
-"""An exception is thrown into a thread that sends, at each point where Python lets one in."""
+"""An exception is thrown into a sending thread, at each point where Python allows it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.stats import Stats
 from tests.support.publishing import Broker, apology, message, send
 
-#: The interpreter looks for signals and asynchronous exceptions as it enters a frame and after
-#: these instructions, and nowhere else: not on the way out of a `with` block.
+#: The interpreter checks for signals and asynchronous exceptions only when it enters a frame and
+#: after these instructions; not on the way out of a `with` block.
 LETS_IN = (
     ("CALL", "JUMP_ABSOLUTE", "POP_JUMP_IF")
     if sys.version_info < (3, 11)
@@ -28,7 +28,7 @@ ENTERED = LETS_IN[0]
 
 
 class Interrupter:
-    """Throws SoftTimeLimitExceeded at the `at`-th such point in the source of the publisher."""
+    """Throws SoftTimeLimitExceeded at point number `at` in the source of the publisher."""
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -49,7 +49,7 @@ class Interrupter:
 
 
 def interrupted(at: int, action: Callable[[], object]) -> bool:
-    """Whether it came that far before `action` was over."""
+    """Whether the point was reached before `action` ended."""
     sys._getframe().f_trace_opcodes = True  # 3.12: not heeded in the frame that is first to ask
     before = sys.gettrace()
     sys.settrace(Interrupter(at))
@@ -101,7 +101,7 @@ def many(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
 
 @pytest.fixture
 def make(monkeypatch) -> Callable[[], tuple[AMQPPublisher, Broker]]:
-    """A publisher that has sent three results, and what it has sent them to."""
+    """A publisher that has sent three results, and their broker."""
     monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
     app = SimpleNamespace(connection_for_write=dict)
     policy = {"max_retries": 99, "interval_start": 0, "interval_max": 0}

@@ -1,4 +1,4 @@
-"""The two questions of fastrpc._json: is a value plain, and is a text kombu's to read."""
+"""The two checks of fastrpc._json: is a value plain, and must kombu decode a text."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_every_cut_of_a_text_is_survived():
             assert _json.needs_kombu(text[start:end]) in (True, False)
 
 
-def test_of_what_is_no_text_kombu_must_judge():
+def test_bodies_that_are_not_text_need_kombu():
     for body in (None, 1, [], {}, Text("1"), type("B", (bytes,), {})(b"1"), "\ud800", "", b""):
         assert _json.needs_kombu(body) is True
         assert _json.loads(body) is _json.MISS
@@ -192,7 +192,7 @@ def test_views_of_other_shapes():
     "unit", [b'"a",', b'"\\"",', b'\\"', b"\\u4e2d", b"\\", b'"', b"1,", b"[],", b'"\\\\",']
 )
 def test_time_is_linear(unit):
-    # Quadratic would be hours: each search for the next quote or backslash must be used up.
+    # Quadratic time would be hours: no search for a quote or backslash may be repeated.
     text = b'["' + unit * 2_000_000
     assert _json.needs_kombu(text) in (True, False)
     text = b"[" + unit * 2_000_000
@@ -200,7 +200,7 @@ def test_time_is_linear(unit):
 
 
 def test_nothing_changes_between_check_and_encoding():
-    odd = uuid.UUID(int=5)  # orjson would encode it, and to something else than kombu
+    odd = uuid.UUID(int=5)  # orjson would encode it, but differently from kombu
     value = {"pad": list(range(100)), "x": [1]}
     stop = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Who may import whom: the rules of the house, read off the sources, followed to the end."""
+"""Which module may import which, read from the sources, including indirect imports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ROOT = next(p for p in Path(__file__).parents if (p / "fastrpc" / "backend.py").exists())
 PACKAGE = ROOT / "fastrpc"
 
-#: What stands on nothing but itself.
+#: Modules that import no other module of ours.
 BASE = {
     "_borrowed",
     "errors",
@@ -24,7 +24,7 @@ BASE = {
     "_json",
     "_lock",
 }
-#: Wing, or module of the top level -> the wings and modules that it may import, at any remove.
+#: Wing, or top-level module -> the wings and modules that it may import, directly or indirectly.
 LAW: dict[str, set[str]] = {
     **{name: BASE for name in BASE},
     "wire": {"errors"},
@@ -55,7 +55,7 @@ def module_name(path: Path) -> str:
 
 
 def python_imports(path: Path, package: list[str]) -> set[str]:
-    """What a module imports, in full ("celery.states", "fastrpc.errors"), also inside functions."""
+    """Full names of a module's imports ("celery.states"), including those inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def imports(path: Path, package: list[str]) -> set[str]:
 
 
 def find_sources() -> dict[str, list[Path]]:
-    """Module -> its files: a Cython module has its declarations in a second one."""
+    """Module -> its files; a Cython module has its declarations in a second file."""
     sources: dict[str, list[Path]] = {}
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix in (".py", ".pyx", ".pxd") and "__pycache__" not in path.parts:
@@ -91,7 +91,7 @@ IMPORTS = {
     )
     for name, paths in SOURCES.items()
 }
-#: Module -> those of our own that it imports itself.
+#: Module -> our own modules that it imports directly.
 OWN = {
     name: {full.removeprefix("fastrpc.") for full in used} & SOURCES.keys()
     for name, used in IMPORTS.items()
@@ -99,7 +99,7 @@ OWN = {
 
 
 def reached(module: str) -> set[str]:
-    """Our own modules that `module` imports, at any remove."""
+    """Our own modules that `module` imports, directly or indirectly."""
     found: set[str] = set()
     ahead = [module]
     while ahead:

@@ -1,6 +1,6 @@
-"""fastrpc.client.matcher: bodies in, fulfilled results out; no server, no socket.
+"""fastrpc.client.matcher without a server or a socket.
 
-`Result` stands in for AsyncResult: what the matcher asks of one, and no more.
+`Result` stands in for AsyncResult and has only what the matcher uses.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Result:
 
 
 class Matching:
-    """A matcher and what it did."""
+    """A matcher, and a record of its actions."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class Matching:
         return result
 
     def listen(self) -> list:
-        """Messages on the reply queue "queue", from now on."""
+        """Record messages on the reply queue "queue" from now on."""
         wait = Wait(None, lambda meta: None, "queue")
         self.watchers.watch([], wait)
         return wait.metas
@@ -111,7 +111,7 @@ def m() -> Matching:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time of the matcher, which the test moves."""
+    """The matcher's clock, under the control of the test."""
 
     class Clock:
         now = 1000.0
@@ -125,7 +125,7 @@ def clock(monkeypatch):
 
 
 class TestMatching:
-    def test_who_waits_gets_the_result(self, m):
+    def test_the_waiter_gets_the_result(self, m):
         result = m.wait_for("a")
         m.deliver("a", meta("a", 42))
         assert result._cache["result"] == 42
@@ -133,20 +133,20 @@ class TestMatching:
         assert m.table.state("a") == DONE
         assert m.matcher.fulfiller.fulfilled == 1
 
-    def test_nobody_else_does(self, m):
+    def test_no_other_waiter_gets_it(self, m):
         other = m.wait_for("b")
         m.deliver("a", meta("a"))
         assert other._cache is None
         assert m.table.state("b") == WAITING
 
-    def test_all_who_wait_for_the_same_get_it_each_their_own_meta(self, m):
+    def test_each_waiter_of_a_task_gets_its_own_meta(self, m):
         first, second = m.wait_for("a"), m.wait_for("a")
         m.deliver("a", meta("a", [1]))
         assert first._cache == second._cache
         assert first._cache is not second._cache
         assert m.fulfilled == [first, second]
 
-    def test_what_nobody_waits_for_is_kept_as_it_came_until_asked_for(self, m):
+    def test_a_result_without_waiters_is_kept_until_asked_for(self, m):
         m.deliver("a", meta("a", 42))
         assert m.table.state("a") == UNCLAIMED
         assert m.matcher.fulfiller.fulfilled == 0
@@ -155,18 +155,18 @@ class TestMatching:
         assert m.table.state("a") == DONE
         assert m.table.unclaimed_bytes == 0
 
-    def test_what_is_kept_is_not_decoded(self, m, monkeypatch):
+    def test_a_kept_body_is_not_decoded(self, m, monkeypatch):
         monkeypatch.setattr(matching_module, "decode", lambda *args: pytest.fail("decoded"))
         m.deliver("a", meta("a"))
 
-    def test_looking_leaves_it_there(self, m):
+    def test_newest_leaves_it_there(self, m):
         m.deliver("a", meta("a", 42))
         assert m.matcher.newest("a")["result"] == 42
         assert m.matcher.newest("a")["result"] == 42
         assert m.table.state("a") == UNCLAIMED
         assert m.matcher.newest("b") is None
 
-    def test_who_waits_no_longer_gets_nothing_and_the_result_is_kept(self, m):
+    def test_a_discarded_waiter_gets_nothing_and_the_result_is_kept(self, m):
         result = m.wait_for("a")
         m.matcher.discard(result)
         m.deliver("a", meta("a"))
@@ -183,7 +183,7 @@ class TestMatching:
         m.matcher.discard(result)
         assert m.table.state("a") == UNKNOWN
 
-    def test_a_weak_waiter_that_is_gone_disturbs_nobody(self, m):
+    def test_a_collected_weak_waiter_does_no_harm(self, m):
         result = m.wait_for("a", weak=True)
         other = m.wait_for("a")
         del result
@@ -192,16 +192,16 @@ class TestMatching:
         assert m.fulfilled == [other]
         assert other._cache is not None
 
-    def test_a_weak_waiter_that_the_collector_took_keeps_nothing_from_others(self, m):
+    def test_a_weak_waiter_in_a_collected_cycle_does_no_harm(self, m):
         result = m.wait_for("a", weak=True)
-        result.callback = result  # a cycle: the collector clears the weak reference first
+        result.callback = result  # a cycle: the garbage collector clears the weak reference
         del result
         gc.collect()
         m.deliver("a", meta("a", 1))
         assert m.wait_for("a")._cache["result"] == 1
 
     def test_one_that_is_ready_does_not_wait_again(self, m):
-        """As in a ResultSet of results that were got long ago."""
+        """As in a ResultSet whose results were fetched before."""
         result = m.wait_for("a")
         m.deliver("a", meta("a", 1))
         m.table.clear()
@@ -214,14 +214,14 @@ class TestMatching:
         assert result._cache["result"] == 1
 
     @pytest.mark.parametrize("spacing", [(",", ":"), (", ", ": ")])
-    def test_a_body_that_names_another_task_than_the_correlation_id_is_that_tasks(self, m, spacing):
-        """As where a caller chose the correlation id: rpc:// goes by the body too."""
+    def test_the_task_id_in_the_body_beats_the_correlation_id(self, m, spacing):
+        """For example if a caller chose the correlation id; rpc:// uses the body too."""
         result = m.wait_for("a")
         body = json.dumps(json.loads(meta("a", 1)), separators=spacing).encode()
         m.deliver("chosen by the caller", body)
         assert result._cache["result"] == 1
 
-    def test_nor_does_it_reach_who_waits_for_the_correlation_id(self, m):
+    def test_it_does_not_reach_the_waiter_of_the_correlation_id(self, m):
         wrong = m.wait_for("wrong")
         m.deliver("wrong", meta("a", 1))
         assert wrong._cache is None
@@ -232,12 +232,12 @@ class TestMatching:
         assert m.matcher.newest("wrong") is None
         assert m.wait_for("a")._cache["result"] == 1
 
-    def test_without_a_correlation_id_the_body_says_whose_it_is(self, m):
+    def test_without_a_correlation_id_the_task_id_in_the_body_counts(self, m):
         result = m.wait_for("a")
         m.deliver(None, meta("a", 1))
         assert result._cache["result"] == 1
 
-    def test_without_a_task_id_in_the_body_the_correlation_id_says_whose_it_is(self, m):
+    def test_without_a_task_id_in_the_body_the_correlation_id_counts(self, m):
         result = m.wait_for("a")
         m.deliver("a", json.dumps({"status": "SUCCESS", "result": 1}).encode())
         assert result._cache["result"] == 1
@@ -253,7 +253,7 @@ class TestMatching:
 
 
 class TestStates:
-    def test_progress_is_kept_and_the_end_ends_the_waiting(self, m):
+    def test_progress_is_kept_and_a_final_state_ends_the_wait(self, m):
         result = m.wait_for("a")
         m.deliver("a", meta("a", {"step": 1}, "PROGRESS"))
         m.deliver("a", meta("a", {"step": 2}, "PROGRESS"))
@@ -263,13 +263,13 @@ class TestStates:
         m.deliver("a", meta("a", "end"))
         assert result._cache["result"] == "end"
 
-    def test_progress_that_nobody_waits_for_makes_way_for_the_end(self, m):
+    def test_unclaimed_progress_is_replaced_by_the_final_state(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
         m.deliver("a", meta("a", "end"))
         assert m.matcher.newest("a")["result"] == "end"
         assert m.stats.duplicates == 0
 
-    def test_waiting_after_the_progress_came_goes_on_until_the_end(self, m):
+    def test_a_wait_that_begins_after_progress_lasts_until_the_final_state(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
         result = m.wait_for("a")
         assert result._cache is None
@@ -278,7 +278,7 @@ class TestStates:
         assert result._cache["result"] == "end"
 
     @pytest.mark.parametrize("late", ["STARTED", "RETRY", "PROGRESS"])
-    def test_a_state_that_comes_after_the_end_is_dropped(self, m, late):
+    def test_a_state_after_the_final_one_is_dropped(self, m, late):
         m.deliver("a", meta("a", "end"))
         m.deliver("a", meta("a", None, late))
         assert m.stats.duplicates == 1
@@ -288,12 +288,12 @@ class TestStates:
         assert m.table.state("a") == DONE
 
     @pytest.mark.parametrize("end", sorted(READY))
-    def test_every_final_state_ends_the_waiting(self, m, end):
+    def test_every_final_state_ends_the_wait(self, m, end):
         result = m.wait_for("a")
         m.deliver("a", meta("a", None, end))
         assert result._cache["status"] == end
 
-    def test_whoever_wants_to_see_them_all_is_shown_every_state(self, m):
+    def test_a_listener_is_told_of_every_state(self, m):
         seen = m.listen()
         result = m.wait_for("a")
         for body in (meta("a", 1, "PROGRESS"), meta("b", "other"), meta("a", "end")):
@@ -312,21 +312,21 @@ class TestDuplicates:
         assert m.stats.duplicates == 1
         assert m.table.unclaimed == 0
 
-    def test_one_that_nobody_waits_for_is_kept_once(self, m):
+    def test_one_without_waiters_is_kept_once(self, m):
         m.deliver("a", meta("a"))
         m.deliver("a", meta("a"))
         assert m.table.unclaimed == 1
         m.wait_for("a")
         assert len(m.fulfilled) == 1
 
-    def test_asking_again_for_what_was_handed_out_is_an_error_at_once(self, m):
+    def test_getting_a_handed_out_result_again_fails_at_once(self, m):
         m.wait_for("a")
         m.deliver("a", meta("a"))
         with pytest.raises(ResultDropped, match="a was handed out already"):
             m.matcher.check_obtainable("a")
 
     @pytest.mark.parametrize("waits", [True, False], ids=["waited for", "kept"])
-    def test_who_listens_to_all_messages_hears_of_it_once(self, m, waits):
+    def test_a_listener_is_told_of_it_once(self, m, waits):
         """As after a lost connection: on_message is not called again."""
         heard = m.listen()
         result = m.wait_for("a") if waits else None
@@ -337,7 +337,7 @@ class TestDuplicates:
 
 
 class TestEviction:
-    def test_the_oldest_goes_and_asking_for_it_is_an_error_at_once(self, caplog):
+    def test_the_oldest_is_dropped_and_getting_it_fails_at_once(self, caplog):
         m = Matching(max_unclaimed=2)
         for task_id in ("a", "b", "c"):
             m.deliver(task_id, meta(task_id))
@@ -368,7 +368,7 @@ class TestEviction:
         assert "99 unclaimed results" in caplog.records[1].getMessage()
         assert m.table.evicted == 100
 
-    def test_who_waits_is_never_evicted(self):
+    def test_a_waiter_is_never_evicted(self):
         m = Matching(max_unclaimed=1)
         result = m.wait_for("a")
         for n in range(10):
@@ -376,7 +376,7 @@ class TestEviction:
         m.deliver("a", meta("a", 1))
         assert result._cache["result"] == 1
 
-    def test_what_is_not_asked_for_in_time_goes(self, monkeypatch):
+    def test_an_unclaimed_result_expires(self, monkeypatch):
         m = Matching(max_age=5)
         now = [1000.0]
         monkeypatch.setattr(matching_module.time, "monotonic", lambda: now[0])
@@ -386,7 +386,7 @@ class TestEviction:
         assert m.table.state("a") == LOST
         assert m.table.state("b") == UNCLAIMED
 
-    def test_one_that_comes_again_after_all_is_kept(self):
+    def test_a_dropped_one_that_arrives_again_is_kept(self):
         m = Matching(max_unclaimed=1)
         m.deliver("a", meta("a", 1))
         m.deliver("b", meta("b"))
@@ -474,7 +474,7 @@ EXCEPTIONS = {
 
 
 def assert_refused(told, task_id: str, reason: str) -> None:
-    """``told`` is the meta of a FAILURE that says why, and what to do."""
+    """Check that ``told`` is a FAILURE with the reason and advice."""
     name, module, advice = EXCEPTIONS[reason]
     assert (told["status"], told["task_id"]) == (states.FAILURE, task_id)
     assert (told["result"]["exc_type"], told["result"]["exc_module"]) == (name, module)
@@ -485,7 +485,7 @@ def assert_refused(told, task_id: str, reason: str) -> None:
 
 class TestBadMessages:
     @pytest.mark.parametrize("name", [name for name in BAD if name not in NO_ID])
-    def test_it_ends_the_wait_for_its_task_and_nobody_else_notices(self, m, name, caplog):
+    def test_it_ends_the_wait_for_its_task_and_no_other(self, m, name, caplog):
         body, format, correlation_id, reason = BAD[name]
         results, other = [m.wait_for("id-a"), m.wait_for("id-a")], m.wait_for("id-b")
         m.deliver(correlation_id, body, format)
@@ -498,7 +498,7 @@ class TestBadMessages:
         assert other._cache["result"] == 2
 
     @pytest.mark.parametrize("name", NO_ID)
-    def test_one_that_names_no_task_is_noticed_by_nobody(self, m, name, caplog):
+    def test_one_that_names_no_task_ends_no_wait(self, m, name, caplog):
         body, format, correlation_id, reason = BAD[name]
         result = m.wait_for("id-a")
         m.deliver(correlation_id, body, format)
@@ -516,7 +516,7 @@ class TestBadMessages:
 
     @pytest.mark.parametrize("name", [name for name in BAD if name not in NO_ID])
     @pytest.mark.parametrize("looks", [0, 2])
-    def test_who_asks_later_is_told_too(self, m, name, looks, caplog):
+    def test_a_later_get_gets_the_reason_too(self, m, name, looks, caplog):
         body, format, correlation_id, reason = BAD[name]
         m.deliver(correlation_id, body, format)
         for _ in range(looks):
@@ -543,21 +543,21 @@ class TestBadMessages:
         assert m.stats.bad_messages == {"too large": 1}
 
     @pytest.mark.parametrize("id", [b"\xff\xfe", "x" * 300, None], ids=str)
-    def test_an_id_that_nobody_can_wait_for_is_not_kept(self, m, id):
+    def test_an_invalid_id_is_not_kept(self, m, id):
         m.deliver(id, b"")
         assert m.stats.bad_messages == {"empty body": 1}
         assert m.table.unclaimed == 0
 
     @pytest.mark.parametrize("bad", [b"{", b'{"status" "a"}', b'{"x": 1, "task_id": "a"}'])
-    def test_it_takes_the_place_of_no_result(self, m, bad):
-        """Rubbish under the id of another's task, while nobody has asked for its result yet."""
+    def test_it_replaces_no_result(self, m, bad):
+        """Rubbish arrives under the id of a task whose result is unclaimed."""
         m.deliver("a", meta("a", 1))
         m.deliver("a", bad)
         assert sum(m.stats.bad_messages.values()) == 1
         assert m.matcher.newest("a")["result"] == 1
         assert m.wait_for("a")._cache["result"] == 1
 
-    def test_nor_does_it_change_one_that_was_handed_out(self, m):
+    def test_it_changes_no_result_that_was_handed_out(self, m):
         result = m.wait_for("a")
         m.deliver("a", meta("a", 1))
         m.deliver("a", b"{")
@@ -575,18 +575,18 @@ class TestBadMessages:
         assert m.fulfilled == [result]
 
     @pytest.mark.parametrize("later", ["SUCCESS", "PROGRESS"])
-    def test_a_result_takes_its_place_while_nobody_has_asked(self, m, later):
+    def test_a_later_result_replaces_it_while_unclaimed(self, m, later):
         m.deliver("a", b"{")
         m.deliver("a", meta("a", 1, later))
         expected = states.SUCCESS if later == states.SUCCESS else states.FAILURE
         assert m.matcher.newest("a")["status"] == expected
 
-    def test_it_comes_after_progress(self, m):
+    def test_it_replaces_progress(self, m):
         m.deliver("a", meta("a", 1, "PROGRESS"))
         m.deliver("a", b"{")
         assert_refused(m.wait_for("a")._cache, "a", "undecodable")
 
-    def test_it_is_not_shown_as_a_message(self, m):
+    def test_listeners_are_not_told_of_it(self, m):
         seen = m.listen()
         result = m.wait_for("a")
         m.deliver("a", b"{")
@@ -596,7 +596,7 @@ class TestBadMessages:
         m.deliver("b", meta("b", 1))
         assert [told["result"] for told in seen] == [1]
 
-    def test_a_result_that_comes_while_it_is_found_out_is_not_lost(self, m):
+    def test_a_result_that_arrives_while_it_is_decoded_is_not_lost(self, m):
         m.deliver("a", b'{"x": 1, "task_id": "a"}')  # kept undecoded
         decode = m.matcher._decode
 
@@ -609,7 +609,7 @@ class TestBadMessages:
         assert m.wait_for("a")._cache["result"] == 1
 
     @pytest.mark.parametrize("reason", sorted(EXCEPTIONS))
-    def test_each_who_waits_gets_an_exception_of_their_own(self, reason):
+    def test_each_waiter_gets_its_own_exception(self, reason):
         app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
         m = Matching(to_python=app.backend.meta_from_decoded)
         results = [m.wait_for("a"), m.wait_for("a")]
@@ -661,7 +661,7 @@ class TestFormats:
     def test_plain_json_needs_no_room(self):
         assert body_format("application/json", "utf-8") == b""
 
-    def test_what_is_accepted_is_decoded(self):
+    def test_accepted_types_are_decoded(self):
         m = Matching(accept=["application/x-python-serialize"])
         result = m.wait_for("a")
         m.deliver(
@@ -676,7 +676,7 @@ class TestFormats:
         refused = "application/x-python-serialize" in registry._disabled_content_types
         assert bool(m.stats.bad_messages) == refused
 
-    def test_a_compressed_body_is_opened(self, m):
+    def test_a_compressed_body_is_decompressed(self, m):
         result = m.wait_for("a")
         format = body_format("application/json", "utf-8", "application/x-gzip")
         m.deliver("a", zlib.compress(meta("a", 7)), format)
@@ -689,7 +689,7 @@ class TestFormats:
 
 
 class Interrupted:
-    """A table between two calls of which another thread gets its turn: `then` runs once."""
+    """A table that calls `then` once between two calls, as if another thread ran there."""
 
     def __init__(self, table, after: str, then) -> None:
         self._table, self._after, self._then = table, after, then
@@ -710,7 +710,7 @@ class Interrupted:
 
 
 class TestOtherThreads:
-    """Each call of the table is atomic; whatever happens between two must lose nothing."""
+    """Each call of the table is atomic; a change by another thread between two loses nothing."""
 
     def interrupt(self, m, after, then):
         m.matcher.table = Interrupted(m.table, after, then)
@@ -738,7 +738,7 @@ class TestOtherThreads:
         assert result._cache["result"] == "end"
 
     @pytest.mark.parametrize("where", ["_decode", "fulfiller.hand_out"])
-    def test_an_exception_is_thrown_in_while_waiting_begins_on_what_is_kept(
+    def test_an_exception_thrown_in_while_a_wait_begins_loses_no_kept_result(
         self, m, monkeypatch, where
     ):
         """Ctrl-C in a `get()`: the next one finds the result."""
@@ -762,7 +762,7 @@ class TestOtherThreads:
         m.wait_for("a")
         assert m.matcher.newest("a")["result"] == 2
 
-    def test_two_begin_to_wait_at_once_for_what_is_kept(self, m):
+    def test_two_threads_wait_at_once_for_a_kept_result(self, m):
         m.deliver("a", meta("a", 1))
         others: list = []
         self.interrupt(m, "peek", lambda: others.append(m.wait_for("a")))
@@ -779,7 +779,7 @@ class TestOtherThreads:
 
 
 class TestCallbacks:
-    def test_a_callback_that_raises_harms_nobody_else(self, m):
+    def test_a_callback_that_raises_harms_no_other_waiter(self, m):
         def fails(result):
             raise RuntimeError("from the application")
 
@@ -808,7 +808,7 @@ class TestCallbacks:
         assert more[0]._cache["result"] == 2
 
     @pytest.mark.parametrize("thrown", [KeyboardInterrupt, SoftTimeLimitExceeded])
-    def test_what_is_thrown_into_one_is_raised_once_all_have_the_result(self, m, thrown):
+    def test_an_exception_thrown_into_one_is_raised_after_all_have_the_result(self, m, thrown):
         def interrupted(result):
             raise thrown
 
@@ -820,7 +820,7 @@ class TestCallbacks:
         assert not m.errors
 
     def test_the_reader_counts_the_delivery_before_it_is_raised(self, m):
-        """Or it would deliver it again, and count a duplicate that the broker never sent."""
+        """Otherwise it would deliver it again, and count a duplicate that was never sent."""
 
         def interrupted(result):
             raise KeyboardInterrupt
@@ -831,7 +831,7 @@ class TestCallbacks:
             m.matcher.fulfiller.raise_thrown()
         m.matcher.fulfiller.raise_thrown()  # once
 
-    def test_also_where_the_result_was_kept(self, m):
+    def test_also_for_a_kept_result(self, m):
         def interrupted(result):
             raise SoftTimeLimitExceeded
 
@@ -841,7 +841,7 @@ class TestCallbacks:
         assert m.table.state("a") == DONE
 
     def test_a_failure_is_rebuilt_again_if_that_was_interrupted(self):
-        """The message is not at fault, and the result is not the soft time limit."""
+        """The soft time limit is neither a fault of the message nor the result of the task."""
         interruptions = [SoftTimeLimitExceeded()]
 
         def to_python(meta):
@@ -857,7 +857,7 @@ class TestCallbacks:
 
 
 class TestUntrustedExceptions:
-    """What Celery refuses to rebuild becomes the result, and stays among those who asked."""
+    """An exception that Celery refuses to rebuild fails its own task only."""
 
     @pytest.fixture
     def app(self):
@@ -877,7 +877,7 @@ class TestUntrustedExceptions:
         assert isinstance(result._cache["result"], SecurityError)
         assert other._cache["result"] == 2
 
-    def test_one_that_was_kept_is_one_too(self, backend):
+    def test_so_is_a_kept_one(self, backend):
         m = Matching(to_python=backend.meta_from_decoded)
         evil = {"exc_type": "system", "exc_message": ["true"], "exc_module": "os"}
         m.deliver("a", meta("a", evil, states.FAILURE))
@@ -887,7 +887,7 @@ class TestUntrustedExceptions:
     CHILDREN = (17, [17], "ab", [None], [["id"]], [[["id", None]]], [[["", None], None]])
 
     @pytest.mark.parametrize("children", [*CHILDREN, [[["id", [17, None]], None]]], ids=repr)
-    def test_children_that_are_none_end_the_wait(self, app, children):
+    def test_malformed_children_end_the_wait(self, app, children):
         m = Matching(to_python=app.backend.meta_from_decoded)
         result, other = m.wait_for("a"), m.wait_for("b")
         m.deliver("a", meta("a", 1, children=children))
@@ -926,7 +926,7 @@ class TestUntrustedExceptions:
 
 
 class Slow:
-    """A soft time limit hits while it is unpickled."""
+    """Raises a soft time limit while it is unpickled."""
 
     def __reduce__(self):
         return _hit, ()
@@ -937,9 +937,9 @@ def _hit():
 
 
 class TestSoftTimeLimit:
-    """It is thrown into a thread that decodes; kombu takes it for a fault of the message."""
+    """It is thrown into a thread that decodes; kombu reports it as a fault of the message."""
 
-    def test_it_is_raised_and_the_message_is_no_bad_one(self):
+    def test_it_is_raised_and_the_message_does_not_count_as_bad(self):
         m = Matching(accept=["application/x-python-serialize"])
         result = m.wait_for("a")
         format = body_format("application/x-python-serialize", "binary")

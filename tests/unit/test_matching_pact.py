@@ -1,9 +1,9 @@
-"""One meaning of a delivery, whichever way it takes: the fast path and the reference are a pact.
+"""The fast path and the reference implementation treat every delivery alike.
 
-A story is a list of steps: what arrives, and what the application does before, in callbacks and
-afterwards. Each story is played once for each way in, over real frames and a whole backend; the
-tables, the results, the order of callbacks, the counters, the log and the acknowledgements must be
-the same at the end. A new trap is one line in TRAPS.
+A story is a list of steps: messages that arrive, and actions of the application before, in
+callbacks and afterwards. Each story is played over each path, with real frames and a whole backend.
+The tables, the results, the order of callbacks, the counters, the log and the acknowledgements must
+be the same at the end. A new trap is one line in TRAPS.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class PromptIntake(AMQPIntake):
 
 
 class ReferenceIntake(PromptIntake):
-    """Gives everything to ResultMatcher.deliver."""
+    """Passes every delivery to ResultMatcher.deliver."""
 
     short_way = False
 
 
-#: How a delivery may come: name -> (the way in, whether it comes while an answer is awaited).
+#: The paths of a delivery: name -> (the intake, whether it arrives while an answer is awaited).
 WAYS: dict[str, tuple[type[AMQPIntake], bool]] = {
     "reference": (ReferenceIntake, False),
     "fast": (PromptIntake, False),
@@ -77,11 +77,11 @@ def verb(name: str) -> Callable[..., Step]:
 wait, wait_weakly, wait_own = verb("wait"), verb("wait_weakly"), verb("wait_own")
 #: then(id, *steps): a new AsyncResult waits and calls back; the callback takes the steps.
 then = verb("then")
-#: The AsyncResults of a task are let go of; the last of them waits no longer.
+#: The AsyncResults of a task are dropped; the last of them stops waiting.
 let_go, discard = verb("let_go"), verb("discard")
-#: What an application does with a task of which it has the id.
+#: Actions of an application that has a task's id.
 poll, get, forget, call_again = verb("poll"), verb("get"), verb("forget"), verb("call_again")
-#: Only in callbacks: raise that.
+#: Only in callbacks: raise this exception.
 throw = verb("throw")
 #: Read what has arrived.
 read = Step("read")
@@ -95,7 +95,7 @@ def send(
     body: bytes | None = None,
     **properties: Any,
 ) -> Step:
-    """A message arrives and is not read yet; ``properties`` are those of amqp_bytes.delivery."""
+    """A message arrives but is not read yet; ``properties`` are those of amqp_bytes.delivery."""
     if body is None:
         assert isinstance(correlation_id, str)
         body = meta(correlation_id, result, status)
@@ -105,7 +105,7 @@ def send(
 
 
 def deliver(*args: Any, **kwargs: Any) -> Step:
-    """A message arrives, by itself, and is read."""
+    """A single message arrives and is read."""
     return together(send(*args, **kwargs))
 
 
@@ -115,14 +115,14 @@ def together(*sent: Step) -> Step:
 
 
 class OwnResult(AsyncResult):
-    """What an application may make of it."""
+    """An application's own subclass of AsyncResult."""
 
     def _maybe_set_cache(self, meta: dict[str, Any]) -> Any:
         return super()._maybe_set_cache({**meta, "seen by": type(self).__name__})
 
 
 class Player:
-    """Plays stories over one way in."""
+    """Plays stories over one path."""
 
     def __init__(self, way: str, max_body: int = MAX_BODY, **options: Any) -> None:
         way_in, keeps = WAYS[way]
@@ -203,7 +203,7 @@ class Player:
         self.amqp.arriving.append(self.frames(Step("send", args)))
 
     def read(self) -> None:
-        for _ in range(100):  # a read ends with the first exception that is thrown in
+        for _ in range(100):  # a read ends at the first exception thrown in
             if not self.amqp.arriving and not self.intake.holds_some:
                 return
             inside.read(self.app)
@@ -265,7 +265,7 @@ class Player:
 
 
 def assert_same(story: Story, **options: Any) -> dict[str, Any]:
-    """Play ``story`` over all ways; they must end alike. Returns how."""
+    """Play ``story`` over all paths, which must end alike; return the outcome."""
     reference, *others = [Player(way, **options).play(story) for way in WAYS]
     for way, outcome in zip(list(WAYS)[1:], others, strict=True):
         assert outcome == reference, way
@@ -285,7 +285,7 @@ CHILDREN = [[["child", None], None]]
 
 
 def text(task_id: str, result: str, status: str = '"SUCCESS"') -> bytes:
-    """A body with ``result`` as it stands."""
+    """A body with ``result`` as raw JSON text."""
     return f'{{"status": {status}, "result": {result}, "task_id": "{task_id}"}}'.encode()
 
 
@@ -447,7 +447,7 @@ MESSAGES: dict[str, dict[str, Any]] = {
     },
 }
 
-#: What goes before a message, and comes after it.
+#: Steps before and after a message.
 BEFORE: dict[str, Story] = {
     "nobody waits": [],
     "somebody waits": [wait("a")],
@@ -592,7 +592,7 @@ TRAPS: dict[str, Story] = {
         wait("a"),
         deliver("a", body=meta("a", 1, children=CHILDREN)),
     ],
-    # Thrown in: the callback is where it struck, the reader is where it comes out.
+    # Thrown into a callback: the reader raises it.
     "Ctrl-C in a callback": [
         then("a", throw(KeyboardInterrupt())),
         then("a"),
@@ -634,7 +634,7 @@ def test_a_message(message, before):
 
 
 def test_all_messages_one_after_the_other():
-    """In one buffer, and one connection whose formats are remembered."""
+    """In one buffer, and over one connection, which remembers formats."""
     story = [wait("a"), together(*(s for m in MESSAGES.values() for s in named(m).args))]
     outcome = assert_same(story)
     assert outcome["stats"]["received"] == len(MESSAGES)

@@ -1,4 +1,4 @@
-"""fastrpc.meta: the very dict that Celery's own Backend._get_result_meta makes."""
+"""fastrpc.worker.meta builds the same dict as Celery's own Backend._get_result_meta."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STATES = [states.SUCCESS, states.FAILURE, states.REVOKED, states.RETRY, states.S
 
 
 def same(backend, task_id, state, result, traceback, request) -> dict:
-    """Our meta, once it is found equal to Celery's, with the keys in the same order."""
+    """Check that our meta equals Celery's, also in the order of keys; return it."""
     theirs = backend._get_result_meta(
         result=result, state=state, traceback=traceback, request=request
     )

@@ -1,4 +1,4 @@
-"""fastrpc.options: every setting, from both sources, and what is said about a wrong one."""
+"""fastrpc.options: every option, from both sources, and the errors for wrong values."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_flag_may_be_spelled_in_several_ways(spelled, meant):
     assert Options.parse({}, f"fastrpc://?publisher_confirms={spelled}").publisher_confirms is meant
 
 
-def test_no_heartbeat_of_our_own_may_be_said_aloud():
+def test_heartbeat_may_be_none():
     assert Options.parse({"heartbeat": None}).heartbeat is None
 
 
@@ -116,7 +116,7 @@ def test_a_wrong_value_is_shown_with_what_is_allowed():
 
 @pytest.mark.parametrize("spelled", [int, str])
 def test_a_limit_may_be_as_large_as_any_size(spelled):
-    """«No limit»: larger than a float can tell from its neighbours."""
+    """As "no limit": the value is too large for a float to hold exactly."""
     names = ("max_unclaimed", "max_unclaimed_bytes", "max_body")
     names += ("confirm_window", "confirm_window_bytes")
     app = Celery(broker="memory://", backend="fastrpc://", set_as_current=False)
@@ -132,7 +132,7 @@ def test_the_longest_shutdown_can_be_waited_for():
         sock.settimeout(longest)
 
 
-def test_an_unknown_option_is_refused_with_the_list_of_those_there_are():
+def test_an_unknown_option_is_refused_with_the_list_of_options():
     with pytest.raises(BadOption, match="unknown option 'prefetsch'") as refused:
         Options.parse({"prefetsch": 1})
     for name in OPTIONS:
@@ -154,7 +154,7 @@ def test_a_url_names_no_broker(url):
 
 
 @pytest.mark.parametrize("url", [None, "", "fastrpc://", "fastrpc:///", "fastrpc://?"])
-def test_a_url_may_say_nothing(url):
+def test_a_url_may_be_empty(url):
     assert Options.parse({}, url) == Options()
 
 

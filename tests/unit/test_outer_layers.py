@@ -1,4 +1,4 @@
-"""Who may import whom outside the package: tests, benchmarks, examples."""
+"""Which modules may import which outside the package: tests, benchmarks, examples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SOURCES = {
 
 
 def imports(source: str, module: str) -> set[str]:
-    """All that a module imports, also inside functions, by full names.
+    """Full names of a module's imports, including those inside functions.
 
     `from a import b` counts as `a.b` too: b may be a module.
     """
@@ -34,7 +34,7 @@ def imports(source: str, module: str) -> set[str]:
 
 
 def below(names: set[str], package: str) -> set[str]:
-    """Those of `names` that are the package, or within it."""
+    """The members of `names` that are `package` or below it."""
     return {name for name in names if name == package or name.startswith(f"{package}.")}
 
 

@@ -1,4 +1,4 @@
-"""fastrpc._pending: against a model in plain Python, and with destructors that call back."""
+"""PendingTable against a model in plain Python, and with destructors that call back."""
 
 import gc
 import sys
@@ -18,7 +18,7 @@ class Waiter:
 
 
 class Model:
-    """What PendingTable promises, as plainly as it can be said."""
+    """The behaviour that PendingTable promises, in simple Python."""
 
     def __init__(self, max_unclaimed, max_unclaimed_bytes, max_done, max_lost):
         self.limits = (max_unclaimed, max_unclaimed_bytes, max_done, max_lost)
@@ -220,7 +220,7 @@ TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=50
 # ---- advice and results
 
 
-def test_progress_of_waiting_tasks_pushes_no_result_out():
+def test_progress_of_waiting_tasks_evicts_no_result():
     table, waiter = PendingTable(max_unclaimed_bytes=1024 * 1024), Waiter()
     for n in range(10):
         assert table.store(f"result{n}", b"r" * 1000) == 0
@@ -229,12 +229,12 @@ def test_progress_of_waiting_tasks_pushes_no_result_out():
         assert table.store(f"task{n}", b"p" * 100_000) == 0
     assert table.evicted == table.lost == 0
     assert [table.state(f"result{n}") for n in range(10)] == [UNCLAIMED] * 10
-    # The oldest progress went; its task is waited for all the same.
+    # The oldest progress was dropped, but its task still has its waiter.
     assert [n for n in range(11) if table.peek(f"task{n}") is None] == [0]
     assert table.finish("task0") == (waiter,)
 
 
-def test_a_result_pushes_progress_out_and_not_another_result():
+def test_a_result_evicts_progress_before_another_result():
     table, waiter = PendingTable(max_unclaimed_bytes=1000), Waiter()
     for task_id in ("task0", "task1"):
         table.add(task_id, waiter)
@@ -354,7 +354,7 @@ def test_a_cycle_through_the_table_is_collected():
 
 
 class CallsBack:
-    """Its destructor does to the table whatever the test wants."""
+    """Its destructor calls the table as the test wants."""
 
     def __init__(self, table, do):
         self.table = table
@@ -396,7 +396,7 @@ def test_a_destructor_that_changes_the_table(last):
 
 
 def test_a_destructor_that_the_collector_runs_in_any_call():
-    """Before Python 3.12 any allocation of a tracked object may collect; here most do."""
+    """Before Python 3.12 an allocation of a tracked object may collect; here most of them do."""
     table = PendingTable(max_unclaimed=5, max_done=5)
     runs = []
 
@@ -434,7 +434,7 @@ def test_a_destructor_that_the_collector_runs_in_any_call():
 
 
 def test_the_collector_may_empty_the_table_before_its_owner():
-    """What runs after the collector has emptied the list of waiters meets a table without any."""
+    """Code that runs after the collector has cleared the list of waiters finds no waiters."""
     table, waiter = PendingTable(), Waiter()
     table.add("a", waiter)
     table.add("b", waiter)

@@ -1,4 +1,4 @@
-"""fastrpc.retry: a policy in, delays out; the same ones as kombu makes of the same policy."""
+"""fastrpc.retry: the delays of a policy are the same as kombu's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""serialization.encode and decode against kombu's dumps and loads, which say what is right."""
+"""serialization.encode and decode against kombu's dumps and loads as the oracle."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class BadJSON:
 
 
 class JSONDict(dict):
-    """json writes a dict as a dict, and does not ask for `__json__`."""
+    """A dict with a `__json__` method, which json ignores."""
 
     def __json__(self):
         return "never asked"
@@ -149,7 +149,7 @@ def our_decode(body, content_type=JSON, content_encoding="utf-8", accept=ACCEPT)
 
 
 def check_encode(value: Any, serializer: str | None = "json") -> tuple[str, Any]:
-    """Ours and kombu's mean the same by `value`; what decoding makes of it."""
+    """Check that ours and kombu encode `value` alike; return the decoded value."""
     theirs = outcome(kombu.serialization.dumps, value, serializer=serializer)
     ours = outcome(serialization.encode, value, serializer)
     assert ours[0] == theirs[0], (ours, theirs)
@@ -175,7 +175,7 @@ def check_decode(body: Any, *how: Any) -> tuple[str, Any]:
 
 
 def check_text(text: bytes | str) -> tuple[str, Any]:
-    """The same for a text in every form in which a transport hands it over."""
+    """Check that both decode a text alike, in every form in which a transport passes it."""
     if isinstance(text, str):
         check_decode(text)
         text = text.encode("utf-8", "surrogatepass")
@@ -515,7 +515,7 @@ def test_nesting_beyond_the_recursion_limit(kind):
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_text_nested_beyond_the_recursion_limit(opening, closing):
-    # orjson decodes 1024. How far kombu gets is the interpreter's to say: less than 1000 up to
+    # orjson decodes 1024 levels. kombu's limit depends on the interpreter: less than 1000 up to
     # Python 3.11, some thousands after that.
     for depth in (1023, 1024, 1025):
         check_text(opening * depth + b"1" + closing * depth)

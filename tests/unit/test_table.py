@@ -1,7 +1,7 @@
-"""Header tables and properties: the bytes, values and errors of py-amqp, and what hostile bytes do.
+"""Header tables and properties: the bytes, values and errors of py-amqp, and hostile bytes.
 
-py-amqp is the oracle. Where it reads on although a length lies, ours refuses; a table is therefore
-made of values whose lengths hold, or the two are only compared when ours takes it.
+py-amqp is the oracle. If a length is wrong, py-amqp may read on, but ours refuses the table. So the
+tests use tables with correct lengths, or compare the two only if ours accepts the table.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def assert_same_outcome(stock: Any, ours: Any, *args: Any) -> None:
 
 
 def assert_no_other_value(stock: Any, ours: Any, wire: bytes) -> None:
-    """Ours may refuse more than py-amqp, but what it takes is the same."""
+    """Ours may refuse more than py-amqp, but the values that it accepts are the same."""
     expected, got = outcome(stock, wire), outcome(ours, wire)
     if isinstance(got, TableError):
         return
@@ -493,7 +493,7 @@ class TestHostile:
             one(b"D\x00\x00\x00\x00"),
             one(b"F\x00\x00\x00\x09\x01jV"),
             one(b"A\xff\xff\xff\xffV"),
-            # Inside of its bytes, but not of its table: py-amqp reads on behind it.
+            # The length fits the bytes but not the table: py-amqp reads past the table.
             one(b"A\x00\x00\x00\x01I\x00\x00\x00\x01"),
             one(b"F\x00\x00\x00\x03\x01jt\x01"),
             wire_table(b"\x01kF\x00\x00\x00\x02\x01jV\x01lV"),
@@ -539,7 +539,7 @@ class TestHostile:
             tracemalloc.stop()
         assert peak < 100_000
 
-    def test_nothing_is_kept_of_what_is_refused(self):
+    def test_a_refused_table_leaks_nothing(self):
         wire = wire_table(b"\x01kA" + long(b"S" + long(b"x" * 10_000) + b"Z"))
         for _ in range(3):
             assert isinstance(outcome(loads_table, wire), TableError)
@@ -650,7 +650,7 @@ class TestProperties:
 
 @pytest.fixture(scope="module")
 def sent():
-    """What Celery hands to the channel for tasks of many kinds: properties, with their headers."""
+    """The properties, with headers, that Celery passes to the channel for many kinds of tasks."""
     app = Celery("app", broker="memory://", backend="rpc://", set_as_current=False)
     messages = []
 

@@ -1,4 +1,4 @@
-"""fastrpc._wait: who waits, who is told, who reads; no intake, no table."""
+"""fastrpc.client._wait, without an intake and a table."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class TestReadingRole:
         assert role.run(lambda: "read") == "read"
 
     @pytest.mark.parametrize("thrown", [ValueError(), KeyboardInterrupt()])
-    def test_what_is_thrown_in_leaves_it(self, role, thrown):
+    def test_an_exception_releases_it(self, role, thrown):
         with pytest.raises(type(thrown)):
             role.run(raising(thrown))
         with pytest.raises(type(thrown)):
             role.run_or_sleep(Wait(None), 0, raising(thrown))
         assert not role.reading
 
-    def test_the_reader_cannot_read_in_the_midst_of_a_read(self, role):
+    def test_the_reader_cannot_read_inside_a_read(self, role):
         def read():
             assert role.interrupted
             with pytest.raises(RuntimeError, match="the reader is in use"):
@@ -74,7 +74,7 @@ class TestReadingRole:
         assert role.run(read)
         assert not role.reading
 
-    def test_it_can_in_a_callback_and_not_in_the_midst_of_that_read(self, role):
+    def test_it_can_in_a_callback_but_not_inside_the_callbacks_read(self, role):
         def callback():
             assert not role.interrupted
             return role.run(lambda: role.interrupted)
@@ -104,7 +104,7 @@ class TestReadingRole:
 
         assert role.run(as_the_reader) is None
 
-    def test_who_leaves_hands_over_to_the_longest_sleeper(self, role):
+    def test_the_reader_hands_over_to_the_longest_sleeper(self, role):
         order: list[int] = []
         begun, end = threading.Event(), threading.Event()
 
@@ -127,7 +127,7 @@ class TestReadingRole:
         assert not role.sleeping
 
     def test_a_sleeper_with_news_passes_the_role_on(self, role, watchers):
-        """It was woken as the next reader and has its result by then."""
+        """It was woken as the next reader, but already has its result."""
         result, wait = object(), Wait(None)
         watchers.watch([result], wait)
         read: list[str] = []
@@ -154,7 +154,7 @@ class TestReadingRole:
 
     def test_a_sleeper_that_is_interrupted_is_forgotten(self, role):
         class Bell:
-            """What a signal handler raises comes out of the lock that the thread sleeps on."""
+            """Raises as a signal handler would, while the thread sleeps on this lock."""
 
             def acquire(self, blocking, timeout=-1):
                 if blocking:
@@ -259,7 +259,7 @@ class TestWatchers:
         ready = SimpleNamespace(ready=False)
         return SimpleNamespace(on_ready=ready, _maybe_set_cache=lambda meta: callback())
 
-    def test_each_that_watches_is_told_once(self, watchers, tell):
+    def test_each_watching_wait_is_told_once(self, watchers, tell):
         result = self.result()
         waits = [Wait(None) for _ in range(3)]
         for wait in waits * 2:
@@ -268,7 +268,7 @@ class TestWatchers:
         assert [list(wait.arrived) for wait in waits] == [[result]] * 3
         assert len(watchers) == 0
 
-    def test_who_gave_up_is_not_told_and_leaves_nothing(self, watchers, tell):
+    def test_a_wait_that_gave_up_is_not_told_and_leaves_nothing(self, watchers, tell):
         result = self.result()
         waits = [Wait(None) for _ in range(3)]
         for wait in waits:
@@ -282,7 +282,7 @@ class TestWatchers:
         assert len(watchers) == 0
         assert not watchers.is_watched(result)
 
-    def test_a_callback_that_fails_is_heard_of_though_two_gave_up(self, watchers, tell):
+    def test_a_failed_callback_is_reported_though_two_waits_gave_up(self, watchers, tell):
         result = self.result(lambda: 1 / 0)
         for wait in (waits := [Wait(None), Wait(None)]):
             watchers.watch([result], wait)
@@ -290,14 +290,14 @@ class TestWatchers:
             watchers.unwatch([result], wait)
         assert [type(error) for error in tell(result)] == [ZeroDivisionError]
 
-    def test_a_callback_that_fails_raises_where_it_is_waited_for(self, watchers, tell):
+    def test_a_failed_callback_raises_in_the_waiting_thread(self, watchers, tell):
         result, wait = self.result(lambda: 1 / 0), Wait(None)
         watchers.watch([result], wait)
         assert tell(result) == []
         with pytest.raises(ZeroDivisionError):
             wait.raise_errors()
 
-    def test_unwatching_what_was_watched_half_way(self, watchers):
+    def test_unwatch_undoes_an_interrupted_watch(self, watchers):
         results = [object(), object()]
         wait = Wait(None)
         watchers.watch(results[:1], wait)
@@ -315,8 +315,8 @@ class TestWatchers:
         watchers.unwatch([], other)
         assert not watchers.listening
 
-    def test_the_collector_may_end_a_wait_in_the_midst_of_another(self, watchers):
-        """It runs the `finally` of a generator that was given up, wherever it happens to run."""
+    def test_the_collector_may_end_a_wait_inside_another(self, watchers):
+        """At any point it may run the `finally` of an abandoned generator."""
         results = [object() for _ in range(50)]
         stays = Wait(None)
 
@@ -353,7 +353,7 @@ class TestWait:
         assert 9 < Wait(10).remaining() <= 10
         assert Wait(10).deadline == pytest.approx(time.monotonic() + 10, abs=1)
 
-    def test_messages_are_heard_in_the_thread_that_waits(self):
+    def test_on_message_runs_in_the_waiting_thread(self):
         heard: list = []
         wait = Wait(None, heard.append, "queue")
         wait.metas.extend([{"n": 1}, {"n": 2}])

@@ -1,4 +1,4 @@
-"""FrameWriter and FrameBuffer: byte for byte what py-amqp writes, and what a failure leaves."""
+"""FrameWriter and FrameBuffer: the same bytes as py-amqp, and their state after a failure."""
 
 from __future__ import annotations
 
