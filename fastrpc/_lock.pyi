@@ -22,8 +22,8 @@ class Lock:
         traceback: TracebackType | None,
         /,
     ) -> None: ...
-    def within(self, timeout: float) -> AbstractContextManager[bool]:
-        """``with lock.within(5) as taken:`` waits at most so many seconds for it.
+    def within(self, timeout: float | None) -> AbstractContextManager[bool]:
+        """``with lock.within(5) as taken:`` waits at most so many seconds for it; None for ever.
 
         The block is entered all the same where it was not to be had: ``taken`` is False then.
         """

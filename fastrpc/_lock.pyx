@@ -126,14 +126,14 @@ cdef class Lock:
 
 
 cdef class _Turn:
-    """A bounded wait for a Lock, for `with`."""
+    """A wait for a Lock, for `with`; bounded unless the timeout is None."""
 
     cdef Lock lock
     cdef object timeout
     cdef bint taken
 
     def __enter__(self):
-        self.taken = self.lock.take(max(self.timeout, 0))
+        self.taken = self.lock.take(None if self.timeout is None else max(self.timeout, 0))
         return self.taken
 
     def __exit__(self, *exc_info):

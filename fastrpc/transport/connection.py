@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import struct
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from ssl import SSLWantReadError, SSLWantWriteError
@@ -19,6 +18,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 from vine import promise
 
+from .._lock import Lock
 from ..errors import ProtocolError
 from ..wire._poll import readable
 from ..wire._reader import DELIVERY, FrameReader
@@ -69,8 +69,8 @@ class Connection(pyamqp.Connection):
         super().__init__(*args, **kwargs)
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
-        #: Held by who reads. Handlers may read again, in the same thread.
-        self._reading = threading.RLock()
+        #: Held by the thread that reads. Handlers may read again, in the same thread.
+        self._reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
         self._seen_served = 0
 
@@ -115,29 +115,32 @@ class Connection(pyamqp.Connection):
         """
         if timeout is None:
             timeout = self.answer_timeout
-        if not self._reading.acquire(timeout=-1 if timeout is None else timeout):
-            raise TimeoutError("another thread reads this connection")
         try:
-            while not (kind := self.reader.next()):
-                self.fill(timeout, stay=False)
-            return self.dispatch(kind)
+            if self._reading_lock.mine:
+                return self._read_one(timeout)
+            with self._reading_lock.within(timeout) as taken:
+                if not taken:
+                    raise TimeoutError("another thread reads this connection")
+                return self._read_one(timeout)
         finally:
-            self._reading.release()
             self.tell_of_rest()
+
+    def _read_one(self, timeout: float | None) -> Any:
+        while not (kind := self.reader.next()):
+            self.fill(timeout, stay=False)
+        return self.dispatch(kind)
 
     def look_in(self) -> None:
         """Serve one frame or delivery if one is there, and nobody else reads.
 
         Before each publish: the broker may have blocked the connection, or closed the channel.
         """
-        if self.reader.receiving or not self._reading.acquire(blocking=False):
+        reading = self._reading_lock
+        if self.reader.receiving or (reading.locked() and not reading.mine):
             return
-        try:
-            if self.reader.buffered or self.readable():
-                with suppress(TimeoutError):  # it was only part of a frame
-                    self.drain_events(timeout=0)
-        finally:
-            self._reading.release()
+        if self.reader.buffered or self.readable():
+            with suppress(TimeoutError):  # part of a frame, or another thread reads
+                self.drain_events(timeout=0)
 
     def tell_of_rest(self) -> None:
         """Call ``on_rest`` if the buffer holds something."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import threading
 from typing import Any
 
+from .._lock import Lock
 from ..wire._frames import FrameBuffer
 
 __all__ = ["FrameWriter", "encoded_body"]
@@ -19,18 +19,21 @@ METHOD, HEADER = 1, 2
 class FrameWriter:
     """Stands in for py-amqp's ``frame_writer``: the same bytes, a message in one write.
 
-    A write that fails or is interrupted may have sent half a frame: the connection then counts as
-    lost, and later writes raise :class:`BrokenPipeError`.
+    A write that fails or is interrupted may have sent half of a message: the connection then counts
+    as lost, and later writes raise :class:`BrokenPipeError`. An exception before it leaves nothing
+    behind, also one that is thrown into the thread.
     """
 
     def __init__(self, connection: Any, transport: Any) -> None:
         self._connection = connection
         self._transport = transport
         self._frames = FrameBuffer()
-        # Made with the connection: gevent and eventlet may have patched it since the import.
-        self._lock = threading.Lock()
-        self._broken = False
-        #: The arguments of the last method that waits for the next write.
+        self._lock = Lock()
+        #: A write has begun and is not complete. The next writer finds it so only if it failed.
+        self._writing = False
+        #: Bytes in the buffer that wait for the next write: whole methods.
+        self._waiting = 0
+        #: The arguments of the last of these methods.
         self._later: bytes | None = None
 
     def __call__(
@@ -45,26 +48,22 @@ class FrameWriter:
         body = encoded_body(content) if content else b""
         with self._lock:
             frames = self._begin()
-            before = len(frames)
             if type_ == METHOD:
                 assert method_sig is not None
                 frames.method(channel, method_sig, args if isinstance(args, bytes) else b"")
             else:
                 frames.frame(type_, channel, b"")
             if content:
-                try:
-                    frames.header(channel, method_sig[0], content.properties, len(body))  # type: ignore[index]
-                except BaseException:
-                    frames.truncate(before)
-                    raise
+                frames.header(channel, method_sig[0], content.properties, len(body))  # type: ignore[index]
             self._finish(channel, body)
 
     def write_later(self, channel: int, method_sig: tuple[int, int], args: bytes) -> None:
         """Write a method frame in front of what is written next, once for each ``args``."""
         with self._lock:
-            if not self._begin() or self._later is not args:
-                self._frames.method(channel, method_sig, args)
-                self._later = args
+            frames = self._begin()
+            if not frames or self._later is not args:
+                frames.method(channel, method_sig, args)
+                self._later, self._waiting = args, len(frames)
 
     def publish(
         self,
@@ -96,28 +95,32 @@ class FrameWriter:
     def send(self, frames: FrameBuffer) -> None:
         """Write whole frames that were encoded elsewhere, all at once. They stay as they are."""
         with self._lock:
-            if self._begin():
-                self._write(self._frames)
-                self._frames.clear()
+            waiting = self._begin()
+            self._writing = True
+            if waiting:
+                self._write(waiting)
             self._write(frames)
-            self._connection.bytes_sent += 1
+            self._done()
 
     def _begin(self) -> FrameBuffer:
-        if self._broken:
+        """The buffer, with nothing in it but what waits for the next write."""
+        if self._writing:
+            self._transport.connected = False
             raise BrokenPipeError(errno.EPIPE, "a write on this connection has failed before")
+        self._frames.truncate(self._waiting)
         return self._frames
 
     def _finish(self, channel: int, body: Any) -> None:
         """Write what was begun, and its body behind it."""
-        if body:
-            frame_max = self._connection.frame_max
-            if len(body) <= AT_ONCE:
-                self._frames.body(channel, body, frame_max)
-            else:
-                self._write_parts(channel, memoryview(body), frame_max)
-        self._write(self._frames)
-        self._frames.clear()
-        self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
+        frame_max = self._connection.frame_max
+        if len(body) <= AT_ONCE:
+            self._frames.body(channel, body, frame_max)
+            self._writing = True
+            self._write(self._frames)
+        else:
+            self._writing = True
+            self._write_parts(channel, memoryview(body), frame_max)
+        self._done()
 
     def _write_parts(self, channel: int, body: memoryview, frame_max: int) -> None:
         chunk = frame_max - 8
@@ -128,16 +131,18 @@ class FrameWriter:
             self._frames.clear()
 
     def _write(self, frames: FrameBuffer) -> None:
-        done = False
         try:
             with frames.view() as view:
                 self._transport.write(view)
-            done = True
-        finally:
-            if not done:
-                self._broken = True
-                self._transport.connected = False
-                self._frames.clear()
+        except BaseException:
+            self._transport.connected = False
+            raise
+
+    def _done(self) -> None:
+        self._waiting = 0
+        self._frames.clear()
+        self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
+        self._writing = False
 
 
 def encoded_body(message: Any) -> bytes | bytearray | memoryview:

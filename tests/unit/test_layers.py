@@ -28,7 +28,7 @@ BASE = {
 LAW: dict[str, set[str]] = {
     **{name: BASE for name in BASE},
     "wire": {"errors"},
-    "transport": {"errors", "wire"},
+    "transport": {"errors", "wire", "_lock"},
     "client": BASE | {"wire", "transport"},
     "sending": BASE | {"wire", "transport"},
     "worker": BASE | {"wire", "transport", "sending"},

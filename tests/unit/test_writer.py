@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fastrpc.transport.writer import AT_ONCE, FrameWriter
 from fastrpc.wire._frames import FrameBuffer
+from tests.support.steps import each_step
 
 SMALL = 4096
 CHUNK = SMALL - 8
@@ -230,6 +231,52 @@ def test_after_a_failed_write_the_connection_is_lost(writer, wire, failure):
         with pytest.raises(BrokenPipeError):
             again()
     assert not wire.writes
+
+
+@pytest.mark.parametrize("size", [1, 2 * AT_ONCE + 1], ids=["small", "in parts"])
+def test_an_exception_thrown_in_leaves_no_half_message(size):
+    """Ctrl-C at any step: the next message follows whole ones, or the connection is lost."""
+    declaration = dumps("Bs", (0, "q"))
+    interrupted, good = amqp.Message(b"i" * size), amqp.Message(b"good")
+    declare, first, second = (
+        b"".join(wire_of(lambda writer, send=send: send(writer)).writes)
+        for send in (
+            lambda writer: writer(1, 1, spec.Queue.Declare, declaration, None),
+            lambda writer: writer.publish(1, "", "q", False, False, interrupted),
+            lambda writer: writer.publish(1, "", "q", False, False, good),
+        )
+    )
+
+    def prepare() -> FrameWriter:
+        return FrameWriter(connection(), Wire())
+
+    def call(writer: FrameWriter) -> None:
+        writer.write_later(1, spec.Queue.Declare, declaration)
+        writer.publish(1, "", "q", False, False, interrupted)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    outcomes = set()
+    for where, writer, error in each_step(prepare, call, interrupt, ("transport/writer.py",)):
+        assert isinstance(error, KeyboardInterrupt), where
+        wire = writer._transport
+        try:
+            writer.publish(1, "", "q", False, False, good)
+        except BrokenPipeError:
+            outcomes.add("lost")
+            assert not wire.connected, where
+        else:
+            outcomes.add("goes on")
+            sent = wire.data.replace(declare, b"")
+            assert sent in (second, first + second), where
+    assert outcomes == {"lost", "goes on"}
+
+
+def wire_of(send) -> Wire:
+    wire = Wire()
+    send(FrameWriter(connection(), wire))
+    return wire
 
 
 def test_a_large_body_is_not_copied():
