@@ -97,6 +97,7 @@ BORROWED = (
     ),
     Borrowed("kombu.transport:_transport_cache", "a scheme is resolved once", "_install"),
     Borrowed("kombu.asynchronous.hub:Hub#_ready", "was a task acknowledged?", "transport.loop"),
+    Borrowed("kombu.asynchronous.hub:Hub._pop_ready", "acknowledges it", "transport.loop"),
     Borrowed(
         "amqp.channel:Channel._on_basic_deliver", "a delivery's consumer", "transport.channel"
     ),

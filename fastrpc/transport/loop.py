@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from time import monotonic
 from typing import Any
 
 from amqp.exceptions import RecoverableConnectionError
 
 __all__ = ["Alarm", "LoopReader"]
 
-#: Deliveries that are served before the loop looks at its timers again.
-AT_MOST = 32
+#: Seconds after which no other delivery is served before the loop has looked at its timers, its
+#: other sockets and whether to shut down.
+AT_MOST = 0.01
 
 
 class Alarm:
@@ -42,9 +44,8 @@ class Alarm:
 class LoopReader:
     """Serves a connection in the loop's turns.
 
-    A turn begins with what was asked for in the one before: of a solo pool the acknowledgement of
-    the task that ran. So a turn serves deliveries until something is asked for, and no task begins
-    before the last one is acknowledged.
+    What a delivery asks the loop for is done before the next one is served: of a solo pool that is
+    the acknowledgement of the task that ran. So no task begins before the last is acknowledged.
     """
 
     def __init__(self, connection: Any, loop: Any) -> None:
@@ -60,9 +61,12 @@ class LoopReader:
         connection, alarm = self.connection, self.alarm
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
-        for _ in range(AT_MOST):
+        until = monotonic() + AT_MOST
+        while True:
             if self.loop._ready:
-                return  # the socket, or the alarm, brings us back
+                for item in self.loop._pop_ready():
+                    if item:
+                        item()
             try:
                 connection.drain_events(timeout=0)
             except TimeoutError:
@@ -71,6 +75,8 @@ class LoopReader:
             if not connection.reader.buffered:
                 alarm.clear()
                 return
+            if monotonic() >= until:
+                return  # the socket, or the alarm, brings us back
 
     def close(self) -> None:
         """The connection has ended."""
