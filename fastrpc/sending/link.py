@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError, SSLWantWriteError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from amqp.serialization import dumps
 
@@ -22,7 +22,7 @@ from ..transport.transports import use_our_transport
 from ..wire._encoder import PublishEncoder
 from ._window import ConfirmWindow
 
-__all__ = ["Link", "Lost", "Message", "Silent"]
+__all__ = ["Link", "Lost", "Message", "Packed", "Silent"]
 
 logger = logging.getLogger("fastrpc")
 
@@ -77,6 +77,17 @@ class Message(NamedTuple):
     body: bytes
     content_type: str
     content_encoding: str
+
+
+class Packed(Protocol):
+    """Any other message, encoded by whoever sends it."""
+
+    correlation_id: str
+    #: What its size is taken from.
+    body: bytes
+
+    def frames(self, channel: int) -> bytes | memoryview:
+        """All of its frames, on that channel."""
 
 
 class Link:
@@ -157,7 +168,7 @@ class Link:
         self.close()
         return Lost(str(exc) or repr(exc))
 
-    def send(self, message: Message, window: ConfirmWindow) -> None:
+    def send(self, message: Message | Packed, window: ConfirmWindow) -> None:
         """Write ``message`` to the socket and add it to ``window``.
 
         Where it does not go out at once ``window`` gets the confirms that come meanwhile.
@@ -166,10 +177,14 @@ class Link:
             Silent: for ``WRITE_TIMEOUT`` nothing moved, and nothing was heard.
             Lost: the connection is gone; whether the broker got the message is not known.
         """
-        mandatory = not (self._gone and len(message.body) >= LARGE and self._is_gone(message))
-        key = (message.content_type, message.content_encoding, mandatory)
-        encoder = self._encoders.get(key) or self._new_encoder(*key)
-        frames = encoder.encode(message.routing_key, message.correlation_id, message.body)
+        mandatory = True
+        if isinstance(message, Message):
+            mandatory = not (self._gone and len(message.body) >= LARGE and self._is_gone(message))
+            key = (message.content_type, message.content_encoding, mandatory)
+            encoder = self._encoders.get(key) or self._new_encoder(*key)
+            frames: Any = encoder.encode(message.routing_key, message.correlation_id, message.body)
+        else:
+            frames = message.frames(self._channel.channel_id)
         self.busy = True
         try:
             written = self._write(frames)

@@ -27,7 +27,7 @@ from ..retry import backoff
 from ..stats import Stats
 from ..transport.dial import is_refusal
 from ._window import ConfirmWindow
-from .link import Link, Lost, Message, Silent
+from .link import Link, Lost, Message, Packed, Silent
 
 __all__ = ["AMQPPublisher", "KombuPublisher", "Message"]
 
@@ -216,8 +216,8 @@ class AMQPPublisher:
         if link is not None:
             link.wait(timeout)
 
-    def publish(self, message: Message) -> None:
-        """Send one result; returns when it is written, and keeps it until it is confirmed.
+    def publish(self, message: Message | Packed) -> None:
+        """Send one message; returns when it is written, and keeps it until it is confirmed.
 
         Waits where the window is full, or where the broker asked us to (``connection.blocked``).
 
@@ -257,14 +257,14 @@ class AMQPPublisher:
         self._passing.next = now + PASS_INTERVAL
         return True
 
-    def _publish_in_turn(self, message: Message) -> None:
+    def _publish_in_turn(self, message: Message | Packed) -> None:
         with self._room:
             while not self._publish(message):
                 link = self._link
                 if link is not None:
                     link.wait(ROOM_INTERVAL)
 
-    def _publish(self, message: Message, windows: int = 1) -> bool:
+    def _publish(self, message: Message | Packed, windows: int = 1) -> bool:
         """Send ``message`` if fewer than so many windows are full; returns whether it was sent."""
         with self._lock:
             try:
@@ -276,7 +276,7 @@ class AMQPPublisher:
 
     # -- with the lock held --------------------------------------------------------------------
 
-    def _send_new(self, message: Message, windows: int) -> bool:
+    def _send_new(self, message: Message | Packed, windows: int) -> bool:
         now = time.monotonic()
         link = self._open_link()
         # Before it is sent: once it is in the window a lost connection is no failure of it.
@@ -359,7 +359,7 @@ class AMQPPublisher:
             substitute = None  # it is one already
         self._window.replace(too_large, substitute)
 
-    def _send(self, link: Link, message: Message) -> None:
+    def _send(self, link: Link, message: Message | Packed) -> None:
         if not self._window.in_flight:  # nothing was to be heard until now
             link.heard_at = time.monotonic()
         link.send(message, self._window)

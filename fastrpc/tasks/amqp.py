@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import celery.app.amqp
@@ -9,6 +10,7 @@ import kombu
 
 from ._repr import simple_repr
 from .batch import current_producers
+from .pipeline import Pipeline
 from .producer import Producer
 
 __all__ = ["AMQP"]
@@ -48,7 +50,7 @@ class AMQP(celery.app.amqp.AMQP):
             return of_batch
         pool = super().producer_pool
         if pool.Producer is kombu.Producer:
-            pool.Producer = Producer
+            pool.Producer = partial(Producer, pipeline=Pipeline(pool.connections.connection))
         return pool
 
     publisher_pool = producer_pool

@@ -11,6 +11,7 @@ from kombu import Queue
 
 from .._borrowed import TRIED
 from ..serialization import encode
+from .pipeline import Pipeline
 
 __all__ = ["Producer", "is_replaced"]
 
@@ -46,6 +47,11 @@ class Producer(kombu.Producer):
     The message is the same. kombu's own ``publish`` sends what needs more, as an entity to be
     declared, and what failed because the connection is lost and may be tried again.
     """
+
+    def __init__(self, *args: Any, pipeline: Pipeline | None = None, **kwargs: Any) -> None:
+        """``pipeline`` takes the messages where the connection is a pipelined one."""
+        super().__init__(*args, **kwargs)
+        self.pipeline = pipeline
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """Publish a message, see ``kombu.Producer.publish``."""
@@ -104,10 +110,15 @@ class Producer(kombu.Producer):
             {} if headers is None else headers,
             properties,
         )
+        routing_key = self.routing_key if routing_key is None else routing_key
+        if self.pipeline is not None and getattr(channel.connection, "pipelined", False):
+            return self.pipeline.publish(
+                channel, message, exchange, routing_key, get("mandatory", False)
+            )
         return channel.basic_publish(
             message,
             exchange=exchange,
-            routing_key=self.routing_key if routing_key is None else routing_key,
+            routing_key=routing_key,
             mandatory=get("mandatory", False),
             immediate=get("immediate", False),
             timeout=get("timeout"),

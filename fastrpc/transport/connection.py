@@ -67,6 +67,8 @@ class Connection(pyamqp.Connection):
         ever, and so does None."""
         kwargs.setdefault("frame_writer", FrameWriter)
         super().__init__(*args, **kwargs)
+        #: ``confirm_publish="pipelined"``: tasks do not wait for their confirm.
+        self.pipelined = self.confirm_publish == "pipelined"
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
         #: Held by the thread that reads. Handlers may read again, in the same thread.

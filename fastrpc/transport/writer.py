@@ -92,6 +92,13 @@ class FrameWriter:
             self._begin().ack(channel, delivery_tag, multiple)
             self._finish(channel, b"")
 
+    def flush(self) -> None:
+        """Write what waits for the next write."""
+        with self._lock:
+            if self._begin():
+                self._write(self._frames)
+                self._frames.clear()
+
     def send(self, frames: FrameBuffer) -> None:
         """Write whole frames that were encoded elsewhere, all at once. They stay as they are."""
         with self._lock:

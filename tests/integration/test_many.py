@@ -6,7 +6,7 @@ import os
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import kombu
 import pytest
@@ -15,10 +15,11 @@ from celery.app.task import Task
 from kombu.exceptions import EncodeError, OperationalError
 
 import fastrpc
-from fastrpc import NotAllSent
+from fastrpc import NotAllSent, TableError
 from fastrpc.tasks.many import Model
 from tests.support.apps import make_app
 from tests.support.installed import installed
+from tests.support.processes import run_child
 from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
@@ -392,3 +393,64 @@ class TestReplacedMethods:
         finally:
             signals.before_task_publish.disconnect(before)
         assert seen == [result.id for result in results]
+
+
+class TestPipelined:
+    """confirm_publish="pipelined": calls do not wait, and nothing is lost with a connection."""
+
+    CONF: ClassVar = {"broker_transport_options": {"confirm_publish": "pipelined"}}
+
+    def test_calls_arrive_in_order_as_stocks(self, sender):
+        one = sender(**self.CONF)
+        results = [one.add.apply_async((n, n), headers={"n": n}) for n in range(300)]
+        assert [result.id for result in results] == one.ids(300)
+
+    def test_a_call_does_not_wait_for_its_confirm(self, broker, sender):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **self.CONF)
+            one.add.apply_async((0, 0), ignore_result=True)
+            one.add.apply_async((0, 0), ignore_result=True)
+            assert len(one.ids(2)) == 2
+            proxy.freeze()
+            results = [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
+            assert one.count() == 0
+            proxy.thaw()
+            assert [result.id for result in results] == one.ids(30)
+
+    def test_what_was_not_confirmed_is_sent_again_though_nobody_sends(self, broker, sender):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **self.CONF)
+            one.add.apply_async((0, 0), ignore_result=True)
+            one.add.apply_async((0, 0), ignore_result=True)
+            assert len(one.ids(2)) == 2
+            proxy.freeze()
+            results = [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
+            proxy.cut()
+            proxy.thaw()
+            assert {result.id for result in results} == set(one.ids(30))
+
+    def test_a_header_that_cannot_be_encoded(self, sender):
+        one = sender(**self.CONF)
+        one.add.delay(1, 2)
+        with pytest.raises(TableError, match="object"):
+            one.add.apply_async((1, 2), headers={"bad": object()})
+        one.add.delay(1, 2)
+        assert len(one.ids(2)) == 2
+
+    def test_batches_have_one_wait(self, sender):
+        one = sender(**self.CONF)
+        fastrpc.apply_many(one.add, [(n, n) for n in range(30)])
+        assert one.count() == 30
+
+    def test_they_are_flushed_at_exit(self, broker):
+        queue = f"fastrpc-tests-pipelined-{uuid.uuid4()}"
+        with Proxy(broker.host, broker.port) as proxy:
+            run_child("tests.support.pipelined_child", broker.url_for(proxy.port), queue)
+        with kombu.Connection(broker.url) as connection:
+            channel = connection.default_channel
+            wait_until(
+                lambda: channel.queue_declare(queue, passive=True).message_count == 500,
+                WAIT,
+                "all have arrived",
+            )
+            channel.queue_delete(queue)

@@ -32,12 +32,12 @@ LAW: dict[str, set[str]] = {
     "client": BASE | {"wire", "transport"},
     "sending": BASE | {"wire", "transport"},
     "worker": BASE | {"wire", "transport", "sending"},
-    "tasks": BASE | {"wire", "transport", "sending"},
+    "tasks": BASE | {"_lifecycle", "wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
     "aio": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend"},
     "_install": BASE,
-    "__init__": BASE | {"_install", "tasks", "wire", "transport", "sending"},
+    "__init__": BASE | {"_install", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
 #: Only these may import Celery.
 KNOW_CELERY = {
