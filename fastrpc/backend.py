@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kombu
 from celery import states
@@ -24,11 +24,13 @@ from .client.side import ClientSide, client_side, is_leaf, open_channel
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .retry import RetryPolicy
-from .sending.lanes import Lanes, make_publisher
-from .sending.publisher import KombuPublisher
 from .settings import Setting
 from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
+
+if TYPE_CHECKING:
+    from .sending.lanes import Lanes
+    from .sending.publisher import KombuPublisher
 
 __all__ = ["RPCBackend"]
 
@@ -218,6 +220,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
         )
 
     def _make_publisher(self) -> Lanes | KombuPublisher:
+        # Whoever only sends tasks does without.
+        from .sending.lanes import make_publisher
+
         with making():
             if self._publisher is None:
                 self._publisher = make_publisher(

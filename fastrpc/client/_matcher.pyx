@@ -306,6 +306,9 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
     result._cache = meta
     arguments.ref = _ref(result)
     promise.value = arguments
+    # Its weak reference to the result would call Python code when the result is freed, where an
+    # exception that is thrown into the thread would be swallowed.
+    promise.weak, promise.fun = False, None
     promise.ready = True
     return not has_listeners(result)
 

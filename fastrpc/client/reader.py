@@ -14,7 +14,6 @@ same queues again. What was not acknowledged comes a second time and is known.
 
 from __future__ import annotations
 
-import _thread
 import builtins
 import logging
 import socket
@@ -27,6 +26,7 @@ from typing import Any
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from .._lock import start_thread
 from ..options import Options
 from ..retry import backoff
 from ..stats import Stats
@@ -196,7 +196,7 @@ class ResultConsumer:
         self._acknowledger_until = now + 2 * ACKNOWLEDGE_AFTER
         try:
             # Thread.start() is Python code, which an exception thrown in may part.
-            _thread.start_new_thread(self._acknowledge_later, ())
+            start_thread(self._acknowledge_later)
         except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
             self._role.run(self.acknowledge)
 

@@ -9,7 +9,8 @@ from typing import Any
 from ..options import Options
 from ..stats import Stats
 from ..transport.transports import is_amqp
-from .publisher import AMQPPublisher, KombuPublisher, Message
+from .message import Message
+from .publisher import AMQPPublisher, KombuPublisher
 
 __all__ = ["Lanes", "make_publisher"]
 

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError, SSLWantWriteError
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from amqp.serialization import dumps
 
@@ -21,8 +21,9 @@ from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure
 from ..transport.transports import use_our_transport
 from ..wire._encoder import PublishEncoder
 from ._window import ConfirmWindow
+from .message import Message, Packed
 
-__all__ = ["Link", "Lost", "Message", "Packed", "Silent"]
+__all__ = ["Link", "Lost", "Silent"]
 
 logger = logging.getLogger("fastrpc")
 
@@ -67,27 +68,6 @@ class Lost(Exception):
 
 class Silent(Lost):
     """The broker was silent for too long; nothing else says that the connection is gone."""
-
-
-class Message(NamedTuple):
-    """A result on its way."""
-
-    routing_key: str
-    correlation_id: str
-    body: bytes
-    content_type: str
-    content_encoding: str
-
-
-class Packed(Protocol):
-    """Any other message, encoded by whoever sends it."""
-
-    correlation_id: str
-    #: What its size is taken from.
-    body: bytes
-
-    def frames(self, channel: int) -> bytes | memoryview:
-        """All of its frames, on that channel."""
 
 
 class Link:

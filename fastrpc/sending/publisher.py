@@ -27,9 +27,10 @@ from ..retry import backoff
 from ..stats import Stats
 from ..transport.dial import is_refusal
 from ._window import ConfirmWindow
-from .link import Link, Lost, Message, Packed, Silent
+from .link import Link, Lost, Silent
+from .message import Message, Packed
 
-__all__ = ["AMQPPublisher", "KombuPublisher", "Message"]
+__all__ = ["AMQPPublisher", "KombuPublisher"]
 
 logger = logging.getLogger("fastrpc")
 

@@ -7,7 +7,7 @@ from typing import Any
 from celery import states
 
 from ..errors import ResultTooLarge
-from ..sending.link import Message
+from ..sending.message import Message
 from ..serialization import decode, encode
 
 __all__ = ["pack", "too_large_failure"]

@@ -74,7 +74,7 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
     def start(*args) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(reader_module._thread, "start_new_thread", start)
+    monkeypatch.setattr(reader_module, "start_thread", start)
     consumer._intake.owes_acknowledgement = True
     consumer.look("queue")
     assert not consumer._intake.owes_acknowledgement
@@ -108,7 +108,7 @@ def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(con
     """An exception may be thrown in just before its thread starts."""
     monkeypatch.setattr(reader_module, "ACKNOWLEDGE_AFTER", 0.01)
     started: list = []
-    monkeypatch.setattr(reader_module._thread, "start_new_thread", lambda *a: started.append(a))
+    monkeypatch.setattr(reader_module, "start_thread", lambda *a: started.append(a))
     consumer._intake.owes_acknowledgement = True
     consumer.look("queue")
     consumer.look("queue")
