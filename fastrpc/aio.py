@@ -7,23 +7,40 @@
 It is ``get()`` for event loops: the same results, the same exceptions, over the same connection,
 and threads may wait in ``get()`` meanwhile. Cancelling an await ends the await and nothing else:
 the task goes on, and its result can be had later.
+
+``add.delay()`` connects, and waits for a broker that takes nothing: in an event loop send with
+``await aio.apply_async(add, (2, 2))``. After ``aio.install(app)`` a result can be awaited itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import contextvars
+import logging
+import os
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from celery import states as celery_states
-from celery.result import assert_will_not_block
+from celery.exceptions import TimeoutError
+from celery.result import EagerResult, assert_will_not_block
 
 from ._lifecycle import making
+from ._lock import Lock
 from .backend import RPCBackend
 from .client.aio import LoopReader, Loops
 from .client.side import ClientSide, Members, is_leaf
 
-__all__ = ["as_completed", "gather", "get", "states"]
+__all__ = ["apply_async", "apply_many", "as_completed", "gather", "get", "install", "states"]
+
+logger = logging.getLogger("fastrpc")
+
+#: Seconds that the thread that sends waits for more before it ends.
+LINGER = 1.0
 
 #: Called with the meta of each message about one of the tasks.
 OnMessage = Callable[[dict[str, Any]], Any]
@@ -35,6 +52,7 @@ async def get(
     propagate: bool = True,
     *,
     on_message: OnMessage | None = None,
+    revoke: bool = False,
 ) -> Any:
     """The value of a result, once it is there; of a group or a ResultSet the list of values.
 
@@ -45,6 +63,7 @@ async def get(
             exception is the value.
         on_message: Called with each state of these tasks that comes meanwhile, as the dict that
             the worker sent.
+        revoke: Revoke what is still missing if the await is cancelled or times out.
 
     Raises:
         celery.exceptions.TimeoutError: it did not come in time.
@@ -53,10 +72,10 @@ async def get(
         RuntimeError: called in a task (see ``celery.result.allow_join_result``).
         Exception: what the task has raised.
     """
-    if propagate and is_leaf(result) and result.parent is None and on_message is None:
+    if is_leaf(result) and result.parent is None and on_message is None and not revoke:
         await _one_ready(result, timeout)
     else:
-        await _all_ready([result], timeout, propagate, on_message)
+        await _all_ready([result], timeout, propagate, on_message, revoke)
     return _value(result, propagate)
 
 
@@ -65,6 +84,7 @@ async def gather(
     return_exceptions: bool = False,
     timeout: float | None = None,
     on_message: OnMessage | None = None,
+    revoke: bool = False,
 ) -> list[Any]:
     """The values of ``results``, in their order, once all are there.
 
@@ -72,7 +92,7 @@ async def gather(
     had later; with ``return_exceptions`` exceptions are values. All results are of one app. Else
     as ``get``.
     """
-    await _all_ready(results, timeout, not return_exceptions, on_message)
+    await _all_ready(results, timeout, not return_exceptions, on_message, revoke)
     return [_value(result, not return_exceptions) for result in results]
 
 
@@ -148,6 +168,55 @@ async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dic
         yield dict(result._cache)
 
 
+async def apply_async(
+    task: Any, args: Any = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> Any:
+    """Call a task, or a signature, without blocking the loop: ``task.apply_async`` in a thread.
+
+    One thread sends for all loops, in the order of the calls. It may have to connect, and to wait
+    for a broker that takes nothing for the time being; the loops go on meanwhile.
+
+    A cancelled call that has not begun is not sent. One that has begun is, and may arrive.
+
+    Returns:
+        What ``task.apply_async`` returns.
+
+    Raises:
+        Exception: what ``task.apply_async`` raises.
+    """
+    return await _send(partial(task.apply_async, args, kwargs, **options))
+
+
+async def apply_many(
+    task: Any,
+    argslist: Iterable[Any] | None = None,
+    kwargslist: Iterable[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> Any:
+    """``fastrpc.apply_many``, as ``apply_async`` here; the arguments are made in the thread."""
+    from .tasks.many import apply_many
+
+    return await _send(partial(apply_many, task, argslist, kwargslist, **options))
+
+
+def install(app: Any) -> None:
+    """Make the results of an app awaitable: ``await add.delay(2, 2)`` is ``await aio.get(…)``.
+
+    This is for those that are made afterwards. Groups, result sets and the results of eager tasks
+    are awaitable, too.
+    """
+    for name in ("AsyncResult", "GroupResult", "ResultSet"):
+        usual = getattr(app, name)
+        if not hasattr(usual, "__await__"):
+            attributes = {"__await__": _await, "__doc__": usual.__doc__}
+            setattr(app, name, type(usual.__name__, (usual,), attributes))
+    EagerResult.__await__ = _await
+
+
+def _await(result: Any) -> Generator[Any]:
+    return get(result).__await__()
+
+
 async def _one_ready(result: Any, timeout: float | None) -> None:
     """Wait for one result that follows no other."""
     assert_will_not_block()
@@ -169,6 +238,7 @@ async def _all_ready(
     timeout: float | None,
     propagate: bool,
     on_message: OnMessage | None,
+    revoke: bool,
 ) -> None:
     """Wait for all; with ``propagate`` raise the first exception that comes."""
     assert_will_not_block()
@@ -192,15 +262,24 @@ async def _all_ready(
             await wait
             arrived = reader.take(wait)
             if on_message is not None:
-                for meta in wait.take_metas():
-                    if meta["task_id"] in ids:
-                        on_message(meta)
+                _tell(on_message, ids, wait.take_metas())
             for leaf in arrived:
                 missing.pop(id(leaf), None)
                 if propagate:
                     _value(leaf, propagate)
+    except (asyncio.CancelledError, TimeoutError):
+        if revoke:
+            left = [leaf.id for leaf in missing.values()]
+            _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
+        raise
     finally:
         reader.end(nodes, wait, parents)
+
+
+def _tell(on_message: OnMessage, ids: set[str], metas: list[dict[str, Any]]) -> None:
+    for meta in metas:
+        if meta["task_id"] in ids:
+            on_message(meta)
 
 
 def _parents(results: list[Any]) -> list[Any]:
@@ -255,3 +334,82 @@ def _reader(nodes: list[Any]) -> LoopReader:
             client.loops = client.loops or Loops(client)
     loops: Loops = client.loops
     return loops.reader(asyncio.get_running_loop())
+
+
+# -- sending -----------------------------------------------------------------------------------
+
+
+class _Sender:
+    """One thread that sends what event loops have to send, while there is something."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """As at first; in a forked child the thread is the parent's."""
+        self._lock = Lock()
+        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[..., None]]]
+        self._jobs = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def send(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
+        """Have ``job()`` called in the thread, and then ``done(value, error)``."""
+        with self._lock:
+            self._jobs.put((job, done))
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="fastrpc-sender", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job, done = self._jobs.get(timeout=LINGER)
+            except queue.Empty:
+                with self._lock:
+                    if self._jobs.empty():
+                        self._thread = None
+                        return
+                continue
+            value = error = None
+            try:
+                value = job()
+            except BaseException as exc:
+                error = exc
+            done(value, error)
+            del job, done, value, error  # else they would stay until the next comes
+
+
+_sender = _Sender()
+os.register_at_fork(after_in_child=_sender.begin)
+
+
+async def _send(job: Callable[[], Any]) -> Any:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    # Tracing tools keep in it what the task is to be sent with.
+    context = contextvars.copy_context()
+
+    def run() -> Any:
+        if not future.cancelled():
+            return context.run(job)
+
+    def done(value: Any, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, value, error)
+
+    def settle(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(value)
+        else:
+            future.set_exception(error)
+
+    _sender.send(run, done)
+    return await future
+
+
+def _log_failure(value: Any, error: BaseException | None) -> None:
+    if error is not None:
+        logger.error("cannot revoke tasks that nobody awaits any more", exc_info=error)

@@ -328,7 +328,7 @@ class LoopReader:
             return again
         self._unwatch()
         # Who reads tells us when it is over; it may have been over before we did not watch.
-        return not loops.role.reading
+        return not (loops.role.reading or loops.role.claimed)
 
     def _take_in(self) -> bool:
         consumer = self._side.reader

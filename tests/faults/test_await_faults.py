@@ -16,6 +16,8 @@ from kombu.exceptions import OperationalError
 
 from fastrpc import aio
 from fastrpc.client import amqp_intake
+from fastrpc.client._wait import Wait
+from fastrpc.client.aio import LoopReader
 from fastrpc.client.amqp_intake import AMQPIntake
 from fastrpc.client.intake import Intake
 from fastrpc.client.queues import ReplyQueues
@@ -411,6 +413,30 @@ def test_the_connection_is_closed_while_something_is_awaited(app, sender):
         await off_loop(app.backend.result_consumer.stop)
         await until(lambda: inside.intake(app) not in (None, before), "it is connected again")
         await off_loop(answer, sender, inside.reply_queues(app)[-1], [result])
+        return await task
+
+    assert run(main()) == 0
+
+
+def test_a_loop_does_not_spin_while_another_thread_claims_the_role(app, sender, monkeypatch):
+    """As close() does, which at the end of the process never gives it back."""
+    looks = []
+    usual = LoopReader._look
+    monkeypatch.setattr(LoopReader, "_look", lambda self: looks.append(1) or usual(self))
+
+    async def main():
+        await connected(app, sender)
+        [result] = await off_loop(expect, app, 1)
+        [task] = awaited([result])
+        role = app.backend.client.role
+        await off_loop(role.claim, Wait(None))
+        await off_loop(answer, sender, inside.reply_queues(app)[-1], [result])
+        await asyncio.sleep(0.1)
+        looks.clear()
+        await asyncio.sleep(1)
+        assert len(looks) < 20
+        assert not task.done()
+        await off_loop(role.end_claim)
         return await task
 
     assert run(main()) == 0

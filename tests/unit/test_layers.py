@@ -35,7 +35,8 @@ LAW: dict[str, set[str]] = {
     "tasks": BASE | {"_lifecycle", "wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
-    "aio": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend"},
+    "aio": BASE
+    | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend", "tasks"},
     "_install": BASE,
     "__init__": BASE | {"_install", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
