@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import socket
 import ssl
@@ -13,9 +14,11 @@ import trustme
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
+from fastrpc import aio
 from fastrpc.sending import link, publisher
 from tests.support import inside
 from tests.support.broker import RabbitMQ
+from tests.support.loops import run
 from tests.support.processes import Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
 from tests.support.results import answer, await_confirms, expect
@@ -121,6 +124,28 @@ def test_threads_call_and_wait_over_one_connection(tls_broker, make_client, trus
         return [result.get(timeout=30) for result in results]
 
     assert run_threads(16, call) == [list(range(50))] * 16
+
+
+@pytest.mark.parametrize("size", [10, 131_072])
+def test_awaits_over_tls(tls_broker, make_client, trusting, size):
+    """Only who reads may write here; and what was decrypted no socket tells of."""
+    with Proxy("localhost", tls_broker.tls_port) as proxy:
+        app = make_client(url_through(proxy, tls_broker), broker_use_ssl=trusting)
+        sender = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+
+        async def main():
+            for _ in range(3):
+                results = await asyncio.to_thread(expect, app, 100)
+                gathering = asyncio.create_task(aio.gather(*results, timeout=30))
+                oid = inside.reply_queues(app)[-1]
+                await asyncio.to_thread(answer, sender, oid, results, "x" * size)
+                in_thread = await asyncio.to_thread(expect, app, 1)
+                await asyncio.to_thread(answer, sender, inside.reply_queues(app)[-1], in_thread)
+                assert await asyncio.to_thread(in_thread[0].get, 20) == 0
+                assert await gathering == ["x" * size] * 100
+                await asyncio.to_thread(proxy.cut)
+
+        run(main())
 
 
 def test_verified_by_default(tls_broker, make_client, authority):
