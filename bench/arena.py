@@ -1,15 +1,15 @@
-"""How implementations are compared: in turns, in one run, each in a process of its own.
+"""Compares implementations in turns, in one run, each in a process of its own.
 
 pytest-benchmark measures one parameter after the other; on a shared machine that compares two
 different quarters of an hour. So the first parameter of a benchmark that is run measures *all*
-of its implementations, round by round, A B C A B C; each parameter then gives its own samples to
-pytest-benchmark, whose clock (`replayed_time`, the `timer` of every benchmark here) is one that
-the samples move. A sample is seconds per operation, so the table's OPS are results, calls or
-tasks a second. Only the parameters that were selected (`-k`) take part.
+of its implementations, round by round, A B C A B C. Each parameter then passes its own samples to
+pytest-benchmark, whose clock (`replayed_time`, the `timer` of every benchmark here) advances by the
+samples. A sample is seconds per operation, so the table's OPS are results, calls or tasks a second.
+Only the parameters that were selected (`-k`) take part.
 
-Implementations run in client processes (`bench.client`) that stay for the whole session: the
-Cython build of py-amqp cannot live beside the plain one, and no heap or import of one weighs on
-another.
+Implementations run in client processes (`bench.client`) that live for the whole session: one
+process cannot load both the plain and the Cython build of py-amqp, and the heap and imports of one
+implementation must not slow down another.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 SPEEDUPS = ROOT / ".make" / "amqp-speedups"
 #: Fewer rounds and smaller sizes: `make bench-quick`.
 QUICK = os.environ.get("FASTRPC_BENCH_QUICK") == "1"
-#: Where the time of a client, a worker and the servers goes, in microseconds per operation.
+#: The measured parts: CPU time of client, worker and servers, in microseconds per operation.
 CPU = ("client", "worker", "servers")
 
 full_only = pytest.mark.skipif(QUICK, reason="left out of the quick run")
@@ -58,7 +58,7 @@ BACKENDS = {
 
 
 def rounds(full: int) -> int:
-    """How many rounds: `full`, or as few as a median needs."""
+    """The number of rounds: `full`, or the fewest that a median needs."""
     return min(full, 3) if QUICK else full
 
 
@@ -127,12 +127,12 @@ class Arena:
         self._workers: dict[str, Worker | Echo] = {}
         self._pool = ""
         self._races: dict[Any, dict[str, Any]] = {}
-        #: Of the servers and libraries that took part.
+        #: Versions of the servers and libraries in use.
         self.versions: dict[str, str] = {}
         self.capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(self, text: str, passing: bool = False) -> None:
-        """Show progress, past pytest's capturing; what is `passing` only on a terminal."""
+        """Show progress in spite of pytest's capturing; `passing` text only on a terminal."""
         with self.capture.global_and_fixture_disabled():
             if sys.stdout.isatty():
                 print(f"\r\033[K{text}", end="" if passing else "\n", flush=True)
@@ -177,7 +177,7 @@ class Arena:
 
     @contextlib.contextmanager
     def fresh_client(self, who: str) -> Iterator[Client]:
-        """A process that has done nothing yet, to weigh its memory."""
+        """A new process, to measure its memory."""
         client = self.start_client(who)
         try:
             yield client
@@ -185,7 +185,7 @@ class Arena:
             client.close()
 
     def worker(self, who: str, pool: str) -> Worker | Echo:
-        """A real worker for that implementation; those of one pool run at a time."""
+        """A real worker for that implementation; only the workers of one pool run at a time."""
         if pool != self._pool:
             self._close_workers()
             self._pool = pool
@@ -208,7 +208,7 @@ class Arena:
         return self._workers[who]
 
     def at_work(self, who: str, pool: str) -> dict[str, Any]:
-        """What a client has to know of its worker."""
+        """The data that a client needs about its worker."""
         worker = self.worker(who, pool)
         return {"queue": worker.queue, "workers": session_pids(worker.pid)}
 
@@ -250,7 +250,7 @@ class Echo:
 
 
 class Race:
-    """The rounds of one benchmark, in turns; hands the samples of one implementation over."""
+    """Runs the rounds of one benchmark in turns, and returns the samples of one implementation."""
 
     def __init__(self, request: pytest.FixtureRequest, benchmark: Any, arena: Arena | None) -> None:
         self.request, self.benchmark, self.arena = request, benchmark, arena
@@ -281,7 +281,7 @@ class Race:
         self._record(who, arguments, outcome)
 
     def _rivals(self) -> tuple[str, dict[str, Any], list[str]]:
-        """This implementation, the other parameters, and all who are selected with the same."""
+        """This implementation, the other parameters, and all selected implementations with them."""
         node = self.request.node
         arguments = {k: v for k, v in node.callspec.params.items() if k != "who"}
         rivals = [
@@ -345,7 +345,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _combined(values: list[Any]) -> Any:
-    """Lists (latencies) are put together, numbers become their median, the rest is the last."""
+    """Combine samples: join lists (latencies), take the median of numbers, else the last value."""
     if isinstance(values[0], list):
         return quantiles([v for value in values for v in value])
     if isinstance(values[0], (int, float)):
@@ -354,7 +354,7 @@ def _combined(values: list[Any]) -> Any:
 
 
 def quantiles(values: Iterable[float]) -> dict[str, float]:
-    """What a plot of a distribution needs, by share."""
+    """Share -> latency, for the plot of a distribution."""
     ordered = sorted(values)
     shares = [n / 100 for n in range(100)] + [n / 1000 for n in range(991, 1000)] + [1.0]
     last = len(ordered) - 1

@@ -1,4 +1,4 @@
-"""Results on their way in: they wait in the reply queue, or come while others are waited for."""
+"""Receiving results that wait in the reply queue, or arrive while others are awaited."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_intake(race, arena, who, count):
     race(lambda who: arena.client(who).intake(count=count), 5 if count == 1_000 else 3)
 
 
-# Half a minute a round for stock: only those who say most, and fewer rounds.
+# A round takes half a minute with stock: only the main implementations, and fewer rounds.
 @full_only
 @pytest.mark.parametrize("count", [50_000, 100_000])
 @contestants("rpc", "fastrpc", "raw")
@@ -26,11 +26,11 @@ def test_intake_many(race, arena, who, count):
     race(lambda who: arena.client(who).intake(count=count), 3 if count == 50_000 else 1)
 
 
-# Stock keeps 8,192 of them and drops the others without a word, so these are fewer.
+# Stock keeps 8,192 of them and silently drops the others, so there are fewer.
 @pytest.mark.parametrize("count", [1_000 if QUICK else 5_000])
 @contestants("rpc", "rpc-cython", "fastrpc")
 def test_unclaimed(race, arena, who, count):
-    """Results that nobody has asked for yet, ahead of the one that is waited for."""
+    """Unclaimed results arrive before the awaited one."""
     race(lambda who: arena.client(who).unclaimed(count=count), rounds(3))
 
 
@@ -38,7 +38,7 @@ def test_unclaimed(race, arena, who, count):
 @pytest.mark.parametrize("threads", [1, 8, 64])
 @contestants("rpc", "redis", "fastrpc")
 def test_threads(race, arena, who, threads):
-    """Threads that get() their own results one by one, all waiting in the queues."""
+    """Each thread calls get() for its own results one by one; all of them wait in the queues."""
     race(lambda who: arena.client(who).threads(threads=threads, count=3_200), rounds(3))
 
 
@@ -46,7 +46,7 @@ def test_threads(race, arena, who, threads):
 @pytest.mark.parametrize("outstanding", [1_000, 100_000, 1_000_000])
 @contestants("rpc", "fastrpc")
 def test_outstanding(race, arena, who, outstanding):
-    """Results that come in while so many others are waited for."""
+    """Results that arrive while this many others are awaited."""
     clients = {}
 
     def prepare(who: str) -> None:

@@ -1,4 +1,4 @@
-"""JSON of a result there and back: kombu's, ours, and bare orjson, which does not mean the same.
+"""Encoding and decoding the JSON of a result: kombu, ours, and orjson alone (not equivalent).
 
 pytest bench/bench_json.py --benchmark-only
 """
@@ -35,7 +35,7 @@ VALUES = {
     "100 kB text": {**META, "result": "line of some text\n" * 5000},
     "10000 floats": [i * 1.1 for i in range(10_000)],
 }
-# As kombu writes them, so that all read the same bytes.
+# Encoded by kombu, so that all decode the same bytes.
 BODIES = {
     name: kombu.serialization.dumps(value, serializer="json")[2].encode()
     for name, value in VALUES.items()
@@ -61,14 +61,14 @@ DECODERS = {
 }
 
 
-# What a value is like, not only how long its text is, decides which of them is fast.
+# Which implementation is fast depends on the kind of value, not only on the length of its text.
 SOME = ("meta", "1000 metas") if QUICK else tuple(VALUES)
 
 
 @pytest.mark.parametrize("name", SOME)
 @contestants(*ENCODERS)
 def test_encode(race, who, name):
-    """A value to bytes; the bytes may differ, what they mean must not."""
+    """Encode a value; the bytes may differ, but not their meaning."""
     value = VALUES[name]
     if who != "orjson":
         assert json.loads(_payload(ENCODERS[who](value))) == json.loads(BODIES[name])
@@ -87,7 +87,7 @@ def test_decode(race, who, name):
 @pytest.mark.parametrize("name", ("meta",) if QUICK else SCANNED)
 @contestants("fastrpc")
 def test_scan(race, who, name):
-    """Finding out whether orjson may read a text."""
+    """Check whether orjson may decode a text."""
     race(lambda who: timed(_json.needs_kombu, SCANNED[name]), rounds(9))
 
 

@@ -1,4 +1,4 @@
-"""Memory, weighed in processes that have done nothing else."""
+"""Memory, measured in fresh processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def fresh(arena, who, measure, **arguments):
 @pytest.mark.parametrize("count", [20_000 if QUICK else 50_000])
 @contestants("rpc", "fastrpc")
 def test_pending_memory(race, arena, who, count):
-    """AsyncResults that wait: `bytes_each`, the AsyncResult itself included."""
+    """Waiting AsyncResults: `bytes_each` includes the AsyncResult itself."""
     race(lambda who: fresh(arena, who, "pending", count=count), 1 if QUICK else 3)
 
 
@@ -25,12 +25,12 @@ def test_pending_memory(race, arena, who, count):
 @pytest.mark.parametrize("count", [10_000])
 @contestants("rpc", "fastrpc")
 def test_unclaimed_memory(race, arena, who, count):
-    """Results that nobody has asked for: `bytes_beyond_body`, and how many were `lost`."""
+    """Unclaimed results: `bytes_beyond_body`, and how many were `lost`."""
     race(lambda who: fresh(arena, who, "unclaimed", count=count, weigh=True), 3)
 
 
 @full_only
 @contestants("rpc", "redis", "fastrpc", "raw")
 def test_large(race, arena, who):
-    """One result of 24 MiB: `peak_per_body`, the most memory beyond what was held before."""
+    """One result of 24 MiB: `peak_per_body`, the peak of additional memory."""
     race(lambda who: fresh(arena, who, "large", size=24 * MIB), rounds(3))

@@ -16,7 +16,7 @@ CC = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
 
 @pytest.fixture(scope="module")
 def parser_rate(tmp_path_factory):
-    """The C benchmark of the reader, built as the extension is: what C alone could do."""
+    """The C benchmark of the reader, built like the extension, as the limit without Python."""
     if CC is None:
         pytest.skip("no C compiler for bench/c/parser_rate.c")
     binary: Path = tmp_path_factory.mktemp("bench") / "parser_rate"
@@ -28,7 +28,7 @@ def parser_rate(tmp_path_factory):
 
 @contestants("rpc", "rpc-cython", "fastrpc", "raw")
 def test_parser(race, arena, who, parser_rate):
-    """Delivery tag, correlation id and body of each; `raw` is the C reader without Python."""
+    """Read the delivery tag, correlation id and body; `raw` is the C reader without Python."""
     count = 5_000 if QUICK else 20_000
     race(
         lambda who: (

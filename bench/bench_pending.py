@@ -1,4 +1,4 @@
-"""The table of pending ids against dicts that do exactly the same job.
+"""The table of pending ids against an equivalent made of dicts.
 
 pytest bench/bench_pending.py --benchmark-only
 """
@@ -21,7 +21,7 @@ BODY = b'{"status": "SUCCESS", "result": 42, "traceback": null, "children": []}'
 
 
 class DictTable:
-    """What one would write without C: str keys made from the wire's bytes, the same rules."""
+    """The table without C: dicts with str keys made from the wire's bytes, and the same rules."""
 
     def __init__(self, max_unclaimed=1_000_000, max_unclaimed_bytes=2**28, max_done=10_000):
         self.max_unclaimed = self.max_lost = max_unclaimed
@@ -137,7 +137,7 @@ def prepare_fulfil(make, count=COUNT):
     table, ids = make(), wire_ids(count)
     for task_id in ids:
         table.add(task_id.decode(), Waiter())
-    # New objects, as they would come from the socket: no cached hash.
+    # New objects, as they come from the socket: without a cached hash.
     return table, [bytes(bytearray(task_id)) for task_id in ids]
 
 
@@ -174,7 +174,7 @@ def discard_unknown(table, ids):
 
 
 def prepare_outstanding(make, outstanding):
-    """So many wait all the time: as one is finished, in the order of sending, another is sent."""
+    """Keep this many waiting: whenever one finishes, in the order of sending, send another."""
     table = make()
     old = wire_ids(outstanding)
     for task_id in old:
@@ -220,7 +220,7 @@ print((rss() - before) / count - len(BODY), wall / count)
 
 
 def memory_per_unclaimed(name, count):
-    """Bytes of RSS for each unclaimed result beyond its body, and the seconds to store it."""
+    """Bytes of RSS per unclaimed result without its body, and the seconds to store it."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, name, str(count)],
         check=True,

@@ -1,4 +1,4 @@
-"""Results on their way out, and what a caller waits for one."""
+"""Sending results, and the latency of one reply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COUNTS = {100: 1_000} if QUICK else {100: 3_000, 10 * KIB: 2_000, MIB: 40}
 @pytest.mark.parametrize("size", COUNTS)
 @contestants("rpc", "rpc-cython", "redis", "fastrpc", "fastrpc-noconfirm", "raw")
 def test_store_transient(race, arena, who, size):
-    """store_result until all have reached the queue; `returned_us` until the calls returned."""
+    """store_result until all are in the queue; `returned_us` until the calls have returned."""
     arguments = {"size": size, "count": COUNTS[size], "persistent": False}
     race(lambda who: arena.client(who).store(**arguments), rounds(5))
 

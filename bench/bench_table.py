@@ -1,4 +1,4 @@
-"""Header tables and properties of a task there and back: py-amqp's and ours.
+"""Encoding and decoding header tables and properties of a task: py-amqp and ours.
 
 pytest bench/bench_table.py --benchmark-only
 """

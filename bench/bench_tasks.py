@@ -1,4 +1,4 @@
-"""Calls, and whole rounds with real workers."""
+"""Sending tasks, and whole rounds with real workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def whole(race, arena, measure, pool, count, full_rounds):
     )
 
 
-# The workers of a pool run until those of the next are asked for: these three go together.
+# The workers of a pool run until another pool is needed, so these three stay together.
 @contestants(*EVERYBODY)
 def test_round_solo(race, arena, who):
     """No-op tasks to a real worker with the solo pool, and their results."""

@@ -1,8 +1,8 @@
-"""One implementation, in a process of its own: does the rounds that `bench.arena` asks for.
+"""The process of one implementation: runs the rounds that `bench.arena` asks for.
 
-Reads `[measurement, arguments]` from stdin, one JSON text a line, and writes its sample: `wall`
-and `cpu` in seconds per operation, and what else the measurement tells. Every result that comes
-in is compared with what was sent.
+Reads `[measurement, arguments]` from stdin, one JSON text per line, and writes a sample: `wall` and
+`cpu` in seconds per operation, and further values of the measurement. Every received result is
+compared with the one that was sent.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from .neighbours import Neighbours
 from .wire import Wire, result_body
 
 TIMEOUT = 600
-#: Calls before a measurement of something that a running process has done before: its
-#: connections are open.
+#: Warm-up calls, for measurements of a process that has its connections open.
 WARM = 20
 #: Seven digits each, so that all messages of the raw loop are of one size.
 FIRST_VALUE = 1_000_000
@@ -61,7 +60,7 @@ class CeleryClient(Neighbours):
         self.outstanding_app: Celery | None = None
 
     def hello(self) -> dict[str, Any]:
-        """Who is there; and that the build of py-amqp is the one that was asked for."""
+        """Return the versions; check that the expected build of py-amqp is loaded."""
         is_cython = amqp.serialization.__file__.endswith(".so")
         assert is_cython == (self.config["who"] == "rpc-cython"), amqp.serialization.__file__
         broker = self.wire.connection.connection.server_properties
@@ -87,14 +86,14 @@ class CeleryClient(Neighbours):
         return app
 
     def reply_queue(self, app: Celery) -> str:
-        """As after a first call of a task: the reply queue of this thread exists."""
+        """Declare the reply queue of this thread, as the first call of a task does."""
         if not self.is_redis:
             with app.producer_or_acquire() as producer:
                 app.backend.on_task_call(producer, "none")
         return app.thread_oid
 
     def fill(self, app: Celery, ids: list[str], values: list[Any], queue: str = "") -> None:
-        """The results of these tasks wait for us, as workers would have sent them."""
+        """Put the results of these tasks into the reply queue, as workers would."""
         bodies = ((i, result_body(i, v)) for i, v in zip(ids, values, strict=True))
         if self.is_redis:
             backend = app.backend
@@ -108,7 +107,7 @@ class CeleryClient(Neighbours):
             wire.close()
 
     def drop(self, app: Celery) -> None:
-        """End what the app has open."""
+        """Close the app's connections."""
         backend = app.backend
         if self.is_redis:
             backend.client.flushdb()
@@ -118,7 +117,7 @@ class CeleryClient(Neighbours):
         gc.collect()
 
     def intake(self, count: int, size: int | None = None) -> dict[str, Any]:
-        """`count` results wait; a ResultSet takes them all. Connecting is inside."""
+        """A ResultSet receives `count` waiting results; the time includes connecting."""
         app = self.app()
         self.reply_queue(app)
         ids, values = [uuid() for _ in range(count)], values_of(count, size)
@@ -131,9 +130,9 @@ class CeleryClient(Neighbours):
         return sample
 
     def unclaimed(self, count: int, weigh: bool = False) -> dict[str, Any]:
-        """`count` results that nobody asked for yet come before the one that is waited for.
+        """`count` unclaimed results arrive before the awaited one.
 
-        To `weigh` them takes a fresh process.
+        `weigh` measures their memory and needs a fresh process.
         """
         app = self.app()
         self.reply_queue(app)
@@ -161,7 +160,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def threads(self, threads: int, count: int) -> dict[str, Any]:
-        """`count` results wait, an equal part for each thread, which gets them one by one."""
+        """Threads get `count` waiting results one by one, an equal part each."""
         app = self.app()
         share = count // threads
         filled, start = threading.Barrier(threads + 1), threading.Barrier(threads + 1)
@@ -194,7 +193,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def outstanding(self, outstanding: int, count: int) -> dict[str, Any]:
-        """`count` results come in while so many others are waited for."""
+        """`count` results arrive while this many others are awaited."""
         if self.outstanding_app is None:
             app = self.outstanding_app = self.app()
             self.reply_queue(app)
@@ -214,7 +213,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def fill_unseen(self, app: Celery, ids: list[str], values: list[Any]) -> None:
-        """Fill a queue that is being consumed: it never counts what is under way."""
+        """Fill a queue that is being consumed: messages under way are not in its count."""
         wire = Wire(self.config["broker"])
         bodies = [(i, result_body(i, v)) for i, v in zip(ids, values, strict=True)]
         wire.fill(app.thread_oid, bodies, 0)
@@ -222,7 +221,7 @@ class CeleryClient(Neighbours):
         time.sleep(0.1)
 
     def pending(self, count: int) -> dict[str, Any]:
-        """What it costs to wait for a result: memory of the AsyncResult and all behind it."""
+        """The memory of a waiting result: the AsyncResult and everything behind it."""
         app = self.app()
         ids = [uuid() for _ in range(count)]
         backend = app.backend
@@ -238,7 +237,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def ready(self, count: int) -> dict[str, Any]:
-        """ready() of a task that is still running, in a process that has had results before."""
+        """ready() of a running task, in a process that has received results before."""
         app = self.app()
         self.reply_queue(app)
         warm = uuid()
@@ -252,7 +251,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def large(self, size: int) -> dict[str, Any]:
-        """One large result: the time, and the most memory held meanwhile."""
+        """One large result: the time, and the peak of memory."""
         app = self.app()
         self.reply_queue(app)
         ids, values = [uuid()], values_of(1, size)
@@ -271,7 +270,7 @@ class CeleryClient(Neighbours):
     # -- calls
 
     def call(self, count: int) -> dict[str, Any]:
-        """`count` times send_task, until all are in the queue."""
+        """`count` calls of send_task, until all are in the queue."""
         if self.caller is None:
             self.caller = self.app()
         app, queue = self.caller, f"bench-sink-{os.getpid()}"
@@ -307,7 +306,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def call_and_wait(self, queue: str, workers: list[int], count: int) -> dict[str, Any]:
-        """`count` tasks to a real worker, the next one when the last one's result is there."""
+        """`count` tasks to a real worker, each sent after the previous result has arrived."""
         app = self._task_app(queue)
         self.meter.watch(workers)
         call, values = app.tasks["tests.echo"].delay, values_of(count, None)
@@ -318,7 +317,7 @@ class CeleryClient(Neighbours):
         return sample
 
     def _task_app(self, queue: str) -> Celery:
-        """The app whose tasks go there, after a first answer: worker and connections are warm."""
+        """The app that sends tasks to that worker, warmed up by a first answer."""
         for app in self.apps:
             if app.conf.task_default_queue == queue:
                 return app
@@ -333,7 +332,7 @@ class CeleryClient(Neighbours):
     # -- the worker's side
 
     def store(self, size: int, count: int, persistent: bool) -> dict[str, Any]:
-        """`count` times store_result, until all have reached the caller's queue."""
+        """`count` calls of store_result, until all results are in the caller's queue."""
         app = self.senders.get(persistent)
         if app is None:
             app = self.senders[persistent] = self.app(result_persistent=persistent)
@@ -401,7 +400,7 @@ class CeleryClient(Neighbours):
     # -- the parser alone
 
     def parser(self, count: int) -> dict[str, Any]:
-        """`count` small deliveries from memory: tags, correlation id and body of each."""
+        """Parse `count` small deliveries in memory: tag, correlation id and body of each."""
         from .parsing import deliveries, parse_fastrpc, parse_pyamqp
 
         parse = parse_fastrpc if self.config["backend"].startswith("fastrpc") else parse_pyamqp
@@ -414,7 +413,7 @@ class CeleryClient(Neighbours):
 
 
 class RawClient(CeleryClient):
-    """The limit: the same bytes to and from the same broker, and nothing else."""
+    """The limit: only moves the same bytes to and from the same broker."""
 
     def intake(self, count: int, size: int | None = None) -> dict[str, Any]:
         queue = f"bench-raw-{uuid()}"
@@ -485,7 +484,7 @@ class RawClient(CeleryClient):
         return sample
 
     def task_frames(self, queue: str, replies: str, count: int) -> tuple[list[bytes], list[str]]:
-        """What stock writes for `count` tasks: one is really sent, the others are its copies."""
+        """The bytes that stock writes for `count` tasks: copies of one that is really sent."""
         app, sink = self.app(), f"bench-copy-{uuid()}"
         old = uuid()
         app.send_task("tests.echo", (FIRST_VALUE,), task_id=old, queue=sink, reply_to=replies)

@@ -1,4 +1,4 @@
-"""What the operating system says a process has used: CPU time and memory."""
+"""The CPU time and memory of processes, as counted by the operating system."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MissingMeasure(RuntimeError):
-    """The kernel does not tell it here."""
+    """The kernel does not provide this value here."""
 
 
 def cpu_clock(pid: int) -> int:
@@ -54,7 +54,7 @@ def reset_peak_rss() -> None:
 
 
 def peak_rss() -> int:
-    """The most bytes of this process in memory since `reset_peak_rss`."""
+    """The peak of this process's memory since `reset_peak_rss`, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -64,7 +64,7 @@ def peak_rss() -> int:
 def timed(
     run: Callable[..., Any], *arguments: Any, operations: int = 1, at_least: float = 0.01
 ) -> dict[str, Any]:
-    """A sample of something that only this process does, repeated until `at_least` seconds."""
+    """A sample of work in this process alone, repeated for at least `at_least` seconds."""
     gc.collect()
     calls, spent, start = 0, time.process_time(), time.perf_counter()
     while True:
@@ -102,14 +102,14 @@ class Meter:
         """Yields the sample, which is complete when the block ends: all seconds per operation."""
         sample: dict[str, Any] = {"operations": operations}
         gc.collect()
-        # Let the servers finish with whatever prepared this round.
+        # Let the servers finish the preparation of this round.
         time.sleep(0.02)
         before = self._cpu()
         start = time.perf_counter()
         yield sample
         wall = time.perf_counter() - start
         after = self._cpu()
-        # What the harness itself spent, watching the queue.
+        # The harness's own CPU time, spent watching the queue.
         after["client"] -= sample.pop("not_counted", 0.0)
         sample["wall"] = wall / operations
         sample["cpu"] = {part: (after[part] - before[part]) / operations for part in after}

@@ -1,4 +1,4 @@
-"""The worker of the raw-bytes loop: answers each task with its first argument, and does no more.
+"""The worker of the raw-bytes loop: only answers each task with its first argument.
 
 python -m bench.echo BROKER_URL QUEUE
 """

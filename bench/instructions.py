@@ -1,11 +1,11 @@
-"""Instructions per operation of the C code, counted by callgrind, against stored bounds.
+"""Compares instructions per operation of the C code, counted by callgrind, with stored bounds.
 
-    python -m bench.instructions           fails where one takes over 10 % more than its bound
-    python -m bench.instructions --store   writes what was counted as the new bounds
+    python -m bench.instructions           fails if an operation takes over 10 % more than its bound
+    python -m bench.instructions --store   stores the counts as the new bounds
 
-Counts do not depend on the machine's load, so a regression fails and noise does not. They do
-depend on compiler and libc: the bounds say which ones they were counted with, and a failure says
-when those here are others.
+Counts do not depend on the machine's load, so only a regression fails, not noise. They depend on
+compiler and libc: the bounds record which ones were used, and a failure says if they differ from
+the ones here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TOLERANCE = 0.10
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion", "-Werror"]
 FLAGS = ["-std=c11", "-O2", *WARNINGS]
 
-#: Program -> what it is linked with.
+#: Program -> the sources that it is linked with.
 PROGRAMS = {
     "parser": ["frame.c"],
     "table_waited": ["pending.c"],

@@ -1,7 +1,7 @@
-"""What a thread of a worker has to bear of the others, and a worker of its callers.
+"""How threads of a worker slow down each other, and how callers slow down a worker.
 
-The measurements of `bench_neighbours` and `bench_growth`, through Celery's public API, in a client
-process (`bench.client`).
+These are the measurements of `bench_neighbours` and `bench_growth`, through Celery's public API, in
+a client process (`bench.client`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Neighbours:
 
     @contextlib.contextmanager
     def queues(self, count: int) -> Iterator[list[str]]:
-        """So many reply queues, which are not read."""
+        """Declare this many reply queues, which are not read."""
         names = [f"bench-neighbours-{uuid()}" for _ in range(count)]
         for name in names:
             self.wire.declare(name)
@@ -80,7 +80,7 @@ class Neighbours:
         return {"wall": wall / len(took), "worst_ms": max(took) * 1e3, "large_s": large}
 
     def beside_a_flood(self, seconds: float) -> dict[str, Any]:
-        """One thread sends every 10 ms, one as fast as it can: `p99_ms`, `flood_per_s`."""
+        """One thread sends every 10 ms, another as fast as it can: `p99_ms`, `flood_per_s`."""
         send = self.sender()
         end = threading.Event()
         flooded = 0
@@ -149,9 +149,9 @@ class Neighbours:
         }
 
     def one_after_the_other(self, size: int, count: int, gone: bool) -> dict[str, Any]:
-        """`count` results of `size` bytes: `peak_bodies`, the most memory beyond what was held.
+        """`count` results of `size` bytes: `peak_bodies` is the peak of additional memory.
 
-        `gone`: to a caller whose reply queue does not exist any more.
+        `gone`: to a caller whose reply queue no longer exists.
         """
         send = self.sender()
         with self.queues(1) as queues:
@@ -168,7 +168,7 @@ class Neighbours:
         return sample
 
     def to_many_queues(self, queues: int, count: int) -> dict[str, Any]:
-        """`count` persistent results, in turns to so many reply queues."""
+        """`count` persistent results, in turns to this many reply queues."""
         send = self.sender(result_persistent=True)
         with self.queues(queues) as names:
             send(names[0], "warm")

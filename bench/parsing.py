@@ -1,4 +1,4 @@
-"""Small deliveries in memory, and the two readers in Python that make something of them."""
+"""Small deliveries in memory, and the two readers that parse them for Python."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _short(text: str) -> bytes:
 
 
 def deliveries(count: int) -> tuple[bytes, list[str]]:
-    """What a broker sends for `count` results, and their correlation ids."""
+    """The bytes that a broker sends for `count` results, and their correlation ids."""
     ids = [str(uuid.uuid4()) for _ in range(count)]
     frames = []
     for tag, task_id in enumerate(ids, 1):
@@ -45,7 +45,7 @@ def deliveries(count: int) -> tuple[bytes, list[str]]:
 
 
 def parse_pyamqp(data: bytes, count: int) -> Found:
-    """As py-amqp does until it would call the consumer."""
+    """Parse as py-amqp does, up to the call of the consumer."""
     found: Found = []
 
     def on_method(channel, method, arguments, message) -> None:
@@ -64,7 +64,7 @@ def parse_pyamqp(data: bytes, count: int) -> Found:
 
 
 def parse_fastrpc(data: bytes, count: int) -> Found:
-    """As our intake does, but makes a str of the correlation id, like the other."""
+    """Parse as our intake does, but decode the correlation id to str, as py-amqp does."""
     found: Found = []
     reader, recv_into = FrameReader(), io.BytesIO(data).readinto
     while len(found) < count:

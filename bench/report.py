@@ -1,4 +1,4 @@
-"""pytest-benchmark's JSON -> a Markdown report, and its plots as SVG and PNG.
+"""Turns pytest-benchmark's JSON into a Markdown report, with plots as SVG and PNG.
 
 python -m bench.report RESULTS.json [--out FOLDER]
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["Entry", "Run", "main"]
 
-#: What each implementation is called, in the order of all tables and plots.
+#: The label of each implementation, in the order of all tables and plots.
 NAMES = {
     "rpc": "rpc:// (stock)",
     "rpc-cython": "rpc://, py-amqp in Cython",
@@ -30,7 +30,7 @@ NAMES = {
     "dict": "dict",
     "table": "fastrpc's table",
 }
-#: What the others are compared with, and what nobody can beat.
+#: The implementation that others are compared with, and the one that is the limit.
 BASES, LIMITS = ("rpc", "kombu", "py-amqp", "dict"), ("raw", "orjson")
 OURS = {"rpc": "fastrpc", "kombu": "fastrpc", "py-amqp": "fastrpc", "dict": "table"}
 
@@ -45,7 +45,7 @@ COLOURS = {
     "raw": "#2d9a6b",
 }
 
-#: What the plots show, and how they call it.
+#: The benchmarks in the plots, and their labels.
 SHOWN = {
     ("test_intake_many", "50000"): "take in 50,000 results",
     ("test_intake", "10000"): "take in 10,000 results",
@@ -115,7 +115,7 @@ class Run:
             yield key, {who: entries[who] for who in NAMES if who in entries}
 
     def group(self, what: str, arguments: str = "") -> dict[str, Entry]:
-        """`arguments` may be "*": the first there is."""
+        """`arguments` may be "*", which selects the first group."""
         for key, entries in self.groups():
             if key[0] == what and arguments in (key[1], "*"):
                 return entries
@@ -205,7 +205,7 @@ def latency_table(entries: dict[str, Entry]) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A line of the budget: `measure` of two entries or more, and what it has to be."""
+    """A target of the design: `measure` of two or more entries, and the value it must reach."""
 
     what: str
     group: tuple[str, str]
@@ -240,7 +240,7 @@ def p50(who: str, ours: str = "fastrpc") -> Callable[[dict[str, Entry], Run], fl
 
 
 def against(group: tuple[str, str], inverse: bool = False) -> Callable[..., float]:
-    """fastrpc in this group against fastrpc in the other, as time or as rate."""
+    """The ratio of fastrpc in this group to fastrpc in the other, as time or as rate."""
 
     def measure(entries: dict[str, Entry], run: Run) -> float:
         ratio = entries["fastrpc"].us / run.group(*group)["fastrpc"].us
@@ -389,7 +389,7 @@ def markdown(run: Run) -> str:
 
 
 def readme_table(run: Run) -> str:
-    """The few lines for the README."""
+    """The short table for the README."""
     rows = []
     for key, name in SHOWN.items():
         entries = run.group(*key)
@@ -494,7 +494,7 @@ def plot_latency(run: Run, pyplot: Any) -> Any:
     figure, axes = pyplot.subplots(figsize=(8, 3.6))
     for who, entry in run.group("test_latency").items():
         points = sorted((float(k), v * 1e6) for k, v in entry.info["latencies"].items())
-        # The share of replies that took longer, so that the tail has room.
+        # The share of replies that took longer, which shows the tail.
         points = [(1 - share, us) for share, us in points if share <= 0.999]
         axes.plot(*zip(*points, strict=True), color=COLOURS[who], linewidth=1.8, label=NAMES[who])
     axes.set_xscale("log")

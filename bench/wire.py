@@ -1,6 +1,6 @@
-"""AMQP without Celery: fills and empties queues for the benchmarks, and is their limit.
+"""AMQP without Celery: fills and empties queues for the benchmarks, and serves as the limit.
 
-Handshake and declarations are py-amqp's; everything that is measured goes straight to and from
+py-amqp does the handshake and declarations; everything that is measured goes directly to and from
 the socket.
 """
 
@@ -38,7 +38,7 @@ class Wire:
         self.connection = kombu.Connection(url)
         self.channel = self.connection.default_channel
         self._amqp = self.connection.connection
-        # py-amqp's is one second; a broker that pushes back for longer would cut us off.
+        # py-amqp's timeout is one second; a write that the broker holds up longer would fail.
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(TIMEOUT * 1000))
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Wire:
         return self.channel.queue_declare(queue, passive=True).message_count
 
     def wait_count(self, queue: str, count: int) -> float:
-        """Return when that many messages are in the queue; the CPU seconds that asking took."""
+        """Wait until that many messages are in the queue; return the CPU seconds of the polling."""
         before, deadline = time.thread_time(), time.monotonic() + TIMEOUT
         while self.count(queue) < count:
             if time.monotonic() > deadline:
@@ -113,13 +113,13 @@ class Wire:
         self.sock.settimeout(TIMEOUT)
 
     def delivered_size(self, queue: str, published: bytes) -> int:
-        """How many bytes a message comes in as that went out as `published`."""
+        """The size of the delivery of a message that was sent as `published`."""
         method_out = 8 + 4 + 2 + 1 + 1 + len(queue) + 1
         method_in = 8 + 4 + (1 + len("raw")) + 8 + 1 + 1 + 1 + len(queue)
         return len(published) - method_out + method_in
 
     def receive(self, size: int, into: bytearray | None = None) -> bytearray:
-        """Exactly `size` bytes: all that the limit does on its way in."""
+        """Receive exactly `size` bytes: the limit's only work to receive."""
         buffer = into if into is not None else bytearray(size)
         view, got, recv_into = memoryview(buffer), 0, self.sock.recv_into
         while got < size:
@@ -127,7 +127,7 @@ class Wire:
         return buffer
 
     def deliveries(self, data: bytes) -> dict[str, bytes]:
-        """Correlation id -> body of what was received."""
+        """Correlation id -> body of the received messages."""
         reader, found = FrameReader(self._amqp.frame_max), {}
         reader.feed(bytes(data))
         while kind := reader.next():

@@ -173,7 +173,7 @@ def main() -> None:
     with find_broker() as (url, options, what):
         console.print(f"  broker   {what}")
         console.print(f"  celery   {celery.__version__}, Python {sys.version.split()[0]}")
-        # Without a broker process the rate is that of polling a folder: a few are enough.
+        # Without a broker process kombu polls a folder, which is slow: a few tasks are enough.
         count = COUNT if url != "filesystem://" else min(COUNT, 50)
         with worker(url, FAST, options) as fast:
             show_single_tasks(fast)

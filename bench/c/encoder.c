@@ -1,4 +1,4 @@
-/* Results packed into one buffer each, as for one write. */
+/* Packs each result into one buffer, as for one write. */
 #include "measured.h"
 #include "publish.h"
 

@@ -1,5 +1,5 @@
-/* A program whose `measured` runs alone under callgrind (--toggle-collect=measured): what it has to
- * prepare does not count. It prints how many operations that was. */
+/* A program of which callgrind counts only `measured` (--toggle-collect=measured), not the
+ * preparation. It prints the number of operations. */
 #ifndef MEASURED_H
 #define MEASURED_H
 

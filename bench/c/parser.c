@@ -1,4 +1,4 @@
-/* Small deliveries out of a buffer, as they come from a socket. */
+/* Parses small deliveries from a buffer, as they arrive from a socket. */
 #include "amqp_bytes.h"
 #include "frame.h"
 #include "measured.h"

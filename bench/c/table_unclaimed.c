@@ -1,4 +1,4 @@
-/* Results that nobody waits for: store, then find and drop. */
+/* Results without a waiter: store, then find and drop. */
 #include "measured.h"
 #include "pending.h"
 

@@ -1,4 +1,4 @@
-/* Results that somebody waits for: wait, find, finish; the done ones are forgotten in time. */
+/* Results with a waiter: wait, find, finish; the oldest DONE ids are forgotten. */
 #include "measured.h"
 #include "pending.h"
 

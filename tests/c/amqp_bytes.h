@@ -1,4 +1,4 @@
-/* Test helper: builds AMQP byte strings, right and wrong ones. Aborts when there is no memory. */
+/* Test helper: builds valid and invalid AMQP byte strings. Aborts if out of memory. */
 #ifndef AMQP_BYTES_H
 #define AMQP_BYTES_H
 

@@ -1,4 +1,4 @@
-/* Test helper: what must hold. Where it does not, the program says which and ends. */
+/* Test helper: conditions that must hold. If one does not, the program prints it and aborts. */
 #ifndef CHECK_H
 #define CHECK_H
 

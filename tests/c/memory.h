@@ -1,5 +1,5 @@
-/* Test helper: an allocator that counts, fails where it is told to, and moves every block it
- * resizes, so that a pointer kept too long is found. */
+/* Test helper: an allocator that counts, fails on request, and moves every block that it resizes,
+ * so that a stale pointer is found. */
 #ifndef MEMORY_H
 #define MEMORY_H
 
@@ -14,7 +14,7 @@ typedef struct memory {
     long calls;
     long fail_at;  /* the first call that fails, from 1; 0: none */
     bool for_good; /* and so do all after it */
-    /* Sizes strictly between these are neither counted as calls nor made to fail. */
+    /* Calls with a size strictly between these are not counted and never fail. */
     size_t spared_above;
     size_t spared_below;
     long blocks;

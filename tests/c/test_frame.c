@@ -1,7 +1,7 @@
-/* frame.c: every fixture fed whole, byte by byte, and cut at each point, with working and with
- * failing memory. Run by test_c.py under ASan and UBSan.
+/* frame.c: each fixture is fed whole, byte by byte, and cut at each point, with working and failing
+ * allocators. test_c.py runs this under ASan and UBSan.
  *
- * A fixture is a byte string and the log that reading it must leave. */
+ * A fixture is a byte string and the expected log of reading it. */
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -44,7 +44,8 @@ static void add_text(text *t, const char *format, ...)
     t->len += (size_t)n;
 }
 
-/* Short ones as they are, long ones by length and sum: every byte is read, so ASan sees each. */
+/* Short byte strings are logged unchanged, long ones by length and sum. Every byte is read, so that
+ * ASan checks each. */
 static void add_view(text *t, const char *name, wire_view v)
 {
     uint32_t sum = 0;
@@ -112,7 +113,7 @@ typedef struct options {
     bool take;
 } options;
 
-/* Feeds `parts` pieces, each ending at cuts[i]; returns how it ended. */
+/* Feeds `parts` pieces, each ending at cuts[i]; returns the last result. */
 static int run(text *log, const bytes *in, const size_t *cuts, size_t parts, options o, memory *m)
 {
     *m = (memory){.fail_at = o.fail_at};
@@ -139,7 +140,7 @@ static int run(text *log, const bytes *in, const size_t *cuts, size_t parts, opt
             memcpy(ptr, in->ptr + at, n);
         rc = frame_reader_commit(r, n);
         at = cuts[i];
-        /* Nobody may look past what has arrived. */
+        /* The reader must not read past what has arrived. */
         ASAN_POISON_MEMORY_REGION(ptr + n, room - n);
         if (rc >= 0)
             rc = drain(r, log, m, o.take);
@@ -171,7 +172,7 @@ static void check_log(const char *name, const char *how, size_t where, const tex
           want);
 }
 
-/* The fixture in every way there is. `want` NULL: what feeding it whole gives (checked there). */
+/* Feeds the fixture in every way. If `want` is NULL, the log of feeding it whole is expected. */
 static void fixture(const char *name, bytes *in, const char *want, options o)
 {
     text whole = {0};
@@ -197,7 +198,7 @@ static void fixture(const char *name, bytes *in, const char *want, options o)
             calls = m.calls;
     }
 
-    size_t step = 1 + in->len / 1500; /* the large ones at 1,500 points */
+    size_t step = 1 + in->len / 1500; /* large ones are cut at 1,500 points */
     for (size_t cut = 0; cut <= in->len; cut += step) {
         size_t two[2] = {cut, in->len};
         text log = {0};
@@ -228,7 +229,7 @@ static void fixture(const char *name, bytes *in, const char *want, options o)
 
 static const options plain = {0};
 
-/* ------------------------------------------------------------------ what is expected */
+/* ------------------------------------------------------------------ expected logs */
 
 static wire_view view(const void *ptr, size_t len)
 {
@@ -246,7 +247,7 @@ static void want_frame(text *want, uint8_t type, uint16_t channel, const void *p
     add_event(want, FRAME_RAW, &ev);
 }
 
-/* What add_deliver(channel, "ctag", tag, "ex", "key") and add_header(channel, len, id) make. */
+/* The log of add_deliver(channel, "ctag", tag, "ex", "key") and add_header(channel, len, id). */
 static void want_content(text *want, uint16_t channel, uint64_t tag, const char *id,
                          const void *body, size_t len, uint64_t dropped)
 {
@@ -297,7 +298,7 @@ static void check(const char *name, bytes *in, text *want, options o)
     *want = (text){0};
 }
 
-/* ------------------------------------------------------------------ what is right */
+/* ------------------------------------------------------------------ valid bytes */
 
 static void test_raw_frames(void)
 {
@@ -351,7 +352,7 @@ static void test_body_in_pieces(void)
     deliver(&b, 1, 1);
     add_header(&b, 1, 6, "id");
     add_frame(&b, 3, 1, "ab", 2);
-    add_frame(&b, 3, 1, "", 0); /* says nothing, breaks nothing */
+    add_frame(&b, 3, 1, "", 0); /* empty and harmless */
     add_frame(&b, 3, 1, "cde", 3);
     add_frame(&b, 3, 1, "f", 1);
     want_delivery(&w, 1, 1, "id", "abcdef", 6);
@@ -379,7 +380,7 @@ static void test_interleaved(void)
     add_frame(&b, 3, 2, "zw", 2);
     add_frame(&b, 3, 1, "ein", 3);
     want_delivery(&w, 1, 1, "one", "ein", 3);
-    add_frame(&b, 1, 1, "\0\74\0\120", 4); /* a method where the delivery is over */
+    add_frame(&b, 1, 1, "\0\74\0\120", 4); /* a method after the end of the delivery */
     want_frame(&w, 1, 1, "\0\74\0\120", 4);
     deliver(&b, 1, 4); /* in one piece while others are open */
     add_header(&b, 1, 1, "four");
@@ -391,7 +392,7 @@ static void test_interleaved(void)
     want_delivery(&w, 2, 2, "two", "zwei", 4);
     add_header(&b, 0x0201, 0, "three");
     want_delivery(&w, 0x0201, 3, "three", "", 0);
-    add_frame(&b, 3, 0x0201, "not mine", 8); /* nothing is open there any more */
+    add_frame(&b, 3, 0x0201, "not mine", 8); /* no delivery is open there any more */
     want_frame(&w, 3, 0x0201, "not mine", 8);
     deliver(&b, 9, 5); /* stays open: freed with the reader */
     add_header(&b, 9, 100, "five");
@@ -407,7 +408,7 @@ static void test_all_properties(void)
     add_u16(&args, 60);
     add_shortstr(&args, "");
     add_u64(&args, 0x0102030405060708);
-    add_u8(&args, 0xFF); /* redelivered, and bits that mean nothing */
+    add_u8(&args, 0xFF); /* redelivered, and unused bits */
     add_shortstr(&args, "");
     add_shortstr(&args, "");
     size_t args_len = args.len;
@@ -509,7 +510,7 @@ static void test_frame_max(void)
     }
 }
 
-/* ------------------------------------------------------------------ what is wrong */
+/* ------------------------------------------------------------------ invalid bytes */
 
 static void wrong(const char *name, bytes *b, int error, const char *message, options o)
 {
@@ -529,7 +530,7 @@ static void test_errors(void)
     add_body(&b, 2, 'x', 4089);
     wrong("size", &b, FRAME_ESIZE, "frame of 4089 bytes on channel 2, frame_max 4096 allows 4088",
           (options){.frame_max = 4096});
-    add_bytes(&b, "\1\0\1\377\377\377\377", 7); /* no payload is waited for */
+    add_bytes(&b, "\1\0\1\377\377\377\377", 7); /* refused without waiting for the payload */
     wrong("largest size", &b, FRAME_ESIZE,
           "frame of 4294967295 bytes on channel 1, frame_max 131072 allows 131064", plain);
 
@@ -620,7 +621,7 @@ static void test_body_max_is_enough(void)
     check("body_max is enough", &b, &w, (options){.body_max = 10});
 }
 
-/* What is over it is read over, and what comes next is read as ever. */
+/* A body over the limit is skipped, and the next delivery is read as usual. */
 static void test_a_larger_body_is_dropped(void)
 {
     options small = {.body_max = 10};
@@ -690,7 +691,7 @@ static size_t feed(frame_reader *r, const uint8_t *ptr, size_t len, size_t piece
     return events;
 }
 
-/* The wire claims 512 MiB and sends little. */
+/* The wire announces 512 MiB and sends little. */
 static void test_claims_cost_nothing(void)
 {
     memory m;
@@ -703,7 +704,7 @@ static void test_claims_cost_nothing(void)
     CHECK(feed(r, b.ptr, b.len, b.len, &ev) == 0, "an event");
     CHECK(m.live < FRAME_READ_SIZE + 16 * 1024, "%zu bytes for a claim", m.live);
 
-    /* A frame of 256 MiB, allowed, of which only the head comes. */
+    /* Only the head arrives of a frame of 256 MiB, which frame_max allows. */
     frame_reader_set_frame_max(r, 1u << 30);
     b.len = 0;
     add_u8(&b, 1);
@@ -717,7 +718,7 @@ static void test_claims_cost_nothing(void)
     CHECK(m.blocks == 0, "leak");
 }
 
-/* Every channel with an open delivery of a huge announced body. */
+/* Every channel has an open delivery that announces a huge body. */
 static void test_hostile_channels(void)
 {
     memory m;
@@ -737,7 +738,8 @@ static void test_hostile_channels(void)
     CHECK(m.blocks == 0, "leak");
 }
 
-/* A large body: while its block moves (here always) there are two, never more; none is kept. */
+/* A large body: while its block moves (here at each resize) there are two blocks, never more; none
+ * is kept. */
 static void test_large_body(void)
 {
     const size_t size = 24 * 1024 * 1024;
@@ -783,7 +785,7 @@ static void test_taken_body_outlives_the_reader(void)
     CHECK(m.blocks == 1 && m.live == 4, "%ld blocks, %zu bytes", m.blocks, m.live);
     memory_free(&m, body);
 
-    /* One that is part of the read buffer cannot be taken. */
+    /* A body in the read buffer cannot be taken. */
     r = reader(&m);
     b.len = 0;
     deliver(&b, 1, 1);
@@ -798,8 +800,8 @@ static void test_taken_body_outlives_the_reader(void)
     free(b.ptr);
 }
 
-/* A frame of 8 MiB in pieces of 16 bytes, and 64 Ki small frames cut everywhere: linear, or this
- * never ends. */
+/* A frame of 8 MiB in pieces of 16 bytes, and 64 Ki small frames cut everywhere. If the time were
+ * not linear, this would take hours. */
 static void test_linear(void)
 {
     memory m;
@@ -823,14 +825,14 @@ static void test_linear(void)
     CHECK(feed(r, b.ptr, b.len, 13, &ev) == 65536, "events");
     CHECK(m.live < 2 * FRAME_READ_SIZE, "the large buffer is kept: %zu", m.live);
 
-    /* A caller who takes one frame, then asks for room, on a buffer full of frames. */
+    /* A caller that takes one frame and then reserves room, on a buffer full of frames. */
     uint8_t *to;
     size_t room, n = 0;
     frame_reader_reserve(r, b.len, &to, &room);
     memcpy(to, b.ptr, b.len);
     frame_reader_commit(r, b.len);
     while (frame_reader_next(r, &ev) > 0) {
-        /* One out, one in: moving the rest to the front each time would never end. */
+        /* One frame out, one in: moving the rest to the front each time would be quadratic. */
         if (++n <= 200000) {
             CHECK(frame_reader_reserve(r, 15, &to, &room) == 0 && room >= 15, "no room");
             memcpy(to, b.ptr, 15);

@@ -1,4 +1,4 @@
-/* Unit tests of src_c/pending.c; a failed one prints its line and aborts. */
+/* Unit tests of src_c/pending.c; a failure prints its line and aborts. */
 #include <string.h>
 
 #include "check.h"
@@ -152,7 +152,7 @@ static void test_the_oldest_goes_over_the_count(void)
     CHECK(state(p, "b") == PENDING_LOST && state(p, "a") == PENDING_UNCLAIMED);
     CHECK(wait_for(p, "b", W1) == PENDING_LOST);
     CHECK(pending_evicted(p) == 1);
-    CHECK(keep(p, "b", "5", 2) == 1); /* it came again after all */
+    CHECK(keep(p, "b", "5", 2) == 1); /* a LOST id arrives again */
     CHECK(state(p, "b") == PENDING_UNCLAIMED && state(p, "a") == PENDING_LOST);
     SOUND(p);
     pending_free(p);
@@ -166,14 +166,14 @@ static void test_the_oldest_go_over_the_bytes(void)
     keep(p, "c", "12", 1);
     CHECK(keep(p, "d", "12345", 1) == 2 && pending_bytes(p) == 9);
     CHECK(state(p, "c") == PENDING_UNCLAIMED);
-    /* Too large by itself: nobody else pays. */
+    /* Too large by itself: nothing else is dropped. */
     CHECK(keep(p, "e", "1234567890", 1) == 1 && state(p, "e") == PENDING_LOST);
     CHECK(pending_count(p, PENDING_UNCLAIMED) == 2);
     SOUND(p);
     pending_free(p);
 }
 
-/* Progress of the waiting makes room for results, and never the other way round. */
+/* Bodies of WAITING ids (progress) are dropped for results, never the other way round. */
 static void test_advice_goes_before_results(void)
 {
     pending *p = make((pending_limits){100, 20, 10, 10});
@@ -182,22 +182,22 @@ static void test_advice_goes_before_results(void)
     wait_for(p, "w", W2);
     CHECK(keep(p, "v", "1234", 1) == 0 && keep(p, "w", "1234", 1) == 0);
     CHECK(keep(p, "a", "1234", 1) == 0 && keep(p, "b", "1234", 1) == 0 && pending_bytes(p) == 20);
-    CHECK(keep(p, "v", "4321", 2) == 0 && pending_bytes(p) == 20); /* the newest advice now */
+    CHECK(keep(p, "v", "4321", 2) == 0 && pending_bytes(p) == 20); /* now the newest progress */
     SOUND(p);
-    /* The oldest advice goes for a result, and its id waits on. */
+    /* The oldest progress is dropped for a result, and its id stays WAITING. */
     CHECK(keep(p, "c", "1234", 2) == 0 && pending_bytes(p) == 20);
     CHECK(!entry(p, "w")->stored && state(p, "w") == PENDING_WAITING && entry(p, "v")->stored);
     SOUND(p);
-    /* Advice takes the place of older advice; of results it takes none. */
+    /* Progress replaces older progress, but no results. */
     CHECK(keep(p, "w", "1", 2) == 0 && !entry(p, "v")->stored && entry(p, "w")->stored);
     CHECK(keep(p, "v", "12", 2) == 0 && entry(p, "v")->stored && entry(p, "w")->stored);
     CHECK(keep(p, "v", "123456", 2) == 0 && !entry(p, "v")->stored && entry(p, "w")->stored);
     CHECK(pending_count(p, PENDING_UNCLAIMED) == 3 && pending_evicted(p) == 0);
     SOUND(p);
-    /* With the advice gone, the oldest results go. */
+    /* Without progress left, the oldest results are dropped. */
     CHECK(keep(p, "d", "12345678", 2) == 1 && state(p, "a") == PENDING_LOST);
     CHECK(!entry(p, "w")->stored && pending_bytes(p) == 19);
-    /* What fits nowhere costs nobody, of whichever kind it is. */
+    /* A body that can never fit, of either kind, drops nothing else. */
     CHECK(keep(p, "w", "", 2) == 0 && keep(p, "e", "12345678901234567890", 2) == 1);
     CHECK(state(p, "e") == PENDING_LOST && entry(p, "w")->stored);
     CHECK(finish(p, "v", &waiter) == PENDING_WAITING && waiter == W1);
@@ -222,7 +222,7 @@ static void test_advice_alone_over_the_bytes(void)
     pending_free(p);
 }
 
-/* What nobody waits for any more is still no result. */
+/* Progress without a waiter is still not a result. */
 static void test_abandoned_advice_costs_no_result(void)
 {
     pending *p = make((pending_limits){2, 1000, 10, 10});
@@ -318,7 +318,7 @@ static void test_ids_of_every_length(void)
     uint8_t id[256];
     pending_entry *e;
     uint32_t waiter;
-    memset(id, 0, sizeof id); /* zeros, so that only the length tells them apart */
+    memset(id, 0, sizeof id); /* zeros: only the lengths differ */
     for (size_t len = 1; len <= 255; len++)
         CHECK(pending_wait(p, view(id, len), W1, &e) == PENDING_UNKNOWN);
     SOUND(p);
@@ -376,7 +376,7 @@ static void test_grows_and_shrinks_again(void)
     pending_free(p);
 }
 
-/* Every call there is, over enough ids to split and merge. What fails must have changed nothing. */
+/* All calls, over enough ids to split and merge. A failed call must have changed nothing. */
 static long scenario(memory *m)
 {
     const allocator a = memory_allocator(m);
@@ -426,14 +426,14 @@ static long scenario(memory *m)
 static void test_an_allocator_that_fails(void)
 {
     for (int not_entries = 0; not_entries < 2; not_entries++) {
-        /* Entries are known by their size: segments and small directories have others. */
+        /* Entries are recognised by their size: segments and small directories have others. */
         const memory fresh = {.spared_above = not_entries ? sizeof(pending_entry) : 0,
                               .spared_below = not_entries ? 1000 : 0};
         memory whole = fresh;
         CHECK(scenario(&whole) == 0);
         CHECK(whole.calls > 10);
         for (int for_good = 0; for_good < 2; for_good++) {
-            /* Every call for the table itself, and a sample of the thousands for entries. */
+            /* Fail every allocation for the table itself, and a sample of those for entries. */
             for (long at = 1; at <= whole.calls; at += not_entries || at < 64 ? 1 : 37) {
                 memory m = fresh;
                 m.fail_at = at;
@@ -444,7 +444,7 @@ static void test_an_allocator_that_fails(void)
     }
 }
 
-/* A small table, and here it is every single allocation. */
+/* A small table in which every single allocation fails once. */
 static void test_every_allocation_of_each_call(void)
 {
     for (long at = 1; at < 64; at++) {
@@ -484,7 +484,7 @@ static void test_every_allocation_of_each_call(void)
     }
 }
 
-/* Without memory for a segment the table stays usable until it is full to the last slot. */
+/* Without memory for a segment, the table stays usable until its last slot is full. */
 static void test_no_memory_to_split(void)
 {
     memory m = {0};
@@ -495,7 +495,7 @@ static void test_no_memory_to_split(void)
     long held = 0;
     for (int i = 0; i < 4000; i++) {
         int len = snprintf(id, sizeof id, "id%d", i);
-        /* The entry is one call; whatever else is asked for fails. */
+        /* The entry is one allocation; every other one fails. */
         m.fail_at = m.calls + 2;
         m.for_good = true;
         int outcome = pending_wait(p, view(id, (size_t)len), W1, &e);

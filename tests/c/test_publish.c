@@ -1,5 +1,5 @@
 /* publish.c: the frames octet by octet, sizes around frame_max, limits, and back through frame.c.
- * (Equality with py-amqp's writer is tests/unit/test_amqp_publish.py's.) Run by test_c.py. */
+ * (tests/unit/test_encoder.py checks equality with py-amqp's writer.) Run by test_c.py. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -27,7 +27,7 @@ static publish_options nothing(void)
                              .priority = PUBLISH_NO_OCTET};
 }
 
-/* Into a block of exactly the announced size: ASan sees one octet more. */
+/* Writes into a block of exactly the announced size, so that ASan finds one octet too many. */
 static bytes encode(const publish_options *o, const publish_message *m)
 {
     publish_template t;
@@ -97,7 +97,7 @@ static void test_octets(void)
     EXPECT_ACK(ack, "\1\0\1\0\0\0\15\0\74\0\120\0\0\0\0\0\0\0\1\0\316");
 }
 
-/* What was written, read back as frames: no frame above frame_max, the body is the body. */
+/* Reads the written bytes back as frames: none exceeds frame_max, and the body is unchanged. */
 static void test_splitting(void)
 {
     static const size_t sizes[] = {0, 1, 4087, 4088, 4089, 8175, 8176, 8177, 100000};
@@ -206,7 +206,7 @@ static void test_limits(void)
     free(table);
 }
 
-/* Every allocation fails once: then there is nothing to free, and with memory again it works. */
+/* Each allocation fails once: then there is nothing to free, and it works with memory again. */
 static void test_no_memory(void)
 {
     static uint8_t headers[1000];

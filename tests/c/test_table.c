@@ -1,5 +1,5 @@
-/* table.c: every type octet by octet, nesting, cut and lying bytes, and back. (Equality with
- * py-amqp is tests/unit/test_table.py's.) Run by test_c.py. */
+/* table.c: every type octet by octet, nesting, truncated and wrong lengths, and writing.
+ * (tests/unit/test_table.py checks equality with py-amqp.) Run by test_c.py. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 #include "check.h"
 #include "table.h"
 
-/* Into a block of exactly that size: ASan sees one octet more. */
+/* Copies into a block of exactly that size, so that ASan finds a read of one octet too many. */
 static uint8_t *copy(const void *ptr, size_t len)
 {
     uint8_t *block = malloc(len != 0 ? len : 1);
@@ -19,7 +19,7 @@ static uint8_t *copy(const void *ptr, size_t len)
     return block;
 }
 
-/* Reads to the end; counts what comes. What table_next returned last. */
+/* Reads to the end and counts the values. Returns the last result of table_next. */
 static int walk(const uint8_t *ptr, size_t len, size_t *events)
 {
     static table_reader r;
@@ -189,7 +189,7 @@ static void test_nesting(void)
     }
 }
 
-/* Whatever is cut off or changed: an error, or at most another value. */
+/* Truncated or changed bytes give an error, or at most another value. */
 static void test_cut_and_changed(void)
 {
     size_t len = sizeof nested - 1;
@@ -212,7 +212,7 @@ static void test_cut_and_changed(void)
     }
 }
 
-/* A value inside that would end where the table around it has long ended, but not the bytes. */
+/* A value that ends within the bytes, but after the end of the table that contains it. */
 static void test_lying_lengths(void)
 {
     CHECK(walk_copy("\0\0\0\7\1kS\0\0\0\1..........", 21) == TABLE_ELENGTH, "text");
@@ -314,7 +314,7 @@ static bool open_outermost(wire_writer *w)
     return table_open(w, 0);
 }
 
-/* Those octets into just enough room, and nothing at all into less. */
+/* Writes those octets into just enough room, and nothing into less. */
 static void expect(const char *name, write to, const void *want, size_t len)
 {
     uint8_t got[32] = {0};
@@ -348,7 +348,7 @@ static void test_writing(void)
     EXPECT(open_table, "F\0\0\0\0");
     EXPECT(open_outermost, "\0\0\0\0");
 
-    /* Room that is announced only: a length above 4 GiB is refused before anything is looked at. */
+    /* The room is fictitious: a length above 4 GiB is refused before any access. */
     uint8_t first[16] = {0};
     if (sizeof(size_t) > 4) {
         const size_t large = (size_t)UINT32_MAX + 1;

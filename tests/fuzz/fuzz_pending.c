@@ -1,4 +1,4 @@
-/* libFuzzer: bytes -> calls on src_c/pending.c, every outcome held against a naive model.
+/* libFuzzer target for pending.c: bytes become calls, and every outcome is compared with a model.
  *
  *   clang -g -O1 -fsanitize=fuzzer,address,undefined -Isrc_c -Itests/c \
  *       tests/fuzz/fuzz_pending.c src_c/pending.c -o fuzz_pending
@@ -18,7 +18,7 @@ typedef struct model_entry {
     size_t stored_len;
     uint8_t fill;
     uint32_t arrived;
-    uint64_t order; /* the larger, the newer in its state */
+    uint64_t order; /* larger means newer in its state */
     uint32_t waiter;
 } model_entry;
 
@@ -107,7 +107,7 @@ static uint64_t caps(model *m, model_entry *newest)
     return m->evicted - before;
 }
 
-/* Ids of many lengths, some of them beginnings of others. */
+/* Ids of many lengths, some of them prefixes of others. */
 static wire_view id_of(unsigned which, uint8_t id[256])
 {
     memset(id, (int)(which % 3), 256);

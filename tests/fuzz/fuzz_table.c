@@ -1,5 +1,5 @@
-/* libFuzzer target for table.c: hostile tables and properties. What is read of a table is written
- * again and must then read the same.
+/* libFuzzer target for table.c: hostile tables and properties. The values read from a table are
+ * written again, and must then read the same.
  *
  *     clang -std=c11 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Isrc_c \
  *         -Itests/c tests/fuzz/fuzz_table.c src_c/table.c -o fuzz_table
@@ -13,8 +13,7 @@
 #include "check.h"
 #include "table.h"
 
-/* The most that a value can grow when it is written as py-amqp writes it: an int8 becomes an int32.
- */
+/* How much a value can grow when it is written as py-amqp does: an int8 becomes an int32. */
 enum { GROWTH = 3 };
 
 typedef struct output {
@@ -103,7 +102,7 @@ static bool write_item(output *out, int kind, const table_item *item)
     }
 }
 
-/* Reads to the end, and writes into `out` if it is not NULL. What table_next returned last. */
+/* Reads to the end, and writes into `out` unless NULL. Returns the last result of table_next. */
 static int walk(const uint8_t *ptr, size_t len, digest *d, output *out)
 {
     table_reader r;
