@@ -47,11 +47,11 @@ COLOURS = {
 
 #: The benchmarks in the plots, and their labels.
 SHOWN = {
-    ("test_intake_many", "50000"): "take in 50,000 results",
-    ("test_intake", "10000"): "take in 10,000 results",
-    ("test_intake", "1000"): "take in 1,000 results",
-    ("test_unclaimed", "*"): "take in, nobody asked yet",
-    ("test_intake_100_kib", ""): "take in results of 100 KiB",
+    ("test_intake_many", "50000"): "receive 50,000 results",
+    ("test_intake", "10000"): "receive 10,000 results",
+    ("test_intake", "1000"): "receive 1,000 results",
+    ("test_unclaimed", "*"): "receive unclaimed results",
+    ("test_intake_100_kib", ""): "receive results of 100 KiB",
     ("test_ready", ""): "ready() of a running task",
     ("test_store_transient", "100"): "store_result, 100 B",
     ("test_store_transient", "10240"): "store_result, 10 KiB",

@@ -112,12 +112,12 @@ BORROWED = (
     ),
     Borrowed(
         "amqp.abstract_channel:AbstractChannel#_pending",
-        "an answer for which nobody waits",
+        "an answer that is not awaited",
         "transport.connection",
     ),
     Borrowed(
         "amqp.connection:Connection#_handshake_complete",
-        "nothing else is awaited before",
+        "during the handshake nothing else is awaited",
         "transport.connection",
     ),
     Borrowed(

@@ -1,17 +1,17 @@
-"""A lock that an asynchronous exception cannot leave behind locked, and threads to go with it."""
+"""A lock that an asynchronous exception cannot leave locked, and a safe start of threads."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
 class Lock:
-    """A lock for ``with`` only, taken in turn.
+    """A fair lock, for ``with`` only.
 
-    Those who wait get it in the order in which they came. In their first millisecond others may
-    still take it before them: to switch threads at each release would cost more than the wait.
+    Waiting threads get it in the order of their arrival. During a thread's first millisecond of
+    waiting, others may still take it first: switching threads at each release would cost more.
 
-    An exception that is thrown into the thread, as a soft time limit is, finds it taken and
-    given back by the block, or not taken at all. Not re-entrant.
+    If an exception is thrown into the thread (a soft time limit, for example), the lock was either
+    not taken, or is released at the end of the block. Not re-entrant.
     """
 
     def __enter__(self) -> Lock: ...
@@ -23,28 +23,28 @@ class Lock:
         /,
     ) -> None: ...
     def within(self, timeout: float | None) -> AbstractContextManager[bool]:
-        """``with lock.within(5) as taken:`` waits at most so many seconds for it; None for ever.
+        """``with lock.within(5) as taken:`` waits for the lock, at most 5 seconds; None: for ever.
 
-        The block is entered all the same where it was not to be had: ``taken`` is False then.
+        The block is entered in any case: ``taken`` says whether the lock was taken.
         """
 
     def locked(self) -> bool:
-        """Whether anybody holds it."""
+        """Whether any thread holds it."""
 
     @property
     def mine(self) -> bool:
-        """Whether the current thread, or greenlet, holds it: it would wait for itself.
+        """Whether the current thread, or greenlet, holds it, and taking it would wait for ever.
 
-        A signal handler, or a destructor, may find it so.
+        It can be true in a signal handler or a destructor.
         """
 
 def start_thread(target: Callable[..., object], *args: object) -> None:
     """Run ``target(*args)`` in a new thread, which does not keep the process alive.
 
-    An exception that is thrown into the thread that calls this finds the other one started or not
-    started at all. One that strikes the new thread instead, as CPython up to 3.12 lets it, has
-    ``target`` called again.
+    If an exception is thrown into the calling thread, the new thread has either started or will not
+    start. CPython up to 3.12 may raise it in the new thread instead; ``target`` is then called
+    again.
 
     Raises:
-        RuntimeError: there can be no more threads.
+        RuntimeError: no more threads can be started.
     """

@@ -1,18 +1,20 @@
-# The documentation of all public names is in _lock.pyi.
-#
-# Compiled, because an asynchronous exception (a signal handler's, PyThreadState_SetAsyncExc's) is
-# raised between two bytecodes: here there are none between taking the lock and entering the block
-# that gives it back. Nothing that may run Python code stands between the two either.
-#
-# The state needs no lock of its own: the GIL is not released, nor a greenlet switched, but in
-# `gate.acquire`, where a thread waits.
+"""A lock that an asynchronous exception cannot leave locked. Documented in _lock.pyi.
+
+Compiled, because an asynchronous exception (from a signal handler or PyThreadState_SetAsyncExc) is
+raised between two bytecodes. Here no bytecode, and no call that may run Python code, comes between
+taking the lock and entering the block that releases it.
+
+The state needs no lock of its own: only `gate.acquire`, in which a thread waits, releases the GIL
+or switches greenlets.
+"""
+
 import _thread
 import threading
 from collections import deque
 from time import monotonic
 
-# Seconds of waiting after which the lock is handed over. Sooner, whoever runs takes it, which
-# saves a switch of threads for each time that it is taken.
+# After how many seconds of waiting the lock is handed over to the waiter. Before that any running
+# thread may take it, which saves a thread switch each time.
 cdef double PATIENCE = 0.001
 
 
@@ -20,7 +22,7 @@ cdef class _Waiter:
     """A thread in the queue."""
 
     cdef object ident
-    cdef object gate  # locked while the thread is to sleep
+    cdef object gate  # locked while the thread should sleep
     cdef double since
     cdef bint woken
     cdef bint granted
@@ -34,7 +36,7 @@ cdef int wake(_Waiter waiter) except -1:
 
 
 cdef class Lock:
-    """A fair lock that an asynchronous exception cannot leave behind locked."""
+    """A fair lock that an asynchronous exception cannot leave locked."""
 
     cdef bint held
     cdef object owner  # of the thread, or greenlet, that holds it
@@ -51,13 +53,13 @@ cdef class Lock:
         self.give()
 
     def within(self, timeout):
-        """``with lock.within(5) as taken:`` waits at most so many seconds for it."""
+        """``with lock.within(5) as taken:`` waits for the lock, at most 5 seconds."""
         cdef _Turn turn = _Turn.__new__(_Turn)
         turn.lock, turn.timeout = self, timeout
         return turn
 
     def locked(self):
-        """Whether anybody holds it."""
+        """Whether any thread holds it."""
         return self.held
 
     @property
@@ -74,7 +76,7 @@ cdef class Lock:
     cdef bint wait(self, me, timeout) except -1:
         cdef _Waiter waiter = _Waiter.__new__(_Waiter)
         cdef double left = -1
-        # Made at run time: gevent and eventlet may have put theirs in its place by now.
+        # Looked up at run time: gevent and eventlet may have patched threading.Lock.
         waiter.ident, waiter.gate, waiter.since = me, threading.Lock(), monotonic()
         waiter.gate.acquire()
         self.waiters.append(waiter)
@@ -95,7 +97,7 @@ cdef class Lock:
             else:
                 self.waiters.remove(waiter)
                 if self.waiters and not self.held:
-                    wake(self.next())  # it may have been this one's turn
+                    wake(self.next())  # this thread may have been woken to take it
             raise
         self.waiters.remove(waiter)
         self.held, self.owner = True, me
@@ -115,8 +117,8 @@ cdef class Lock:
         return wake(waiter)
 
     cdef _Waiter next(self):
-        """The first in the queue. Where its thread waits twice, because a signal handler came in
-        between, the handler's wait: until that is over the other one cannot go on."""
+        """The first waiter. If its thread waits twice, because a signal handler interrupted its
+        wait, the handler's waiter: the interrupted wait cannot continue before that one."""
         cdef _Waiter first = self.waiters[0]
         cdef _Waiter waiter, last = first
         for waiter in self.waiters:
@@ -142,8 +144,8 @@ cdef class _Turn:
             self.lock.give()
 
 
-# CPython up to 3.12 gives a thread that is being started the ident of the one that starts it: what
-# is thrown at that one strikes here once or twice, until this one runs.
+# How often `target` is tried. CPython up to 3.12 gives a starting thread the ident of its creator:
+# exceptions thrown into the creator are raised here once or twice, until the thread runs.
 cdef int STRIKES = 3
 
 

@@ -56,9 +56,9 @@ class BadMessage(FastRPCError):
 class NotAllSent(FastRPCError):
     """Some tasks of ``apply_many()`` or ``batch()`` were not sent. The cause says why.
 
-    ``sent`` are the results of those that were, where ``apply_many()`` made them. ``in_doubt`` are
-    the ids of those that the broker may have, or may not: their write failed, or their confirm did
-    not come.
+    ``sent`` holds the results of the tasks that ``apply_many()`` has sent. ``in_doubt`` holds the
+    ids of tasks that the broker may or may not have: their write failed, or their confirm is
+    missing.
     """
 
     def __init__(self, text: str, sent: Any = None, in_doubt: Iterable[str] = ()) -> None:

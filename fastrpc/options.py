@@ -53,8 +53,8 @@ class Options:
     heartbeat: float | None = None
     #: Keep results until the broker has confirmed them.
     publisher_confirms: bool = True
-    #: How many results may be unconfirmed. None is 1,000, and follows the rate at which the broker
-    #: confirms persistent ones.
+    #: How many results may be unconfirmed. None is 1,000; for persistent results it follows the
+    #: rate at which the broker confirms.
     confirm_window: int | None = None
     #: The limit in bytes.
     confirm_window_bytes: int = 64 * MIB

@@ -56,15 +56,15 @@ class Wait:
 class LoopWait(Wait):
     """One ``await``: a wait that is woken in its event loop.
 
-    ``await wait`` returns when there is news, its time is up or it has failed, and at times for no
-    reason at all. It hears of the messages on every reply queue of the process.
+    ``await wait`` returns when there is news, its time is up or it has failed, and sometimes
+    without a reason. It is told of the messages on every reply queue of the process.
     """
 
     expired: bool
     """Whether ``expire`` was called."""
 
     failure: BaseException | None
-    """What ``fail`` was given."""
+    """The exception passed to ``fail``."""
 
     def __init__(
         self,
@@ -75,29 +75,30 @@ class LoopWait(Wait):
     ) -> None:
         """
         Args:
-            told: Where it puts itself when there is news; the loop calls ``resume`` of each.
-            ring: Called, in any thread, when it is the first there.
-            on_message: Anything but None has it hear of messages.
+            told: The list to which it adds itself when there is news; the loop calls ``resume`` of
+                each member.
+            ring: Called, in any thread, when it is the first in the list.
+            on_message: If not None, it is told of messages.
         """
 
     def __await__(self) -> Generator[Any]: ...
     def resume(self) -> None:
-        """Let who awaits it go on. In its loop."""
+        """Resume the coroutine that awaits it. Call it in its loop."""
 
     def drop(self) -> None:
-        """Its loop is closed: let go of who awaits it."""
+        """Forget the coroutine that awaits it, because its loop is closed."""
 
     def expire(self) -> None:
-        """Its time is up. In its loop."""
+        """End it because its time is up. Call it in its loop."""
 
     def fail(self, failure: BaseException) -> None:
-        """Have the ``await`` raise ``failure``. From any thread."""
+        """Make the ``await`` raise ``failure``. May be called from any thread."""
 
     def take(self) -> list[Any]:
         """The results that became ready since the last call."""
 
     def take_metas(self) -> list[dict[str, Any]]:
-        """The metas that came since the last call."""
+        """The metas that arrived since the last call."""
 
 class Watchers:
     """Which waits are told of which AsyncResults, and of which messages."""

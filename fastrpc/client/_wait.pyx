@@ -74,7 +74,7 @@ cdef class LoopWait(Wait):
         self.deadline = INFINITY
         self.on_message = on_message
         self.queue = ""
-        # Lists: a deque has room for 64 from the start, and there may be ten thousand of these.
+        # Lists, because a deque allocates room for 64, and there may be ten thousand waits.
         self.arrived = []
         self.metas = []
         self._errors = []
@@ -83,7 +83,7 @@ cdef class LoopWait(Wait):
         self._ring = ring
 
     cdef int wake(self) except -1:
-        # The loop finds it on the list whatever happens to the call, which is Python code.
+        # First the list, which the loop reads in any case: the call runs Python code and may fail.
         cdef bint first = not self._told
         self._told.append(self)
         if first:
@@ -97,22 +97,22 @@ cdef class LoopWait(Wait):
         return self._future.__await__()
 
     def resume(self):
-        """Let who awaits it go on. In its loop."""
+        """Resume the coroutine that awaits it. Call it in its loop."""
         future, self._future = self._future, None
         if future is not None and not future.done():
             future.set_result(None)
 
     def drop(self):
-        """Its loop is closed: let go of who awaits it."""
+        """Forget the coroutine that awaits it, because its loop is closed."""
         self._future = None
 
     def expire(self):
-        """Its time is up. In its loop."""
+        """End it because its time is up. Call it in its loop."""
         self.expired = True
         self.resume()
 
     def fail(self, failure):
-        """Have the ``await`` raise ``failure``. From any thread."""
+        """Make the ``await`` raise ``failure``. May be called from any thread."""
         self.failure = failure
         self.wake()
 
@@ -122,7 +122,7 @@ cdef class LoopWait(Wait):
         return arrived
 
     def take_metas(self):
-        """The metas that came since the last call."""
+        """The metas that arrived since the last call."""
         metas, self.metas = self.metas, []
         return metas
 
@@ -304,7 +304,7 @@ cdef class ReadingRole:
             self._reader = None
         try:
             self._watchers.wake()
-        finally:  # event loops are rung by Python code, which can be interrupted
+        finally:  # waking an event loop runs Python code, which can be interrupted
             self.hand_over()
         return 0
 
