@@ -95,9 +95,11 @@ class FrameWriter:
     def flush(self) -> None:
         """Write what waits for the next write."""
         with self._lock:
-            if self._begin():
-                self._write(self._frames)
-                self._frames.clear()
+            waiting = self._begin()
+            if waiting:
+                self._writing = True
+                self._write(waiting)
+                self._done()
 
     def send(self, frames: FrameBuffer) -> None:
         """Write whole frames that were encoded elsewhere, all at once. They stay as they are."""
