@@ -46,6 +46,10 @@ ROOM_INTERVAL = 0.1
 #: wait because another one floods.
 PASS_INTERVAL, OVERDRAFT = 0.005, 2
 
+#: Of each thread: ``next``, when it may pass by. Not a publisher's: to free one that belongs to a
+#: thread takes a lock of the interpreter, which sys._current_frames() may hold at a collection.
+_passing = threading.local()
+
 #: Sends between two looks for confirms.
 SENDS_PER_LOOK = 32
 
@@ -169,8 +173,6 @@ class AMQPPublisher:
         #: Held by the sender that waits for room, without the lock above; the next ones wait for
         #: it, in turn. Whoever takes both takes this one first.
         self._room = Lock()
-        #: Of each thread: when it may pass by those that wait for room.
-        self._passing = threading.local()
         self._link: Link | None = None
         #: All that is not confirmed.
         self._window = ConfirmWindow()
@@ -253,9 +255,9 @@ class AMQPPublisher:
 
     def _may_pass(self) -> bool:
         now = time.monotonic()
-        if now < getattr(self._passing, "next", 0):
+        if now < getattr(_passing, "next", 0):
             return False
-        self._passing.next = now + PASS_INTERVAL
+        _passing.next = now + PASS_INTERVAL
         return True
 
     def _publish_in_turn(self, message: Message | Packed) -> None:

@@ -5,6 +5,7 @@ Only hang_up(), connect_to() and disconnect() change anything.
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 import threading
@@ -144,7 +145,14 @@ def is_watched(sender: Celery) -> bool:
 def watching_publishers() -> list[AMQPPublisher]:
     """The publishers whose helper thread, which reads confirms, is running."""
     found = []
-    for frame in sys._current_frames().values():
+    enabled = gc.isenabled()
+    gc.disable()  # a collection that frees a threading.local would wait for ever for its lock
+    try:
+        frames = sys._current_frames()
+    finally:
+        if enabled:
+            gc.enable()
+    for frame in frames.values():
         while frame is not None:
             if frame.f_code is AMQPPublisher._watch.__code__:
                 found.append(frame.f_locals["self"])
