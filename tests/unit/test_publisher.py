@@ -35,6 +35,7 @@ def broker(monkeypatch) -> Broker:
 def make(broker, monkeypatch):
     """make(confirm_window=2) -> a publisher; no thread of one outlives its test."""
     monkeypatch.setattr(publisher_module, "WATCH_INTERVAL", 0.01)
+    monkeypatch.setattr(publisher_module, "_passing", threading.local())
     made: list[AMQPPublisher] = []
     app = SimpleNamespace(connection_for_write=dict)
 
