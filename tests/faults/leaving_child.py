@@ -161,14 +161,32 @@ def sending_daemon() -> None:
     time.sleep(0.5)
 
 
-def unread() -> None:
-    """Sent, and nobody waits."""
-    app = make()
-    threads = [threading.Thread(target=never, args=(app,)) for _ in range(8)]
+def run_at_once(count: int, target) -> None:
+    threads = [threading.Thread(target=target) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+def threads() -> None:
+    """One for each request, five at a time."""
+    app = make()
+    call(app)
+    for _ in range(20):
+        run_at_once(5, lambda: call(app))
+
+
+def unread() -> None:
+    """Sent by many threads that run at one time, and nobody waits."""
+    app = make()
+    all_sent = threading.Barrier(300)
+
+    def send() -> None:
+        never(app)
+        all_sent.wait(60)
+
+    run_at_once(300, send)
 
 
 def silent_broker() -> None:

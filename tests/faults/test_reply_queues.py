@@ -85,8 +85,11 @@ SCENARIOS = [
 
 @pytest.mark.parametrize(
     ("scenario", "backend"),
-    # Stock leaves the queues that nobody has consumed.
-    [*((scenario, backend) for scenario in SCENARIOS for backend in BACKENDS), ("unread", FAST)],
+    [
+        *((scenario, backend) for scenario in SCENARIOS for backend in BACKENDS),
+        ("threads", FAST),  # on stock some of them wait in vain
+        ("unread", FAST),  # stock leaves the queues that nobody has consumed
+    ],
 )
 def test_none_is_left_by_a_process_that_has_ended(run, queues, scenario, backend):
     with run(scenario, backend) as child:
@@ -125,6 +128,7 @@ def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_greenlets_that_come_and_go_share_a_few(run, queues):
+    """On stock some of them wait in vain."""
     pytest.importorskip("gevent")
     with run("greenlets", FAST, "1500") as child:
         assert child.stdout.readline() == "served\n"

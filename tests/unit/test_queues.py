@@ -36,6 +36,9 @@ class Channel:
         )
         sock, self.peer = socket.socketpair()
         self.connection = SimpleNamespace(client=client, frame_writer=self.write_frame, sock=sock)
+        #: Further channels of the connection.
+        self.others: list[Channel] = []
+        self.connection.channel = self.open_another
         self.channel_id = 7
         self.messages = messages
         self.calls: list[tuple] = []
@@ -67,6 +70,10 @@ class Channel:
 
     def queue_bind(self, **kwargs):
         pytest.fail("the default exchange binds every queue by its name")
+
+    def open_another(self):
+        self.others.append(Channel())
+        return self.others[-1]
 
     def queue_delete(self, queue, nowait=False, **kwargs):
         self.calls.append(("delete, no answer" if nowait else "delete", queue))
@@ -272,6 +279,29 @@ class TestTheEnd:
         # Only the last answer is waited for.
         assert channel.calls == [("delete, no answer", "a"), ("delete", "b")]
         assert queues.names == []
+
+    def test_many_are_shared_out_among_channels(self, queues):
+        """The broker deletes those of one channel one after the other."""
+        channel = Channel()
+        for n in range(1001):
+            queues.declare_for_call(str(n), channel)
+        channel.calls.clear()
+        queues.delete(channel)
+        assert queues.names == []
+        shares = [channel.calls, *(other.calls for other in channel.others)]
+        assert len(shares) == 4
+        assert {name for calls in shares for _, name in calls} == {str(n) for n in range(1001)}
+        for calls in shares:
+            answered = [kind == "delete" for kind, _ in calls]
+            assert answered[-1]
+            assert sum(answered) <= 4
+
+    def test_but_not_where_channels_are_imitated(self, queues):
+        channel = Channel(driver_type="redis")
+        for n in range(100):
+            queues.declare_for_call(str(n), channel)
+        queues.delete(channel)
+        assert channel.others == []
 
     def test_what_the_broker_has_not_deleted_can_be_deleted_again(self, queues):
         channel = Channel()
