@@ -52,3 +52,14 @@ def test_what_is_never_asked_for_does_not_fill_the_broker(joining, private_broke
     app = joining(FAST, "solo", conf=conf)
     queue = app.tasks["tests.fire_and_forget"].delay(300).get(timeout=20)
     wait_until(lambda: private_broker.queues().get(queue) == 50, 10, "the newest are kept")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_result_of_a_link_that_was_frozen_comes_to_the_caller(joining, backend):
+    """Else it goes to the queue of the worker that sends the task of the link."""
+    app = joining(backend, "solo")
+    echo = app.tasks["tests.echo"]
+    link = echo.s()
+    linked = link.freeze()
+    assert echo.apply_async((7,), link=link).get(timeout=20) == 7
+    assert linked.get(timeout=20) == 7
