@@ -15,9 +15,9 @@ def slept(monkeypatch) -> list[bool]:
     reads = []
     fill = Connection.fill
 
-    def watched(self, timeout=None):
+    def watched(self, timeout=None, **options):
         reads.append(not self.readable())
-        return fill(self, timeout)
+        return fill(self, timeout, **options)
 
     monkeypatch.setattr(Connection, "fill", watched)
     return reads
