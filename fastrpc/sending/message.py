@@ -22,5 +22,5 @@ class Packed(Protocol):
     #: What its size is taken from.
     body: bytes
 
-    def frames(self, channel: int) -> bytes | memoryview:
+    def frames(self, channel: int) -> bytes:
         """All of its frames, on that channel."""

@@ -35,10 +35,11 @@ class Task:
         self._frames.publish(1, exchange, key, mandatory, False, properties, size)
         self._frames.body(1, self.body, connection.frame_max)
 
-    def frames(self, channel: int) -> memoryview:
+    def frames(self, channel: int) -> bytes:
         """All of its frames, on that channel."""
         self._frames.set_channel(channel)
-        return self._frames.view()
+        with self._frames.view() as view:
+            return bytes(view)  # an error's traceback may keep them
 
 
 class Pipeline:

@@ -14,10 +14,13 @@ import trustme
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-from fastrpc import aio
+from fastrpc import aio, apply_many
 from fastrpc.sending import link, publisher
+from fastrpc.transport.transports import SSLTransport, Transport
 from tests.support import inside
+from tests.support.apps import make_app
 from tests.support.broker import RabbitMQ
+from tests.support.installed import installed
 from tests.support.loops import run
 from tests.support.processes import Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
@@ -95,6 +98,34 @@ def test_results_travel_over_tls(tls_broker, make_client, trusting):
     sock = inside.intake_socket(app)
     assert isinstance(sock, ssl.SSLSocket)
     assert sock.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize("confirm", [False, True, "pipelined"])
+def test_tasks_travel_over_tls(tls_broker, make_client, trusting, confirm):
+    """With install(): one call, large and small, and many."""
+    with installed():
+        conf = {
+            "broker_use_ssl": trusting,
+            "broker_transport_options": {"confirm_publish": confirm},
+        }
+        queue = f"fastrpc-faults-tls-{confirm}"
+        app = make_app(tls_broker.tls_url, "rpc://", queue, **conf)
+        echo = app.tasks["tests.echo"]
+        sent = [echo.apply_async(("x" * size,)).id for size in (1, 16_384, 1_000_000, 5_000_000)]
+        sent += [result.id for result in apply_many(echo, (("y" * 500,) for _ in range(2_000)))]
+        with app.connection_for_read() as connection:
+            assert isinstance(connection.transport, SSLTransport | Transport)
+            channel = connection.default_channel
+            assert isinstance(connection.connection.sock, ssl.SSLSocket)
+            wait_until(
+                lambda: channel.queue_declare(queue, passive=True).message_count == len(sent),
+                20,
+                "all have arrived",
+            )
+            got = [channel.basic_get(queue, no_ack=True) for _ in sent]
+        assert [message.properties["correlation_id"] for message in got] == sent
+        app.backend.close()
+        app.close()
 
 
 @pytest.mark.parametrize("size", [16_000, 16_384, 131_072, 1_000_000, 5_000_000])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -31,8 +32,10 @@ with app.connection_for_write() as connection:
 """
 
 
-@pytest.fixture(scope="module", params=["solo", "threads", "prefork"])
+@pytest.fixture(scope="module", params=["solo", "threads", "prefork", "gevent", "eventlet"])
 def worker(request, broker):
+    if request.param in ("gevent", "eventlet"):
+        pytest.importorskip(request.param)
     name = f"fastrpc-tests-installed-{request.param}-{os.getpid()}"
     with Worker(
         broker.url,
@@ -129,6 +132,26 @@ def test_events(broker, worker):
         """,
     )
     assert {"task-received", "task-started", "task-succeeded"} <= set(json.loads(said))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["solo", "threads", "gevent", "eventlet"])
+def test_heartbeats_are_kept_idle_and_busy(broker, pool):
+    """RabbitMQ hangs up on whoever is silent for two seconds here."""
+    if pool in ("gevent", "eventlet"):
+        pytest.importorskip(pool)
+    queue = f"fastrpc-tests-heartbeats-{pool}-{os.getpid()}"
+    app = make_app(broker.url, "fastrpc://", queue)
+    conf = {"broker_heartbeat": 2}
+    with Worker(
+        broker.url, "rpc://", pool=pool, queues=(queue,), conf=conf, install=True
+    ) as worker:
+        end = time.monotonic() + 7
+        while time.monotonic() < end:
+            app.tasks["tests.echo"].apply_async((1,)).get(timeout=WAIT)
+        time.sleep(7)
+        app.tasks["tests.echo"].apply_async((1,)).get(timeout=WAIT)
+        assert "onnection" not in worker.log
 
 
 @pytest.mark.parametrize("install", [False, True], ids=["stock", "installed"])

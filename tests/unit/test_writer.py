@@ -296,6 +296,70 @@ def test_a_large_body_is_not_copied():
         tracemalloc.stop()
 
 
+# -- what waits for the next write
+
+
+def test_a_method_that_waits_leaves_with_the_next_write(wire, writer):
+    writer.write_later(1, spec.Queue.Declare, b"first")
+    assert wire.writes == []
+    writer.publish(1, "", "q", False, False, amqp.Message("x"))
+    [both] = wire.writes
+    assert both.index(b"first") < both.index(struct.pack(">HH", *spec.Basic.Publish))
+    writer.publish(1, "", "q", False, False, amqp.Message("x"))
+    assert b"first" not in wire.writes[1]
+
+
+def test_it_waits_once_however_often_it_is_asked_for(wire, writer):
+    declare, other = b"declare", b"another"
+    for _ in range(3):
+        writer.write_later(1, spec.Queue.Declare, declare)
+    writer.write_later(1, spec.Queue.Declare, other)
+    writer.flush()
+    assert wire.data.count(declare) == wire.data.count(other) == 1
+    writer.write_later(1, spec.Queue.Declare, other)
+    writer.flush()
+    assert wire.data.count(other) == 2
+    writer.flush()
+    assert len(wire.writes) == 2
+
+
+def test_it_stays_in_front_of_a_message_that_cannot_be_encoded(wire, writer):
+    writer.write_later(1, spec.Queue.Declare, b"declare")
+    with pytest.raises(FrameSyntaxError):
+        writer.publish(1, "", "q", False, False, amqp.Message("x", application_headers={"a": wire}))
+    assert wire.writes == []
+    writer.flush()
+    assert wire.data.count(b"declare") == 1
+
+
+def test_frames_of_others_follow_it_and_stay_as_they_are(wire, writer):
+    frames = FrameBuffer()
+    frames.ack(1, 7)
+    writer.write_later(1, spec.Queue.Declare, b"declare")
+    writer.send(frames)
+    writer.send(frames)
+    with frames.view() as view:
+        ack = bytes(view)
+    assert wire.data.endswith(b"\xce" + ack + ack)
+    assert wire.data.count(b"declare") == 1
+
+
+@pytest.mark.parametrize("write", ["flush", "send"])
+def test_after_a_failed_write_nothing_waits(wire, writer, write):
+    frames = FrameBuffer()
+    frames.ack(1, 7)
+    writer.write_later(1, spec.Queue.Declare, b"declare")
+    wire.failure = OSError("gone")
+    with pytest.raises(OSError, match="gone"):
+        writer.flush() if write == "flush" else writer.send(frames)
+    wire.failure = None
+    assert not wire.connected
+    with pytest.raises(BrokenPipeError):
+        writer.flush()
+    assert wire.writes == []
+    assert len(frames) == 21  # to be sent over another connection
+
+
 # -- the buffer
 
 
@@ -326,6 +390,7 @@ def test_nothing_moves_while_somebody_looks():
             lambda: frames.header(1, 60, {}, 0),
             lambda: frames.publish(1, "", "", False, False, {}, 0),
             lambda: frames.body(1, b"x", SMALL),
+            lambda: frames.set_channel(2),
         ):
             with pytest.raises(BufferError):
                 change()
@@ -341,3 +406,14 @@ def test_a_buffer_that_grew_large_is_freed():
     assert len(frames) == 21
     with pytest.raises(ValueError, match="frame_max"):
         frames.body(1, b"x", 8)
+
+
+def test_all_frames_move_to_another_channel():
+    frames, want = FrameBuffer(), FrameBuffer()
+    for buffer, channel in ((frames, 1), (want, 0x1234)):
+        buffer.publish(channel, "x", "q", False, False, {"priority": 3}, 10_000)
+        buffer.body(channel, b"\x01\x00\x01" * 3_333 + b"!", SMALL)
+        buffer.ack(channel, 9)
+    frames.set_channel(0x1234)
+    assert bytes(frames.view()) == bytes(want.view())
+    FrameBuffer().set_channel(3)
