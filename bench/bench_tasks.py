@@ -15,6 +15,22 @@ def test_call(race, arena, who):
     race(lambda who: arena.client(who).call(count=200 if QUICK else 1_000), rounds(5))
 
 
+@contestants("rpc", "fastrpc", "installed", "raw")
+def test_call_many(race, arena, who):
+    """Thousands of tasks at once, until all are in the queue: apply_many() after install()."""
+    few, many = (200, 2_000) if QUICK else (2_000, 10_000)
+    race(
+        lambda who: arena.client(who).call_many(count=many if who in ("installed", "raw") else few),
+        rounds(5),
+    )
+
+
+@contestants("rpc", "fastrpc", "installed")
+def test_call_group(race, arena, who):
+    """group(1,000)(), until all are in the queue: in a batch() after install()."""
+    race(lambda who: arena.client(who).call_group(count=1_000), rounds(5))
+
+
 def whole(race, arena, measure, pool, count, full_rounds):
     race(
         lambda who: getattr(arena.client(who), measure)(count=count, **arena.at_work(who, pool)),
@@ -28,6 +44,12 @@ def whole(race, arena, measure, pool, count, full_rounds):
 def test_round_solo(race, arena, who):
     """No-op tasks to a real worker with the solo pool, and their results."""
     whole(race, arena, "whole", "solo", 300 if QUICK else 4_000, 3)
+
+
+@contestants("rpc", "fastrpc", "installed")
+def test_round_many(race, arena, who):
+    """The same, sent by apply_many() after install()."""
+    whole(race, arena, "whole_many", "solo", 300 if QUICK else 4_000, 3)
 
 
 @full_only

@@ -57,6 +57,7 @@ class CeleryClient(Neighbours):
         self.apps: list[Celery] = []
         self.senders: dict[bool, Celery] = {}
         self.caller: Celery | None = None
+        self.many: Celery | None = None
         self.outstanding_app: Celery | None = None
 
     def hello(self) -> dict[str, Any]:
@@ -283,13 +284,59 @@ class CeleryClient(Neighbours):
         self.wire.channel.queue_purge(queue)
         return sample
 
+    def send_all(self, task: Any, values: list[Any]) -> ResultSet:
+        """A task for each value: by apply_many() after install(), else one by one."""
+        if self.config["who"] == "installed":
+            return fastrpc.apply_many(task, ((value,) for value in values))
+        return ResultSet([task.apply_async((value,)) for value in values])
+
+    def call_many(self, count: int) -> dict[str, Any]:
+        """`count` tasks at once, until all are in the queue."""
+        return self._call_at_once(count, self.send_all)
+
+    def call_group(self, count: int) -> dict[str, Any]:
+        """group(`count`)(), after install() in a batch(), until all are in the queue."""
+
+        def send(task: Any, values: list[Any]) -> None:
+            is_ours = self.config["who"] == "installed"
+            with fastrpc.batch(task.app) if is_ours else contextlib.nullcontext():
+                group(task.s(value) for value in values)()
+
+        return self._call_at_once(count, send)
+
+    def _call_at_once(self, count: int, send: Any) -> dict[str, Any]:
+        queue = f"bench-many-{os.getpid()}"
+        if self.many is None:
+            from tests.support.apps import make_app
+
+            self.many = make_app(self.config["broker"], self.config["backend"], queue)
+            self.many.tasks["tests.echo"].apply_async((1,))
+        self.wire.channel.queue_purge(queue)
+        with self.meter(count) as sample:
+            kept = send(self.many.tasks["tests.echo"], values_of(count, None))
+            sample["not_counted"] = self.wire.wait_count(queue, count)
+        del kept
+        self.wire.channel.queue_purge(queue)
+        return sample
+
     def whole(self, queue: str, workers: list[int], count: int) -> dict[str, Any]:
         """`count` tasks to a real worker, and all of their results."""
+
+        def one_by_one(task: Any, values: list[Any]) -> ResultSet:
+            return ResultSet([task.apply_async((value,)) for value in values])
+
+        return self._whole(queue, workers, count, one_by_one)
+
+    def whole_many(self, queue: str, workers: list[int], count: int) -> dict[str, Any]:
+        """The same, sent by apply_many() after install()."""
+        return self._whole(queue, workers, count, self.send_all)
+
+    def _whole(self, queue: str, workers: list[int], count: int, send: Any) -> dict[str, Any]:
         app = self._task_app(queue)
         self.meter.watch(workers)
-        send, values = app.tasks["tests.echo"].apply_async, values_of(count, None)
+        values = values_of(count, None)
         with self.meter(count) as sample:
-            got = app.ResultSet([send((value,)) for value in values]).get(timeout=TIMEOUT)
+            got = send(app.tasks["tests.echo"], values).get(timeout=TIMEOUT)
         self.meter.watch([])
         assert got == values, "results differ"
         return sample
@@ -511,6 +558,20 @@ class RawClient(CeleryClient):
         with self.meter(count) as sample:
             for data in frames:
                 send(data)
+            sample["not_counted"] = self.wire.wait_count(queue, count)
+        wire.close()
+        self.wire.delete(queue)
+        return sample
+
+    def call_many(self, count: int) -> dict[str, Any]:
+        queue = f"bench-sink-{uuid()}"
+        self.wire.declare(queue)
+        frames, _ = self.task_frames(queue, "nowhere", count)
+        parts = [b"".join(frames[n : n + 100]) for n in range(0, count, 100)]
+        wire = Wire(self.config["broker"])
+        with self.meter(count) as sample:
+            for part in parts:
+                wire.sock.sendall(part)
             sample["not_counted"] = self.wire.wait_count(queue, count)
         wire.close()
         self.wire.delete(queue)

@@ -59,8 +59,11 @@ SHOWN = {
     ("test_store_persistent", "100"): "store_result, persistent",
     ("test_latency", ""): "one reply there and back",
     ("test_call", ""): "apply_async",
+    ("test_call_many", ""): "many tasks at once",
+    ("test_call_group", ""): "group(1,000)()",
     ("test_call_and_wait", ""): "one task and its reply",
     ("test_round_solo", ""): "whole round, solo worker",
+    ("test_round_many", ""): "whole round, sent at once",
     ("test_round", "threads"): "whole round, threads",
     ("test_round", "prefork"): "whole round, prefork",
     ("test_group", ""): "group(1,000)().get()",
@@ -203,6 +206,9 @@ def latency_table(entries: dict[str, Entry]) -> str:
 # -- the targets of the design
 
 
+Measure = Callable[[dict[str, Entry], Run], float]
+
+
 @dataclass(frozen=True)
 class Target:
     """A target of the design: `measure` of two or more entries, and the value it must reach."""
@@ -210,7 +216,7 @@ class Target:
     what: str
     group: tuple[str, str]
     text: str
-    measure: Callable[[dict[str, Entry], Run], float]
+    measure: Measure
     met: Callable[[float], bool]
     unit: str = " x"
 
@@ -229,6 +235,19 @@ def cpu(entries: dict[str, Entry], run: Run) -> float:
 
 def less_cpu(entries: dict[str, Entry], run: Run) -> float:
     return entries["rpc"].cpu("client") / entries["fastrpc"].cpu("client")
+
+
+def installed(measure: Measure) -> Measure:
+    """The same of fastrpc.install()."""
+
+    def of_installed(entries: dict[str, Entry], run: Run) -> float:
+        return measure({**entries, "fastrpc": entries["installed"]}, run)
+
+    return of_installed
+
+
+def less_worker_cpu(entries: dict[str, Entry], run: Run) -> float:
+    return entries["rpc"].cpu("worker") / entries["fastrpc"].cpu("worker")
 
 
 def p50(who: str, ours: str = "fastrpc") -> Callable[[dict[str, Entry], Run], float]:
@@ -265,6 +284,7 @@ MANY = ("test_intake_many", "50000")
 SMALL, KEPT = ("test_store_transient", "100"), ("test_store_persistent", "100")
 LATENCY, SOLO = ("test_latency", ""), ("test_round_solo", "")
 BUSY = "fastrpc-busywait"
+CALL, AT_ONCE, ROUND_MANY = ("test_call", ""), ("test_call_many", ""), ("test_round_many", "")
 MOST, FEW = ("test_outstanding", "1000000"), ("test_outstanding", "1000")
 
 TARGETS = (
@@ -282,7 +302,30 @@ TARGETS = (
     Target("reply, p50", LATENCY, "<= 1.6 x raw bytes", p50("raw"), at_most(1.6)),
     Target("reply, p50, busy_wait", LATENCY, "<= 1/3 of stock", p50("rpc", BUSY), at_most(1 / 3)),
     Target("reply, p50, busy_wait", LATENCY, "<= 1.6 x raw bytes", p50("raw", BUSY), at_most(1.6)),
-    Target("apply_async", ("test_call", ""), ">= 1.6 x calls/s", faster, at_least(1.6)),
+    Target("apply_async", CALL, ">= 1.6 x calls/s", faster, at_least(1.6)),
+    Target("apply_async, install()", CALL, ">= 3 x calls/s", installed(faster), at_least(3)),
+    Target("apply_async, install()", CALL, "3 x less CPU", installed(less_cpu), at_least(3)),
+    Target("apply_many", AT_ONCE, ">= 20 x calls/s", installed(faster), at_least(20)),
+    Target("apply_many", AT_ONCE, "25 x less CPU", installed(less_cpu), at_least(25)),
+    Target("apply_many", AT_ONCE, ">= 50 % of raw bytes", installed(of_limit), at_least(50), " %"),
+    Target("group in batch()", ("test_call_group", ""), ">= 3 x", installed(faster), at_least(3)),
+    Target("whole round, install()", SOLO, ">= 3.5 x", installed(faster), at_least(3.5)),
+    Target("whole round, at once", ROUND_MANY, ">= 4.5 x", installed(faster), at_least(4.5)),
+    Target("worker CPU, solo", SOLO, "3 x less", installed(less_worker_cpu), at_least(3)),
+    Target(
+        "worker CPU, threads",
+        ("test_round", "threads"),
+        "2.5 x less",
+        installed(less_worker_cpu),
+        at_least(2.5),
+    ),
+    Target(
+        "worker CPU, prefork",
+        ("test_round", "prefork"),
+        "2 x less",
+        installed(less_worker_cpu),
+        at_least(2),
+    ),
     Target("whole round, solo", SOLO, ">= 1.4 x", faster, at_least(1.4)),
     Target("whole round, threads", ("test_round", "threads"), ">= 1.4 x", faster, at_least(1.4)),
     Target("whole round, prefork", ("test_round", "prefork"), ">= 1.4 x", faster, at_least(1.4)),

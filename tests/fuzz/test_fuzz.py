@@ -13,7 +13,7 @@ SECONDS = 10
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["frame", "table", "pending"])
+@pytest.mark.parametrize("target", ["frame", "table", "pending", "publish"])
 def test_hostile_bytes_do_no_harm(target):
     # Under FASTRPC_SANITIZE=1 the Python process has ASan preloaded; the fuzzer has its own.
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
