@@ -96,6 +96,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             exchange=self.exchange,
             expires=self.expires,
             queue_type=self.options.queue_type,
+            max_bytes=self.options.max_queue_bytes,
             max_unread=self.options.max_unread,
             max_unread_bytes=self.options.max_unread_bytes,
         )

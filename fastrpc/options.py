@@ -39,6 +39,8 @@ class Options:
     max_claimed: int = 1000
     #: The same limit in bytes.
     max_claimed_bytes: int = 4 * MIB
+    #: How much a reply queue holds at the broker before more is refused; None sets no limit.
+    max_queue_bytes: int | None = 1024 * MIB
     #: How many unread results the broker keeps for each thread, of tasks sent inside a task.
     max_unread: int = 1000
     #: The same limit in bytes.
@@ -147,6 +149,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_unclaimed_bytes": _number(int, 1, MOST),
     "max_claimed": _number(int, 0, MOST),
     "max_claimed_bytes": _number(int, 0, MOST),
+    "max_queue_bytes": _optional(_number(int, 1, MOST)),
     "max_unread": _number(int, 1, MOST),
     "max_unread_bytes": _number(int, 1, MOST),
     "max_body": _number(int, 1, MOST),

@@ -54,6 +54,7 @@ def make_queue(
     exchange: Any,
     expires: float | None,
     queue_type: str,
+    max_bytes: int | None,
     max_unread: int,
     max_unread_bytes: int,
 ) -> Queue:
@@ -64,6 +65,9 @@ def make_queue(
     if is_unread(name):  # the oldest go first
         arguments["x-max-length"] = max_unread
         arguments["x-max-length-bytes"] = max_unread_bytes
+    elif max_bytes is not None:  # the newest are refused, and whoever sends them keeps them
+        arguments["x-max-length-bytes"] = max_bytes
+        arguments["x-overflow"] = "reject-publish"
     return queue_class(
         name,
         exchange,

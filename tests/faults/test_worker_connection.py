@@ -406,6 +406,19 @@ class TestRefused:
         assert [result.get(timeout=20) for result in results] == list(range(30))
         await_confirms(sender)
 
+    def test_a_caller_that_reads_nothing_does_not_fill_the_broker(
+        self, private_broker, make_client, sender
+    ):
+        app = make_client(private_broker.url, options={"max_queue_bytes": 100_000})
+        results = expect(app, 30)
+        answer(sender, app.backend.oid, results, "x" * 10_000)
+        with app.connection_for_read() as connection:
+            queue = app.backend._make_queue(app.backend.oid)(connection.default_channel)
+            wait_until(lambda: queue.queue_declare() and inside.refused(sender), 10, "it is full")
+            assert 9 <= queue.queue_declare(passive=True)[1] <= 11
+        assert [result.get(timeout=20) for result in results] == ["x" * 10_000] * 30
+        await_confirms(sender)
+
     def test_the_results_of_others_are_not_held_up(self, full, app, sender, records):
         started = time.monotonic()
         answer(sender, full.backend.oid, new_ids(30))

@@ -132,6 +132,11 @@ def link_amqp(sender: Celery) -> Any:
     return link(sender)._amqp
 
 
+def refused(sender: Celery) -> int:
+    """How many results the broker has refused and not taken yet."""
+    return sum(publisher._window.refused_count for publisher in publishers(sender))
+
+
 def unconfirmed_bytes(sender: Celery) -> int:
     """Bytes of the results that are kept until they are confirmed."""
     return sum(publisher._window.bytes for publisher in publishers(sender))

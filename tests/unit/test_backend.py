@@ -289,7 +289,11 @@ class TestReplyQueue:
         assert queue.durable is True
         assert queue.auto_delete is False
         assert queue.expires == 86400
-        assert queue.queue_arguments == {"x-queue-type": "classic"}
+        assert queue.queue_arguments == {
+            "x-queue-type": "classic",
+            "x-max-length-bytes": 2**30,
+            "x-overflow": "reject-publish",
+        }
 
     def test_it_expires_after_result_expires(self):
         assert make_app(result_expires=60).backend.binding.expires == 60

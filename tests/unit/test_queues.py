@@ -113,6 +113,7 @@ def make(name: str, **options) -> kombu.Queue:
         "exchange": kombu.Exchange(None),
         "expires": EXPIRES,
         "queue_type": "classic",
+        "max_bytes": None,
         "max_unread": 10,
         "max_unread_bytes": 1000,
     }
@@ -345,6 +346,13 @@ class TestTheQueue:
         assert channel.arguments["auto_delete"] is False
         assert channel.arguments["exclusive"] is False
         assert channel.arguments["arguments"] == {"x-queue-type": "classic", "expires": EXPIRES}
+
+    def test_it_refuses_what_is_too_much(self):
+        assert make("q", max_bytes=5000).queue_arguments == {
+            "x-queue-type": "classic",
+            "x-max-length-bytes": 5000,
+            "x-overflow": "reject-publish",
+        }
 
     @pytest.mark.parametrize("expires", [None, 0])
     def test_it_may_live_for_ever(self, expires):
