@@ -2,7 +2,7 @@
 
 python -m tests.faults.leaving_child URL BACKEND QUEUE SCENARIO
 
-It prints the time when its main thread was done, if that is of interest.
+It prints the time when its main thread ended, if the scenario needs it.
 """
 
 import sys
@@ -44,7 +44,7 @@ def wait_in_daemon(app: Celery) -> None:
 
 
 def apps() -> None:
-    """One for each request."""
+    """One app for each request."""
     for n in range(25):
         app = make()
         call(app, n)
@@ -52,7 +52,7 @@ def apps() -> None:
 
 
 def kept_apps() -> None:
-    """All alive at the end."""
+    """Several apps that are all alive at the end."""
     made = [make() for _ in range(8)]
     for app in made:
         call(app)
@@ -72,7 +72,7 @@ def collected_app() -> None:
 
 
 def greenlets() -> None:
-    """One for each request of a server, 20 at a time."""
+    """One greenlet for each request of a server, 20 at a time."""
     from gevent.pool import Pool
 
     app = make()
@@ -88,7 +88,7 @@ def child_of_multiprocessing(app: Celery) -> None:
 
 
 def forks() -> None:
-    """By hand, and by multiprocessing."""
+    """Children of os.fork and of multiprocessing."""
     app = make()
     call(app)
     pid = os.fork()
@@ -129,7 +129,7 @@ def interrupt() -> None:
 
 
 def terminate() -> None:
-    """SIGTERM, handled as servers do."""
+    """SIGTERM, handled as a server would."""
     signal.signal(signal.SIGTERM, lambda *args: sys.exit(0))
     app = make()
     call(app)
@@ -142,7 +142,7 @@ def waiting_daemon() -> None:
 
 
 def waiting_daemons() -> None:
-    """One reads, the others sleep."""
+    """Daemon threads: one reads, the others sleep."""
     app = make()
     for _ in range(4):
         threading.Thread(target=never(app).get, daemon=True).start()
@@ -150,7 +150,7 @@ def waiting_daemons() -> None:
 
 
 def sending_daemon() -> None:
-    """It sends, and waits, until the very end."""
+    """A daemon thread that sends and waits until the end of the process."""
     app = make()
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""Event loops that await results, beside each other and beside threads that wait in get()."""
+"""Event loops await results, together with other loops and threads that wait in get()."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.waiting import LATE, stopwatch, wait_until
 
 
 def sent(app, sender, count: int, value: Any = None, state: str = states.SUCCESS) -> list[Any]:
-    """Calls of this thread that were answered."""
+    """Make calls in this thread and answer them."""
     results = expect(app, count)
     answer(sender, app.backend.oid, results, value, state)
     return results
@@ -52,7 +52,7 @@ async def until(condition, what: str, timeout: float = 10) -> None:
 
 
 def await_rest(app) -> None:
-    """A second after the last await nothing of it is left: no thread, no descriptor."""
+    """Check that a second after the last await no thread and no descriptor is left."""
     left: dict[str, Any] = {}
 
     def nothing_left() -> bool:
@@ -66,7 +66,7 @@ def await_rest(app) -> None:
 
 
 class TestGet:
-    def test_a_result_that_comes_later(self, app, sender):
+    def test_a_result_that_arrives_later(self, app, sender):
         async def main():
             [result] = expect(app, 1)
             waiting = asyncio.create_task(aio.get(result, timeout=20))
@@ -128,7 +128,7 @@ class TestGet:
         assert run(main()) == "late"
         await_rest(app)
 
-    def test_timeout_0_finds_what_has_come(self, app, sender):
+    def test_timeout_0_finds_an_arrived_result(self, app, sender):
         async def main():
             await aio.get(sent(app, sender, 1)[0], timeout=20)
             [result] = sent(app, sender, 1, "there")
@@ -168,7 +168,7 @@ class TestGet:
 
         assert run(main()) == 4
 
-    def test_what_a_callback_raises_is_raised_where_it_is_awaited(self, app, sender):
+    def test_the_exception_of_a_callback_is_raised_by_the_await(self, app, sender):
         def fail(result):
             raise LookupError("callback")
 
@@ -217,7 +217,7 @@ class TestGet:
 
 
 class TestCancelled:
-    def test_the_result_can_be_had_later(self, app, sender):
+    def test_the_result_can_be_fetched_later(self, app, sender):
         async def main():
             [result] = expect(app, 1)
             with pytest.raises(asyncio.TimeoutError):
@@ -228,7 +228,7 @@ class TestCancelled:
 
         assert run(main()) == "kept"
 
-    def test_others_that_await_it_go_on(self, app, sender):
+    def test_others_continue_to_await_it(self, app, sender):
         async def main():
             [result] = expect(app, 1)
             in_thread = Background(lambda: result.get(timeout=20))
@@ -271,7 +271,7 @@ class TestCancelled:
         assert run(with_loop()) < 50_000  # 1,000 of 1 KiB would be 20 times as much
         await_rest(app)
 
-    def test_a_result_that_comes_just_then(self, app, sender):
+    def test_a_result_that_arrives_at_the_same_time(self, app, sender):
         """Whichever comes first, the result is there, for the await or for later."""
 
         async def main():
@@ -333,7 +333,7 @@ class TestThreads:
         await_rest(app)
 
     def test_a_thread_that_leaves_hands_over_at_once(self, app, sender):
-        """Nothing need come for the loop to read again what only it waits for."""
+        """The loop reads again at once, without waiting for a message."""
 
         async def main():
             await aio.get(sent(app, sender, 1)[0], timeout=20)
@@ -370,7 +370,7 @@ class TestThreads:
         await_rest(app)
 
     def test_get_blocks_in_the_thread_of_the_loop(self, app, sender):
-        """Nobody should; it works."""
+        """Bad style, but it works."""
 
         async def main():
             mine, theirs = expect(app, 2)
@@ -446,7 +446,7 @@ class TestSeveral:
         assert run(main()) == list(range(200))
         await_rest(app)
 
-    def test_gather_raises_what_comes_first_and_leaves_the_others(self, app, sender):
+    def test_gather_raises_the_first_exception_and_leaves_the_others(self, app, sender):
         async def main():
             first, failing, last = expect(app, 3)
             gathering = asyncio.create_task(aio.gather(first, failing, last, timeout=20))
@@ -578,7 +578,7 @@ class TestSeveral:
         if last == "task":  # a group waits for its members from the start, as Celery makes it
             await_rest(app)
 
-    def test_a_chain_whose_first_was_had_by_another(self, private_broker, make_client, sender):
+    def test_a_chain_whose_first_result_was_handed_out(self, private_broker, make_client, sender):
         app = make_client(private_broker.url, options={"max_claimed": 0})
 
         async def main():
@@ -611,7 +611,7 @@ class TestStates:
         assert (seen, again) == ([*progress, ("SUCCESS", "done")], ["done"])
         await_rest(app)
 
-    def test_the_newest_that_came_before_comes_first(self, app, sender):
+    def test_the_newest_earlier_state_comes_first(self, app, sender):
         async def main():
             [result] = expect(app, 1)
             answer(sender, app.backend.oid, [result], {"step": 7}, "PROGRESS")
@@ -635,7 +635,7 @@ class TestStates:
 
         assert run(main()) == [ConnectionError, ValueError]
 
-    def test_on_message_hears_of_these_tasks_only(self, app, sender):
+    def test_on_message_is_told_of_these_tasks_only(self, app, sender):
         async def main():
             one, other, third = expect(app, 3)
             heard: list[Any] = []

@@ -1,4 +1,4 @@
-"""Reply queues go with who needed them: apps, threads, greenlets, forks, and the process itself."""
+"""Reply queues are deleted with their owners: apps, threads, greenlets, forks, the process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tests.support.results import answer, call, expect
 from tests.support.threads import Background, run_threads
 from tests.support.waiting import wait_until
 
-#: How late, in seconds, a process may end that has nothing more to do but to close its backends.
+#: How long, in seconds, a process may take to end when it only has to close its backends.
 EXIT = 1.0
 
 
 @pytest.fixture
 def run(private_broker, worker):
-    """run(scenario, backend) -> what leaving_child.py printed, and when it had ended."""
+    """run(scenario, backend) -> the output of leaving_child.py, and the time when it ended."""
 
     @contextmanager
     def start(scenario: str, backend: str = FAST, *args: str, url: str = "") -> Iterator:
@@ -52,7 +52,7 @@ def run(private_broker, worker):
 
 
 def finish(child: subprocess.Popen, status: int = 0) -> float:
-    """Let it end; the seconds that it took from its last line to its end."""
+    """Wait for its end; return the seconds from its last line to its end."""
     said, errors = child.communicate("\n", timeout=60)
     ended = time.time()
     assert child.returncode == status, said + errors
@@ -64,7 +64,7 @@ def finish(child: subprocess.Popen, status: int = 0) -> float:
 
 @pytest.fixture
 def queues(private_broker, worker):
-    """queues() -> the queues that were not there when the test began."""
+    """queues() -> the queues that were made since the test began."""
     before = private_broker.queues().keys()
 
     def new() -> set[str]:
@@ -97,8 +97,8 @@ def test_none_is_left_by_a_process_that_has_ended(run, queues, scenario, backend
     all_gone(queues)
 
 
-def test_none_is_left_while_a_daemon_thread_goes_on_to_the_very_end(run, queues):
-    """Else it would have them made again."""
+def test_none_is_left_by_a_daemon_thread_that_runs_to_the_end(run, queues):
+    """Otherwise it would declare them again."""
     for _ in range(3):
         with run("sending_daemon") as child:
             finish(child)
@@ -107,7 +107,7 @@ def test_none_is_left_while_a_daemon_thread_goes_on_to_the_very_end(run, queues)
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_none_is_left_by_an_app_that_was_closed(run, queues, backend):
-    """Its process lives on."""
+    """Its process continues."""
     with run("collected_app", backend) as child:
         assert child.stdout.readline() == "collected\n"
         all_gone(queues)
@@ -115,7 +115,7 @@ def test_none_is_left_by_an_app_that_was_closed(run, queues, backend):
 
 
 def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client, sender, queues):
-    """Nothing of it can run any more: as after kill -9."""
+    """It cannot run any code at its end, as after kill -9."""
     pid = os.fork()
     if not pid:
         expect(make_client(private_broker.url, result_expires=5), 1)
@@ -149,8 +149,8 @@ class TestThreads:
         assert len(queues()) <= 5
         assert set(inside.reply_queues(app)) == queues()
 
-    def test_what_a_thread_that_ended_has_sent_arrives_all_the_same(self, app, sender):
-        """Its queue is another thread's by then."""
+    def test_results_of_a_thread_that_ended_still_arrive(self, app, sender):
+        """By then another thread has its queue."""
         oid, first = Background(lambda: (app.backend.oid, expect(app, 3))).result(10)
         again, second = Background(lambda: (app.backend.oid, expect(app, 3))).result(10)
         assert again == oid
@@ -158,7 +158,7 @@ class TestThreads:
         answer(sender, oid, first)
         assert [result.get(timeout=10) for result in first + second] == [0, 1, 2] * 2
 
-    def test_that_run_at_one_time_have_one_each(self, app):
+    def test_concurrent_threads_have_one_each(self, app):
         names = run_threads(6, lambda n: (app.backend.oid, time.sleep(0.2))[0])
         assert len(set(names)) == 6
 
@@ -200,7 +200,7 @@ class TestLeavingSoon:
             proxy.freeze()
             assert finish(child) < EXIT + 0.2  # the interpreter's own end
 
-    def test_other_threads_go_on_where_only_a_backend_is_closed(self, app, sender):
+    def test_other_threads_continue_if_only_a_backend_is_closed(self, app, sender):
         """They connect again."""
         [result] = expect(app, 1)
         oid = app.backend.oid

@@ -34,7 +34,7 @@ def switched_on() -> Iterator[None]:
 
 
 class Sender:
-    """An app, and what a consumer of its queue finds."""
+    """An app, and the messages in its queue."""
 
     def __init__(self, url: str, broker: Any, **conf: Any) -> None:
         self.queue = f"fastrpc-tests-many-{uuid.uuid4()}"
@@ -49,7 +49,7 @@ class Sender:
         return int(self.channel.queue_declare(self.queue, passive=True).message_count)
 
     def ids(self, count: int) -> list[str]:
-        """The ids of all messages, once so many are there."""
+        """The ids of all messages, once this many have arrived."""
         wait_until(lambda: self.count() >= count, WAIT, f"{count} have arrived")
         found = []
         while (raw := self.channel.basic_get(self.queue, no_ack=True)) is not None:
@@ -121,7 +121,7 @@ class TestApplyMany:
         one = sender(task_always_eager=True)
         assert fastrpc.apply_many(one.add, [(1, 2), (3, 4)]).get() == [3, 7]
 
-    def test_arguments_that_say_nothing(self, sender):
+    def test_missing_or_superfluous_arguments(self, sender):
         one = sender()
         with pytest.raises(TypeError, match="argslist or kwargslist"):
             fastrpc.apply_many(one.add)
@@ -130,7 +130,7 @@ class TestApplyMany:
 
 
 class TestFailures:
-    """What was called before is sent, and in the error."""
+    """The calls before the failed one are sent, and the error holds their results."""
 
     def check(self, raised: Any, one: Sender, count: int, cause: type[Exception]) -> None:
         assert isinstance(raised.value.__cause__, cause)
@@ -187,7 +187,7 @@ class TestLostConnections:
                 proxy.cut()
             yield n, "x" * 500
 
-    def test_what_was_not_written_is_sent_over_the_next_one(self, broker, sender, watched):
+    def test_unwritten_messages_are_sent_over_the_next_one(self, broker, sender, watched):
         with Proxy(broker.host, broker.port) as proxy:
             one = sender(broker.url_for(proxy.port))
             fastrpc.apply_many(one.add, [(1, 2)])
@@ -195,7 +195,7 @@ class TestLostConnections:
             results = fastrpc.apply_many(one.add, self.cut_at(proxy, 20, 100))
             assert set(one.ids(100)) == {result.id for result in results}
 
-    def test_without_retries_the_error_says_what_is_in_doubt(self, broker, sender, watched):
+    def test_without_retries_the_error_names_the_tasks_in_doubt(self, broker, sender, watched):
         with Proxy(broker.host, broker.port) as proxy:
             one = sender(broker.url_for(proxy.port), task_publish_retry=False)
             fastrpc.apply_many(one.add, [(1, 2)])
@@ -205,7 +205,7 @@ class TestLostConnections:
             sent, in_doubt = raised.value.sent.results, raised.value.in_doubt
             assert in_doubt
             assert not {result.id for result in sent} & set(in_doubt)
-            # What was written in time may be lost with the connection, as on stock.
+            # Messages written before the cut may be lost with the connection, as on stock.
             assert set(one.ids(1)) <= {*(result.id for result in sent), *in_doubt}
 
 
@@ -223,7 +223,7 @@ class TestConfirms:
             one.add.delay(1, 2)
             assert one.count() == 3 * (n + 1)
 
-    def test_what_the_broker_refuses_is_in_doubt(self, sender, watched):
+    def test_tasks_that_the_broker_refuses_are_in_doubt(self, sender, watched):
         one = sender(**CONFIRMED)
         one.channel.queue_delete(one.queue)
         arguments = {"x-max-length": 3, "x-overflow": "reject-publish"}
@@ -291,7 +291,7 @@ class TestBatch:
             assert one.count() == 0
         assert len(one.ids(1)) == 1
 
-    def test_an_exception_inside_discards_what_has_not_left(self, sender):
+    def test_an_exception_inside_discards_unwritten_messages(self, sender):
         one = sender()
 
         def fail() -> None:
@@ -346,7 +346,7 @@ class TestBatch:
 
 
 class TestReplacedMethods:
-    """As tracing tools do: theirs is called for each message."""
+    """As tracing tools do: the replacement is called for each message."""
 
     @pytest.mark.parametrize(
         ("owner", "name"),

@@ -1,4 +1,4 @@
-"""The messages of tasks are stock's, field by field, whichever way they were sent."""
+"""The messages of tasks equal stock's field by field, however they were sent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.processes import run_child
 from tests.support.sent_tasks import CALLS, HOW, VALUES
 
 CASES = [*CALLS, *VALUES, "picklable", "broadcast", "signals", "canvas"]
-#: Where apply_many() has Celery make each message.
+#: The cases in which apply_many() lets Celery make each message.
 ONE_BY_ONE = {
     *("router", "yaml", "gzip", "compressed", "expires", "expires at", "countdown", "eta", "link"),
     *("link_error", "shadow", "retries", "stamps", "group", "protocol 1", "event", "signals"),

@@ -1,4 +1,4 @@
-"""Event loops that are watched: nothing may be left over, and asyncio may have nothing to say."""
+"""Event loops under observation: no leftovers, no warnings of asyncio, no blocking."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop,
     debug: bool = True,
 ) -> Any:
-    """What ``main`` returns; in asyncio's debug mode, which must find nothing to complain about.
+    """Run ``main`` in asyncio's debug mode, which must report nothing; return its result.
 
     That mode is slow: not where a Watchdog looks.
     """
@@ -51,14 +51,14 @@ def run(
 class Watchdog:
     """Finds an event loop that fastrpc blocks for longer than it may.
 
-    A loop is late also where the machine has no time for it. So only what is found at the same
-    instruction again and again counts.
+    A loop is also late if the machine is busy. So it counts as blocked only if it is found at the
+    same instruction repeatedly.
 
     Args:
         at_most: Seconds.
     """
 
-    #: Looks at which the loop has to be at the same instruction.
+    #: How many times in a row the loop must be found at the same instruction.
     LOOKS = 4
 
     def __init__(self, at_most: float = 0.01) -> None:
@@ -102,7 +102,7 @@ class Watchdog:
 
 
 def is_ours(frame: Any) -> bool:
-    """Whether fastrpc is at work in it, or waits there for something else."""
+    """Whether fastrpc runs in it, or waits there."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(FASTRPC):
             return True

@@ -1,4 +1,4 @@
-"""What a raw consumer receives of tasks that were sent in one way or another.
+"""The messages that a raw consumer receives of tasks, for each way to send them.
 
 ``python -m tests.support.sent_tasks HOW URL`` sends each of ``CALLS`` three times and prints
 the messages as JSON. HOW is ``stock``, or after fastrpc.install() ``single`` for apply_async,
@@ -155,7 +155,7 @@ class Consumer:
         self.channel.queue_bind(QUEUE + "-events", "celeryev", "task.sent")
 
     def take(self, count: int = 3) -> list[Any]:
-        """So many messages, or what has come of them in a while, queue by queue."""
+        """Take this many messages, or those that arrive within a while, queue by queue."""
         found: list[Any] = []
         wait_until(lambda: found.extend(self._take()) or len(found) >= count, WAIT, "all have come")
         return sorted(found, key=lambda message: message[0])
@@ -183,7 +183,7 @@ class Consumer:
 
 
 def describe(messages: list[Any]) -> list[Any]:
-    """Without what differs from run to run."""
+    """The message without the parts that differ from run to run."""
     text = json.dumps(messages, sort_keys=True, default=repr)
     ids: dict[str, str] = {}
     text = UUID.sub(lambda match: ids.setdefault(match[0], f"id{len(ids)}"), text)
@@ -191,7 +191,7 @@ def describe(messages: list[Any]) -> list[Any]:
 
 
 def count_short_ways() -> Counter[str]:
-    """How often the short ways are taken from now on."""
+    """Count how often the fast paths are taken from now on."""
     counts: Counter[str] = Counter()
 
     def counted(cls: type, name: str) -> None:
@@ -209,7 +209,7 @@ def count_short_ways() -> Counter[str]:
 
 
 def main(how: str, url: str) -> None:
-    """``short`` in what is printed: in which cases which of the short ways were taken."""
+    """Print the messages; ``short`` says which cases took which fast path."""
     if how != "stock":
         fastrpc.install()
     consumer = Consumer(url)

@@ -1,4 +1,4 @@
-"""install(): which names mean ours afterwards. Each case has a process of its own."""
+"""install(): which names refer to fastrpc afterwards. Each case runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OURS = "fastrpc.transport.transports"
 
 
 def in_a_process(source: str) -> str:
-    """What a program prints; it fails the test if it ends with an error."""
+    """Run a program and return its output; the test fails if the program does."""
     done = subprocess.run(
         [
             sys.executable,

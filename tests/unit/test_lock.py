@@ -1,4 +1,4 @@
-"""fastrpc._lock: nothing that is thrown into a thread leaves it locked."""
+"""fastrpc._lock: no exception thrown into a thread leaves it locked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BLOWS = 300
 
 
 class Blow(Exception):
-    """What is thrown in."""
+    """The exception that is thrown in."""
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def in_time(lock: Lock) -> None:
 
 @pytest.mark.parametrize("take", [plainly, in_time])
 @pytest.mark.parametrize("storm", [alarms, async_exceptions])
-def test_nothing_that_is_thrown_in_leaves_it_locked(storm, take: Callable[[Lock], None]):
+def test_no_thrown_exception_leaves_it_locked(storm, take: Callable[[Lock], None]):
     lock, rng = Lock(), random.Random(1)
     with storm() as strike:
         for _ in range(BLOWS):
@@ -128,7 +128,7 @@ def test_only_one_thread_is_in():
     assert most == 1
 
 
-def test_an_error_in_the_block_goes_out_and_gives_it_back():
+def test_an_error_in_the_block_is_raised_and_releases_it():
     lock = Lock()
     with pytest.raises(ZeroDivisionError), lock:
         raise ZeroDivisionError
@@ -137,7 +137,7 @@ def test_an_error_in_the_block_goes_out_and_gives_it_back():
     assert not lock.locked()
 
 
-def test_it_is_not_taken_again_and_again_before_one_that_waits():
+def test_it_is_not_taken_repeatedly_before_a_waiter():
     lock, over, turns = Lock(), threading.Event(), 0
 
     def flood() -> None:
@@ -163,7 +163,7 @@ def test_it_is_not_taken_again_and_again_before_one_that_waits():
     assert most <= 3
 
 
-def test_those_who_wait_get_it_in_the_order_in_which_they_came():
+def test_waiters_get_it_in_the_order_of_their_arrival():
     lock, order = Lock(), []
 
     def take(n: int) -> None:
@@ -182,7 +182,7 @@ def test_those_who_wait_get_it_in_the_order_in_which_they_came():
 
 
 class TestANewThread:
-    def test_what_is_thrown_at_its_creator_does_not_end_it(self):
+    def test_an_exception_thrown_at_its_creator_does_not_end_it(self):
         """Up to CPython 3.12 it has the ident of its creator until it runs."""
         ran: queue.SimpleQueue[int] = queue.SimpleQueue()
         set_async_exc = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -200,7 +200,7 @@ class TestANewThread:
                 time.sleep(0)
             assert ran.get(timeout=5) == n
 
-    def test_what_ends_it_in_the_end_is_reported(self, monkeypatch):
+    def test_the_exception_that_ends_it_is_reported(self, monkeypatch):
         reports: queue.SimpleQueue[object] = queue.SimpleQueue()
         monkeypatch.setattr(sys, "unraisablehook", lambda args: reports.put(args.exc_type))
 

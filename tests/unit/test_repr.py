@@ -1,4 +1,4 @@
-"""fastrpc.tasks._repr against Celery's saferepr."""
+"""fastrpc.tasks._repr compared with Celery's saferepr."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_near_the_limit(values: list[Any], data: st.DataObject):
         *(2**63 - 1, -(2**63 - 1)),
     ],
 )
-def test_what_is_simple_is_not_left_to_celery(value: Any):
+def test_simple_values_are_not_left_to_celery(value: Any):
     assert simple_repr(value, 1024, 3) == saferepr(value, 1024, 3)
 
 
