@@ -170,7 +170,7 @@ def run_at_once(count: int, target) -> None:
 
 
 def threads() -> None:
-    """One for each request, five at a time."""
+    """One thread for each request, five at a time."""
     app = make()
     call(app)
     for _ in range(20):
@@ -178,7 +178,7 @@ def threads() -> None:
 
 
 def unread() -> None:
-    """Sent by many threads that run at one time, and nobody waits."""
+    """Tasks sent by many concurrent threads, without a wait."""
     app = make()
     all_sent = threading.Barrier(300)
 
