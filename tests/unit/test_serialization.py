@@ -21,6 +21,7 @@ import kombu.serialization
 import kombu.utils.json
 import orjson
 import pytest
+from django.utils import functional
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from kombu.exceptions import (
@@ -336,7 +337,6 @@ def test_json_method():
 
 
 def test_django_lazy_promise():
-    functional = pytest.importorskip("django.utils.functional")
     lazy = functional.lazy(lambda: "lazily", str)()
     assert check_encode({"a": [lazy]}) == ("value", {"a": ["lazily"]})
 
