@@ -27,6 +27,12 @@ UNUSABLE = {
 }
 
 
+def leaves(result) -> list:
+    """The AsyncResults in a group, on all levels."""
+    members = getattr(result, "results", None)
+    return [result] if members is None else [leaf for m in members for leaf in leaves(m)]
+
+
 @pytest.fixture
 def send(make_worker, make_client):
     """send(kind, backend) makes a worker send a result that the client cannot use."""
@@ -190,9 +196,14 @@ class TestNestedGroups:
         assert threading.active_count() <= threads + 1  # one may be acknowledging
 
     def test_iter_native_yields_a_group_when_it_is_ready(self, client):
-        result = self.nested(client(FAST))
-        got = dict(result.iter_native(timeout=WAIT))
+        app = client(FAST)
+        slow = app.tasks["tests.started_then"]
+        result = self.nested(app, lambda n: slow.delay(n, 0.2))
         single, inner = result.results
+        got = {}
+        for task_id, meta in result.iter_native(timeout=WAIT):
+            got[task_id] = meta
+            # Not asked of the inner one itself: that would have it read.
+            assert task_id != inner.id or all(leaf._cache for leaf in leaves(inner))
         assert got[single.id]["result"] == 1
         assert got[inner.id] is inner.results
-        assert inner.ready()
