@@ -72,10 +72,21 @@ async def get(
         RuntimeError: called in a task (see ``celery.result.allow_join_result``).
         Exception: what the task has raised.
     """
-    if is_leaf(result) and result.parent is None and on_message is None and not revoke:
-        await _one_ready(result, timeout)
-    else:
+    if not is_leaf(result) or result.parent is not None or on_message is not None or revoke:
         await _all_ready([result], timeout, propagate, on_message, revoke)
+        return _value(result, propagate)
+    # The same for a single result, without what each of ten thousand at once need not have.
+    assert_will_not_block()
+    if not _is_ready(result):
+        nodes = [result]
+        reader = _reader(nodes)
+        wait = reader.begin(nodes, timeout)
+        try:
+            while not _is_ready(result):
+                await wait
+                reader.take(wait)
+        finally:
+            reader.end(nodes, wait)
     return _value(result, propagate)
 
 
@@ -121,7 +132,7 @@ async def as_completed(results: Iterable[Any], timeout: float | None = None) -> 
         return
     nodes = list(missing.values())
     reader = _reader(nodes)
-    wait = reader.begin(nodes, timeout, [])
+    wait = reader.begin(nodes, timeout)
     try:
         while missing:
             await wait
@@ -130,7 +141,7 @@ async def as_completed(results: Iterable[Any], timeout: float | None = None) -> 
                     for member in members.ready_with(leaf):
                         yield member
     finally:
-        reader.end(nodes, wait, [])
+        reader.end(nodes, wait)
 
 
 async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
@@ -148,7 +159,7 @@ async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dic
         nodes = [result]
         reader = _reader(nodes)
         matcher = _client(result).matcher
-        wait = reader.begin(nodes, timeout, [], listens=True)
+        wait = reader.begin(nodes, timeout, listens=True)
         try:
             newest = matcher.newest(result.id)
             if newest is not None and newest["status"] not in celery_states.READY_STATES:
@@ -163,7 +174,7 @@ async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dic
                     ):
                         yield matcher.to_python(meta)
         finally:
-            reader.end(nodes, wait, [])
+            reader.end(nodes, wait)
     if result._cache:
         yield dict(result._cache)
 
@@ -217,22 +228,6 @@ def _await(result: Any) -> Generator[Any]:
     return get(result).__await__()
 
 
-async def _one_ready(result: Any, timeout: float | None) -> None:
-    """Wait for one result that follows no other."""
-    assert_will_not_block()
-    if _is_ready(result):
-        return
-    nodes = [result]
-    reader = _reader(nodes)
-    wait = reader.begin(nodes, timeout, [])
-    try:
-        while not _is_ready(result):
-            await wait
-            reader.take(wait)
-    finally:
-        reader.end(nodes, wait, [])
-
-
 async def _all_ready(
     results: Iterable[Any],
     timeout: float | None,
@@ -276,7 +271,7 @@ async def _all_ready(
         reader.end(nodes, wait, parents)
 
 
-def _tell(on_message: OnMessage, ids: set[str], metas: list[dict[str, Any]]) -> None:
+def _tell(on_message: OnMessage, ids: set[str], metas: Iterable[dict[str, Any]]) -> None:
     for meta in metas:
         if meta["task_id"] in ids:
             on_message(meta)

@@ -9,6 +9,8 @@ cdef class Wait:
     cdef object _bell
 
     cdef bint has_news(self) except -1
+    cpdef object hear(self, object result, object error=*)
+    cdef int hear_meta(self, dict meta) except -1
     cdef int sleep(self, double timeout) except -1
     cdef int wake(self) except -1
 

@@ -7,7 +7,7 @@ and leaving it, going to sleep and waking up, being told and being woken.
 
 from asyncio import AbstractEventLoop
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 class Wait:
@@ -46,6 +46,9 @@ class Wait:
 
     def remaining(self, at_most: float = ...) -> float:
         """Seconds until the deadline, at most ``at_most``; 0 when it has passed."""
+
+    def hear(self, result: Any, error: BaseException | None = None) -> None:
+        """``result`` is ready, and its callback has raised ``error``."""
 
     def raise_errors(self) -> None:
         """Raise in this thread, which waits, the exception of a callback of its result."""
@@ -94,10 +97,10 @@ class LoopWait(Wait):
     def fail(self, failure: BaseException) -> None:
         """Make the ``await`` raise ``failure``. May be called from any thread."""
 
-    def take(self) -> list[Any]:
+    def take(self) -> Sequence[Any]:
         """The results that became ready since the last call."""
 
-    def take_metas(self) -> list[dict[str, Any]]:
+    def take_metas(self) -> Sequence[dict[str, Any]]:
         """The metas that arrived since the last call."""
 
 class Watchers:

@@ -41,6 +41,16 @@ cdef class Wait:
             left -= <double>_monotonic()
         return max(min(left, at_most), 0.0)
 
+    cpdef object hear(self, object result, object error=None):
+        """``result`` is ready, and its callback has raised ``error``."""
+        if error is not None:
+            self._errors.append(error)
+        self.arrived.append(result)
+
+    cdef int hear_meta(self, dict meta) except -1:
+        self.metas.append(meta)
+        return 0
+
     cdef int sleep(self, double timeout) except -1:
         """Sleep until woken, at most `timeout` seconds. The caller has made the bell."""
         if not self.has_news():
@@ -74,10 +84,8 @@ cdef class LoopWait(Wait):
         self.deadline = INFINITY
         self.on_message = on_message
         self.queue = ""
-        # Lists, because a deque allocates room for 64, and there may be ten thousand waits.
-        self.arrived = []
-        self.metas = []
-        self._errors = []
+        # Lists, made when there is something for them: there may be ten thousand of these.
+        self.arrived = self.metas = self._errors = ()
         self._loop = loop
         self._told = told
         self._ring = ring
@@ -88,6 +96,22 @@ cdef class LoopWait(Wait):
         self._told.append(self)
         if first:
             self._ring()
+        return 0
+
+    cpdef object hear(self, object result, object error=None):
+        """``result`` is ready, and its callback has raised ``error``."""
+        if error is not None:
+            if not self._errors:
+                self._errors = []
+            self._errors.append(error)
+        if not self.arrived:
+            self.arrived = []
+        self.arrived.append(result)
+
+    cdef int hear_meta(self, dict meta) except -1:
+        if not self.metas:
+            self.metas = []
+        self.metas.append(meta)
         return 0
 
     def __await__(self):
@@ -118,12 +142,12 @@ cdef class LoopWait(Wait):
 
     def take(self):
         """The results that became ready since the last call."""
-        arrived, self.arrived = self.arrived, []
+        arrived, self.arrived = self.arrived, ()
         return arrived
 
     def take_metas(self):
         """The metas that arrived since the last call."""
-        metas, self.metas = self.metas, []
+        metas, self.metas = self.metas, ()
         return metas
 
 
@@ -193,9 +217,7 @@ cdef class Watchers:
         if held is None:
             return False
         for wait in <tuple>held if type(held) is tuple else (held,):
-            if error is not None:
-                wait._errors.append(error)
-            wait.arrived.append(result)
+            wait.hear(result, error)
             if not self._notified or self._notified[-1] is not wait:
                 self._notified.append(wait)
         return True
@@ -209,7 +231,7 @@ cdef class Watchers:
         cdef Wait wait
         for wait in list(self._listeners):
             if wait.queue == queue or not wait.queue:
-                wait.metas.append(meta)
+                wait.hear_meta(meta)
                 self._notified.append(wait)
 
     cpdef object wake(self):

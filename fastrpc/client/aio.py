@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -212,7 +213,7 @@ class LoopReader:
         self,
         nodes: list[Any],
         timeout: float | None,
-        parents: list[Any],
+        parents: list[Any] | None = None,
         listens: bool = False,
     ) -> LoopWait:
         """A wait that hears of ``nodes`` and ``parents``; give it to ``end``, whatever happens.
@@ -241,14 +242,14 @@ class LoopReader:
             self.ring()
         return wait
 
-    def end(self, nodes: list[Any], wait: LoopWait, parents: list[Any]) -> None:
+    def end(self, nodes: list[Any], wait: LoopWait, parents: list[Any] | None = None) -> None:
         """The wait is over, also where it was cancelled: nothing of it is left."""
         timer = self.waits.pop(wait, None)
         if timer is not None:
             timer.cancel()
         self._side.matcher.fulfiller.give_up(nodes + parents if parents else nodes, wait)
 
-    def take(self, wait: LoopWait) -> list[Any]:
+    def take(self, wait: LoopWait) -> Sequence[Any]:
         """The results of ``wait`` that became ready since the last call.
 
         Raises:

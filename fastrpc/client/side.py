@@ -201,7 +201,7 @@ class ClientSide:
             waits = matcher.add(node)
             # The reader fills in a result before its id counts as handed out.
             if node._cache:  # it came before it was watched
-                wait.arrived.append(node)
+                wait.hear(node)
             elif obtainable and not waits:
                 matcher.check_obtainable(node.id)
 
