@@ -27,6 +27,7 @@ from kombu.utils.uuid import uuid
 
 import fastrpc
 
+from .awaiting import Awaiting
 from .cost import Meter, peak_rss, reset_peak_rss, rss
 from .neighbours import Neighbours
 from .wire import Wire, result_body
@@ -45,7 +46,7 @@ def values_of(count: int, size: int | None) -> list[Any]:
     return [f"{n:08d}" + "x" * (size - 8) for n in range(count)]
 
 
-class CeleryClient(Neighbours):
+class CeleryClient(Awaiting, Neighbours):
     """The measurements through Celery's public API; the same lines for every backend."""
 
     def __init__(self, config: dict[str, Any]) -> None:
