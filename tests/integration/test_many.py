@@ -417,6 +417,20 @@ class TestPipelined:
             proxy.thaw()
             assert [result.id for result in results] == one.ids(30)
 
+    def test_who_goes_on_sending_after_a_cut_loses_nothing(self, broker, sender):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **self.CONF)
+            ids = []
+            for n in range(90):
+                if n % 30 == 29:
+                    proxy.cut(rst=n % 60 == 29)
+                ids.append(one.add.apply_async((n, "x" * 1000)).id)
+            wait_until(lambda: one.count() >= 90, WAIT, "all have arrived")
+            found: set[str] = set()
+            wait_until(
+                lambda: found.update(one.ids(0)) or found >= set(ids), WAIT, "each has arrived"
+            )
+
     def test_what_was_not_confirmed_is_sent_again_though_nobody_sends(self, broker, sender):
         with Proxy(broker.host, broker.port) as proxy:
             one = sender(broker.url_for(proxy.port), **self.CONF)
