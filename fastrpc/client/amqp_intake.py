@@ -27,7 +27,7 @@ __all__ = ["AMQPIntake"]
 MAX_FORMATS = 64
 
 #: Seconds between two questions to a channel on which nothing was consumed anew since the last one.
-QUESTION_INTERVAL = 60.0
+QUESTION_INTERVAL = 30.0
 
 #: Consumer priority: a newer connection outranks an older one that the broker has not yet noticed
 #: is dead.

@@ -251,6 +251,7 @@ class TestConnection:
         self, private_broker, proxy, make_client, sender, monkeypatch, heartbeat
     ):
         monkeypatch.setattr(amqp_intake, "ANSWER_TIMEOUT", 2.0)
+        monkeypatch.setattr(amqp_intake, "QUESTION_INTERVAL", 2.0)
         app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": heartbeat})
 
         async def main():

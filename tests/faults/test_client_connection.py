@@ -268,6 +268,7 @@ class TestHalfOpen:
     def test_without_heartbeats_too(self, private_broker, proxy, make_client, sender, monkeypatch):
         """By a request on the channel that is not answered."""
         monkeypatch.setattr(intake, "ANSWER_TIMEOUT", 2.0)
+        monkeypatch.setattr(intake, "QUESTION_INTERVAL", 2.0)
         app = make_client(private_broker.url_for(proxy.port), options={"heartbeat": 0})
         self.notices_while_waiting(app, sender, proxy, well_for=3, within=10)
 
