@@ -87,7 +87,10 @@ CALLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no retry": ({"retry": False}, {}),
     "retry policy": ({"retry_policy": {"max_retries": 1}}, {}),
     "mandatory": ({"mandatory": True}, {}),
-    "quorum": ({"queue": OTHER + "-q"}, {"task_create_missing_queue_type": "quorum"}),
+    "quorum": (
+        {"queue": Queue(OTHER + "-q", queue_arguments={"x-queue-type": "quorum"})},
+        {},
+    ),
     "no persistence of replies": ({}, {"result_persistent": False}),
     "inherits": ({"add_to_parent": False}, {}),
 }
