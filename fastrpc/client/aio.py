@@ -131,22 +131,28 @@ class Loops:
     def _keep(self) -> None:
         """Look after the connection until nothing is awaited any more, and a while longer."""
         me = threading.current_thread()
-        while self._keeper is me:
-            waiting = self.waiting()
-            try:
-                reads = self._look_after(waiting)
-            except Exception as exc:
-                reads = False
-                self._fail(waiting, exc)
-            for reader in waiting:
-                reader.ring_again()
-            if reads or self._bell.acquire(timeout=self._interval()) or self._is_needed():
-                continue
-            self._keeper = None
-            if self._is_needed():  # since just now
-                self.ensure_kept()
-            for reader in list(self._readers.values()):
-                reader.ring()  # it lets go of the socket
+        try:
+            while self._keeper is me and self._keep_on():
+                pass
+        finally:  # also where a callback of a result has ended this thread
+            if self._keeper is me:
+                self._keeper = None
+                if self._is_needed():
+                    self.ensure_kept()
+                for reader in list(self._readers.values()):
+                    reader.ring()  # it lets go of the socket
+
+    def _keep_on(self) -> bool:
+        """One turn; returns whether there is to be another."""
+        waiting = self.waiting()
+        try:
+            reads = self._look_after(waiting)
+        except Exception as exc:
+            reads = False
+            self._fail(waiting, exc)
+        for reader in waiting:
+            reader.ring_again()
+        return reads or self._bell.acquire(timeout=self._interval()) or self._is_needed()
 
     def _is_needed(self) -> bool:
         intake = self.consumer.intake
@@ -227,9 +233,9 @@ class LoopReader:
         if not len(side.queues):
             side.queues.use_at_least(side.names.lease().name)
         wait = LoopWait(self.loop, self._told, self.ring, True if listens else None)
-        timer = None if timeout is None else self.loop.call_later(timeout, wait.expire)
-        self.waits[wait] = timer
         try:
+            timer = None if timeout is None else self.loop.call_later(timeout, wait.expire)
+            self.waits[wait] = timer
             side.begin(nodes, wait)
             if parents:
                 side.begin(parents, wait, obtainable=False)

@@ -441,3 +441,26 @@ def test_a_loop_does_not_spin_while_another_thread_claims_the_role(app, sender, 
         return await task
 
     assert run(main()) == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_ends_the_keeper(app, sender):
+    """It reads for two loops, and so runs the callbacks of results; another takes its place."""
+
+    def leave(result) -> None:
+        raise SystemExit
+
+    async def main():
+        await connected(app, sender)
+        first, second = await off_loop(expect, app, 2)
+        [never] = await off_loop(expect, app, 1)
+        first.then(leave)
+        tasks = awaited([first, second])
+        other = Background(lambda: asyncio.run(aio.get(never, timeout=20)))
+        await until(lambda: len(inside.loops(app)) == 2, "two loops wait")
+        for result in (first, second, never):
+            await off_loop(answer, sender, inside.reply_queues(app)[-1], [result])
+        return await asyncio.gather(*tasks), await off_loop(other.result, 20)
+
+    assert run(main()) == ([0, 0], 0)
+    wait_until(lambda: not inside.leftovers(app), 10, "nothing is left")
