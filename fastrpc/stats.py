@@ -11,7 +11,7 @@ class Stats:
     """Counters that start at zero in each process and after each fork.
 
     Increments are not locked. The thread that reads the socket makes nearly all increments of
-    ``received`` … ``reconnects``; the thread that holds the publisher's lock makes nearly all
+    ``received`` … ``reconnects``; the thread that holds a publisher's lock makes nearly all
     others. A result that is decoded in the thread that asks for it, or sent over another transport
     than AMQP, is counted in that thread: if two threads count at the same moment, one increment may
     be lost.
