@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrpc import errors
+from fastrpc import doctor, errors
 from fastrpc.options import Options
 from fastrpc.retry import RetryPolicy
 from fastrpc.stats import Stats
@@ -34,6 +34,13 @@ def test_every_counter():
     now = ("waiting", "unclaimed", "unclaimed_bytes", "evicted", "unconfirmed")
     missing = [k for k in (*Stats().as_dict(), *now) if f"| `{k}` |" not in text("stats.md")]
     assert not missing
+
+
+def test_every_check_of_the_doctor():
+    page = text("doctor.md")
+    checks = [*doctor.NODE_CHECKS, *doctor.BROKER_CHECKS, *doctor.APP_CHECKS]
+    assert len(checks) > 20
+    assert not [check.name for check in checks if f"`{check.name}`" not in page]
 
 
 def test_every_error():

@@ -38,13 +38,21 @@ LAW: dict[str, set[str]] = {
     "aio": BASE
     | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend", "tasks"},
     "_install": BASE,
+    # For people: public names only, see below.
+    "doctor": set(),
+    "cli": {"doctor", "contrib"},
+    "__main__": {"cli", "doctor", "contrib"},
+    "contrib": set(),
     "__init__": BASE | {"_install", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
 #: Only these may import Celery.
 KNOW_CELERY = {
     *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
     "_install",
+    *("doctor", "cli", "contrib"),
 }
+#: These see only public names, of fastrpc too.
+FOR_PEOPLE = ("doctor", "cli", "__main__", "contrib")
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 
@@ -144,6 +152,30 @@ def test_only_the_upper_modules_know_celery(module):
 def test_the_cython_modules_know_neither_celery_nor_kombu_nor_py_amqp(module):
     for package in ("celery", "kombu", "amqp"):
         assert not known(module, package)
+
+
+def private_names(tree: ast.AST) -> set[str]:
+    """Private attributes of anything but ``self``, and private imports."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") not in ("self", "cls"):
+            found.add(node.attr)
+        elif isinstance(node, ast.Import):
+            found.update(part for alias in node.names for part in alias.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            found.update([*(node.module or "").split("."), *(a.name for a in node.names)])
+    return {name for name in found if name.startswith("_") and not name.endswith("__")}
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if wing(m) in FOR_PEOPLE])
+def test_what_is_for_people_sees_only_public_names(module):
+    for path in SOURCES[module]:
+        assert private_names(ast.parse(path.read_text())) == set()
+
+
+def test_the_rule_notices_a_private_name():
+    tree = ast.parse("from ._install import x\nbackend._client.queues\nself._mine")
+    assert private_names(tree) == {"_install", "_client"}
 
 
 def test_matching_does_no_io():

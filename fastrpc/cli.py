@@ -1,0 +1,209 @@
+"""The command ``fastrpc``, and ``celery fastrpc``, where Celery loads it as a plugin.
+
+Click comes with Celery. Rich, from the extra ``cli``, is imported when a command draws something.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+from celery.signals import worker_init
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .doctor import Finding
+
+__all__ = ["main"]
+
+NO_RICH = "this command draws with rich, which is missing: pip install 'fastrpc[cli]'"
+NO_TARGET = "name an app (-A proj) or the URL of a broker (-b amqp://user:password@host//)"
+
+#: Mark -> the sign, the word where the terminal has no such signs, and the style.
+SIGNS = {
+    "ok": ("✓", "ok", "green"),
+    "note": ("i", "note", "cyan"),
+    "warn": ("!", "warn", "yellow"),
+    "fail": ("✗", "FAIL", "bold red"),
+}
+
+UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
+
+
+def size(text: str) -> int:
+    """A number of bytes: 1000, 20MB, 16MiB."""
+    found = re.fullmatch(r"(\d+)\s*([kmg]?i?)b?", text.strip().lower())
+    if not found or found[2] not in UNITS:
+        raise click.BadParameter(f"{text!r} is no size, such as 1000, 20MB or 16MiB")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def console(**options: Any) -> Any:
+    """What commands draw on."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        raise click.ClickException(NO_RICH) from None
+    return Console(highlight=False, **options)
+
+
+@worker_init.connect(weak=False)  # type: ignore[untyped-decorator,unused-ignore]
+def add_remote_control(**kwargs: Any) -> None:
+    """Give a worker ``fastrpc_stats``. Celery's command line has loaded this module as a plugin."""
+    from .contrib import control  # noqa: F401
+
+
+class Target:
+    """The app or the broker that a command is for."""
+
+    def __init__(self, ctx: click.Context, app: str | None, broker: str | None) -> None:
+        top = ctx.find_root().params
+        self.app_name = app or top.get("app")
+        self.broker = broker or top.get("broker")
+        # Under `celery -A proj fastrpc`, Celery has loaded the app, or says why it cannot.
+        loaded = getattr(ctx.find_root().obj, "app", None)
+        self.app = loaded if self.app_name or not self.broker else None
+        if not isinstance(self.app_name, str):
+            self.app_name = None
+        if self.app is None and not self.app_name and not self.broker:
+            raise click.UsageError(NO_TARGET, ctx)
+
+    def load(self) -> Any:
+        """The app; None where only a broker is named."""
+        if self.app is None and self.app_name:
+            from .doctor import load_app
+
+            self.app = load_app(self.app_name)
+        return self.app
+
+    def load_or_fail(self) -> Any:
+        """The app; a sentence for the user if it cannot be loaded."""
+        from .doctor import explain_import
+
+        try:
+            return self.load()
+        except Exception as exc:
+            finding = explain_import(str(self.app_name), exc)
+            raise click.ClickException(f"{finding.found}\n{finding.advice}") from None
+
+
+def target_options(command: Any) -> Any:
+    """Add -A and -b."""
+    command = click.option(
+        "-b", "--broker", envvar="BROKER_URL", help="The URL of a broker, in place of an app's."
+    )(command)
+    return click.option("-A", "--app", envvar="APP", help="The app, as for celery -A.")(command)
+
+
+# Celery adds the group by this name.
+@click.group("fastrpc", context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastrpc")
+@target_options
+def main(app: str | None, broker: str | None) -> None:
+    """Look at Celery over RabbitMQ, and at fastrpc in it."""
+
+
+@main.command()
+@click.argument("url", required=False)
+@target_options
+@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for each answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@click.option("--no-workers", is_flag=True, help="Ask no worker, and send no task.")
+@click.option("--message-size", type=size, default="0", help="Send one message of this size.")
+@click.option("--reply-queue", default="", help="Compare this reply queue with the app's settings.")
+@click.pass_context
+def doctor(
+    ctx: click.Context,
+    url: str | None,
+    app: str | None,
+    broker: str | None,
+    timeout: float,
+    as_json: bool,
+    no_workers: bool,
+    message_size: int,
+    reply_queue: str,
+) -> None:
+    """Find out why nothing comes back.
+
+    Looks at the broker of an app (-A proj), or at the broker of a URL, step by step. The exit
+    status is 1 if a check failed. Put a URL with a password into the environment (BROKER_URL), so
+    that other users of the machine do not see it.
+    """
+    from .doctor import Finding, Mark, Options, Subject, examine, explain_import
+
+    target = Target(ctx, app, url or broker)
+    options = Options(timeout, message_size, reply_queue, not no_workers)
+
+    def findings() -> Iterable[Finding]:
+        try:
+            loaded = target.load()
+        except Exception as exc:
+            yield explain_import(str(target.app_name), exc)
+            return
+        if loaded is not None:
+            own = [name for name in loaded.tasks if not name.startswith("celery.")]
+            yield Finding("app", Mark.OK, f"{target.app_name or loaded.main}, {len(own)} tasks")
+        yield from examine(Subject(target.broker, loaded, options))
+
+    found = print_json(findings()) if as_json else print_findings(findings())
+    sys.exit(any(finding.mark is Mark.FAIL for finding in found))
+
+
+def print_json(findings: Iterable[Finding]) -> list[Finding]:
+    found = list(findings)
+    marks = [finding.mark.value for finding in found]
+    report = {
+        "fastrpc": __version__,
+        "ok": "fail" not in marks,
+        "findings": [finding.as_dict() for finding in found],
+    }
+    click.echo(json.dumps(report, indent=2))
+    return found
+
+
+def print_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """One line for each finding, as it comes, and a verdict at the end."""
+    screen = console()
+    from rich.padding import Padding
+    from rich.text import Text
+
+    found = []
+    skipped = []
+    with screen.status("looking"):
+        for finding in findings:
+            found.append(finding)
+            if finding.mark.value == "skipped":
+                skipped.append(finding.check)
+                continue
+            sign, word, style = SIGNS[finding.mark.value]
+            if screen.encoding.lower().replace("-", "") != "utf8":
+                sign = word
+            line = Text.assemble((f"{sign:<2}", style), (f"{finding.check:<20} ", "bold"))
+            line.append(finding.found)
+            screen.print(line, soft_wrap=True)
+            if finding.advice:
+                screen.print(Padding(Text(finding.advice, style), (0, 0, 0, 23), expand=False))
+    screen.print()
+    if skipped:
+        screen.print(Text(f"Not looked at because of that: {', '.join(skipped)}", "dim"))
+    screen.print(verdict(found))
+    return found
+
+
+def verdict(found: list[Finding]) -> Any:
+    """The last line."""
+    from rich.text import Text
+
+    failed = [finding.check for finding in found if finding.mark.value == "fail"]
+    warned = [finding.check for finding in found if finding.mark.value == "warn"]
+    looked = sum(finding.mark.value != "skipped" for finding in found)
+    if failed:
+        return Text(f"{len(failed)} of {looked} checks failed: {', '.join(failed)}", "bold red")
+    if warned:
+        return Text(f"No check failed; look at: {', '.join(warned)}", "bold yellow")
+    return Text(f"All {looked} checks passed", "bold green")

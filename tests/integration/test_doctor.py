@@ -1,0 +1,200 @@
+"""The doctor against a real broker and real workers, healthy and not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import ssl
+from contextlib import contextmanager
+
+import kombu
+import pytest
+import trustme
+
+from fastrpc.doctor import Mark, Options, Subject, examine
+from tests.support.apps import make_app
+from tests.support.backends import FAST
+from tests.support.broker import RabbitMQ
+from tests.support.worker import Worker
+
+QUICK = Options(timeout=2.0)
+
+
+def findings(url=None, app=None, options=QUICK):
+    found = {finding.check: finding for finding in examine(Subject(url, app, options))}
+    for finding in found.values():
+        assert finding.found
+        assert finding.mark in (Mark.OK, Mark.NOTE, Mark.SKIPPED) or finding.advice
+    return found
+
+
+def failed(found):
+    return {name for name, finding in found.items() if finding.mark is Mark.FAIL}
+
+
+def test_a_healthy_broker(private_broker):
+    found = findings(private_broker.url)
+    assert failed(found) == set()
+    for name in ("login", "declare", "publish", "consume", "round trip", "limits"):
+        assert found[name].mark is Mark.OK
+    assert "p99" in found["round trip"].found
+    assert "RabbitMQ" in found["broker"].found
+    assert not [name for name in private_broker.queues() if name.startswith("fastrpc-doctor")]
+
+
+def test_a_wrong_password(private_broker):
+    found = findings(private_broker.url_for(password="hunter2"))
+    assert failed(found) == {"login"}
+    assert "wrong password" in found["login"].found
+    assert "hunter2" not in str(found)
+
+
+def test_a_wrong_vhost(private_broker):
+    found = findings(private_broker.url.removesuffix("//") + "/nosuch")
+    assert failed(found) == {"login"}
+    assert "no vhost nosuch" in found["login"].found
+
+
+@contextmanager
+def user(broker, *permissions):
+    broker.ctl("add_user", "anna", "hunter2")
+    try:
+        if permissions:
+            broker.ctl("set_permissions", "-p", "/", "anna", *permissions)
+        yield broker.url_for(user="anna", password="hunter2")
+    finally:
+        broker.ctl("delete_user", "anna")
+
+
+@pytest.mark.parametrize(
+    ("permissions", "name", "advice"),
+    [
+        ((), "login", "set_permissions -p / anna"),
+        (("^$", ".*", ".*"), "declare", "configure permission"),
+        ((".*", "^$", ".*"), "publish", "write permission"),
+        ((".*", ".*", "^$"), "consume", "read permission"),
+    ],
+)
+def test_missing_permissions(private_broker, permissions, name, advice):
+    with user(private_broker, *permissions) as url:
+        found = findings(url)
+    assert found[name].mark is Mark.FAIL
+    assert advice in found[name].advice
+    assert "hunter2" not in str(found)
+
+
+def test_an_alarm(private_broker):
+    private_broker.set_alarm(True)
+    try:
+        found = findings(private_broker.url)
+    finally:
+        private_broker.set_alarm(False)
+    assert failed(found) == {"publish"}
+    assert "blocks publishers" in found["publish"].advice
+
+
+def test_a_silent_broker(private_broker):
+    os.kill(private_broker.pid, signal.SIGSTOP)
+    try:
+        found = findings(private_broker.url, options=Options(timeout=0.5))
+    finally:
+        os.kill(private_broker.pid, signal.SIGCONT)
+    assert failed(found) == {"protocol"}
+
+
+def test_a_message_that_is_too_large(private_broker):
+    too_large = Options(timeout=10.0, message_size=128 * 2**20 + 1)
+    assert failed(findings(private_broker.url, options=too_large)) == {"message size"}
+    fits = Options(timeout=10.0, message_size=2**20)
+    assert failed(findings(private_broker.url, options=fits)) == set()
+
+
+def test_a_reply_queue_with_other_arguments(private_broker):
+    app = make_app(private_broker.url, FAST)
+    with kombu.Connection(private_broker.url) as connection:
+        queue = kombu.Queue("other-replies", kombu.Exchange(None), durable=True, expires=60)
+        queue(connection.default_channel).declare()
+        options = Options(timeout=2.0, reply_queue="other-replies", workers=False)
+        found = findings(app=app, options=options)
+        assert failed(found) == {"reply queue"}
+        assert "x-expires" in found["reply queue"].found
+        queue(connection.default_channel).delete()
+    assert "no queue other-replies" in findings(app=app, options=options)["reply queue"].found
+    assert "other-replies" not in private_broker.queues()
+
+
+@pytest.fixture(scope="module")
+def tls_node(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    files = {"cacertfile": "ca", "certfile": "cert", "keyfile": "key"}
+    with RabbitMQ(tls={k: f"{folder}/{v}.pem" for k, v in files.items()}) as node:
+        yield node, f"{folder}/ca.pem"
+
+
+class TestTLS:
+    def test_verified(self, tls_node):
+        broker, authority = tls_node
+        app = make_app(broker.tls_url, FAST)
+        app.conf.broker_use_ssl = {"ca_certs": authority, "cert_reqs": ssl.CERT_REQUIRED}
+        found = findings(app=app, options=Options(workers=False))
+        assert failed(found) == set()
+        assert "TLSv1" in found["tls"].found
+
+    def test_an_unknown_authority(self, tls_node):
+        found = findings(tls_node[0].tls_url)
+        assert failed(found) == {"login"}
+        assert "not trusted" in found["login"].found
+
+    def test_no_verification_is_worth_a_warning(self, tls_node):
+        app = make_app(tls_node[0].tls_url, FAST)
+        app.conf.broker_use_ssl = {"cert_reqs": ssl.CERT_NONE}
+        assert findings(app=app, options=Options(workers=False))["tls"].mark is Mark.WARN
+
+    def test_plain_amqp_to_the_tls_port(self, tls_node):
+        found = findings(tls_node[0].url_for(tls_node[0].tls_port))
+        assert failed(found) == {"protocol"}
+        assert "amqps://" in found["protocol"].advice
+
+
+class TestWorkers:
+    def test_no_worker(self, private_broker):
+        found = findings(app=make_app(private_broker.url, FAST, "fastrpc-tests-doctor-none"))
+        assert failed(found) == set()
+        assert found["task queues"].mark is Mark.WARN
+        assert found["workers"].mark is Mark.WARN
+
+    def test_a_worker_answers(self, private_broker):
+        queue = "fastrpc-tests-doctor"
+        app = make_app(private_broker.url, FAST, queue)
+        with Worker(private_broker.url, FAST, pool="solo", queues=(queue,)) as worker:
+            found = findings(app=app)
+        assert failed(found) == set()
+        assert worker.name in found["workers"].found
+        assert "fastrpc://" in found["worker backends"].found
+        assert "1 workers within" in found["clocks"].found
+        assert "a result came back" in found["task"].found
+
+    def test_a_worker_with_another_backend(self, private_broker, redis_server):
+        queue = "fastrpc-tests-doctor-redis"
+        app = make_app(private_broker.url, FAST, queue)
+        yaml = {"result_serializer": "yaml", "accept_content": ["json", "yaml"]}
+        options = {"pool": "solo", "queues": (queue,), "conf": yaml}
+        with Worker(private_broker.url, redis_server.url, **options):
+            found = findings(app=app)
+        assert failed(found) == {"worker backends", "worker serializers"}
+        assert "redis://" in found["worker backends"].found
+        assert "in yaml are not accepted" in found["worker serializers"].found
+        assert found["task"].mark is Mark.SKIPPED
+
+    def test_a_chord_where_the_backend_has_them(self, private_broker, redis_server):
+        queue = "fastrpc-tests-doctor-chord"
+        app = make_app(private_broker.url, redis_server.url, queue)
+        with Worker(private_broker.url, redis_server.url, pool="solo", queues=(queue,)):
+            found = findings(app=app)
+        assert failed(found) == set()
+        assert "a chord of two tasks" in found["chord"].found

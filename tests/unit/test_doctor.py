@@ -1,0 +1,193 @@
+"""The doctor without a broker: ports that speak something else, apps that cannot be loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+
+from fastrpc import cli, doctor
+from fastrpc.doctor import Mark, Options, Subject, examine
+
+QUICK = Options(timeout=0.5)
+
+
+@contextlib.contextmanager
+def port(answer: bytes, hears: bytes = b"") -> Iterator[int]:
+    """A port that sends `answer` once it has heard `hears`, and is silent otherwise."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        done = threading.Event()
+
+        def serve() -> None:
+            while True:
+                client, _ = server.accept()
+                if done.is_set():
+                    return
+                with client:
+                    client.settimeout(2)
+                    with contextlib.suppress(OSError):
+                        if hears in client.recv(4096):
+                            client.sendall(answer)
+                        client.recv(1)  # until the other side hangs up
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            done.set()
+            socket.create_connection(server.getsockname()).close()
+            thread.join(10)
+
+
+def findings(url: str, app: Celery | None = None) -> dict[str, doctor.Finding]:
+    return {finding.check: finding for finding in examine(Subject(url, app, QUICK))}
+
+
+@pytest.mark.parametrize(
+    ("answer", "hears", "says"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP", "HTTP"),
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n", "HTTP"),
+        (b"AMQP\x03\x01\x00\x00", b"AMQP", "another AMQP: 3.1.0.0"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", b"AMQP", "TLS"),
+        (b"220 mail ESMTP\r\n", b"", "does not speak AMQP, it says b'220 mail'"),
+        (b"", b"", "does not answer"),
+    ],
+)
+def test_what_speaks_on_the_port(answer, hears, says):
+    with port(answer, hears) as number:
+        found = findings(f"amqp://user:hunter2@127.0.0.1:{number}//")
+    assert found["port"].mark is Mark.OK
+    assert found["protocol"].mark is Mark.FAIL
+    assert says in found["protocol"].found
+    assert found["protocol"].advice
+    assert found["login"].mark is Mark.SKIPPED
+    assert "because protocol failed" in found["login"].found
+    assert "hunter2" not in str(found)
+
+
+def test_a_closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1]
+    found = findings(f"amqp://127.0.0.1:{number}//")
+    assert "nothing listens" in found["port"].found
+
+
+def test_tls_to_a_port_without():
+    with port(b"AMQP\x00\x00\x09\x01") as number:
+        found = findings(f"amqps://127.0.0.1:{number}//")
+    assert found["tls"].mark is Mark.FAIL
+    assert "Use amqp://" in found["tls"].advice
+    assert "because tls failed" in found["login"].found
+
+
+def test_a_host_without_an_address():
+    assert "has no address" in findings("amqp://nosuch.invalid//")["address"].found
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://u:se#cret@127.0.0.1:x//", "nosuch://u:secret@host", "redis://:secret@host/0"]
+)
+def test_no_amqp_url(url):
+    found = findings(url)
+    assert found["url"].mark is Mark.FAIL
+    assert found["url"].advice
+    assert "cret" not in str(found)
+
+
+def test_each_node_of_a_failover_list():
+    found = findings("amqp://127.0.0.1:1//;amqp://127.0.0.1:2//")
+    assert "127.0.0.1:1" in found["port 1/2"].found
+    assert "127.0.0.1:2" in found["port 2/2"].found
+
+
+def test_an_app_is_looked_at_without_its_broker():
+    app = Celery(broker="amqp://127.0.0.1:1//", backend="disabled://", set_as_current=False)
+    app.conf.task_serializer = "pickle"
+    found = findings("", app)
+    assert "no result backend" in found["backend"].found
+    assert "task_serializer pickle" in found["serializers"].found
+    assert found["workers"].mark is Mark.SKIPPED
+
+
+def test_a_content_type_accepts_its_serializer():
+    assert doctor.accepts(["application/json"], "json")
+    assert doctor.accepts({"json", "pickle"}, "pickle")
+    assert not doctor.accepts(["json"], "yaml")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (None, "ModuleNotFoundError"),
+        ("raise ValueError('at amqp://u:hunter2@host//')", "amqp://u:**@host//"),
+        ("import nosuchmodule", "nosuchmodule"),
+        ("x = 1", "AttributeError"),
+        ("app = 5", "not a Celery app"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded(source, says, tmp_path, monkeypatch):
+    name = f"doctored_{abs(hash(source))}"
+    if source:
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.main, ["-A", name, "doctor", "--json"])
+    report = json.loads(done.output)
+    assert (done.exit_code, report["ok"]) == (1, False)
+    assert says in report["findings"][0]["found"]
+    assert report["findings"][0]["advice"]
+    assert "hunter2" not in done.output
+
+
+def test_without_a_target():
+    done = CliRunner().invoke(cli.main, ["doctor"], env={"APP": "", "BROKER_URL": ""})
+    assert done.exit_code == 2
+    assert "-A proj" in done.output
+
+
+def test_what_a_person_sees():
+    done = CliRunner().invoke(cli.main, ["doctor", "amqp://u:hunter2@127.0.0.1:1//"])
+    assert done.exit_code == 1
+    assert "nothing listens on 127.0.0.1:1" in done.output
+    assert "Start the broker" in done.output
+    assert done.output.endswith("1 of 3 checks failed: port\n")
+    assert "hunter2" not in done.output
+
+
+def test_without_rich(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    done = CliRunner().invoke(cli.main, ["doctor", "amqp://127.0.0.1:1//"])
+    assert done.exit_code == 1
+    assert "pip install 'fastrpc[cli]'" in done.output
+    done = CliRunner().invoke(cli.main, ["doctor", "--json", "amqp://127.0.0.1:1//"])
+    assert json.loads(done.output)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "fastrpc", "doctor", "--help"], ["-m", "celery", "fastrpc", "doctor", "-h"]]
+)
+def test_its_other_names(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Find out why nothing comes back" in done.stdout
+
+
+@pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("20MB", 20_000_000), ("1MiB", 2**20)])
+def test_sizes(text, size):
+    assert cli.size(text) == size
