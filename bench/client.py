@@ -390,7 +390,7 @@ class CeleryClient(Awaiting, Neighbours):
         ids, values = [uuid() for _ in range(count)], values_of(count, size)
         requests = [Context({"id": i, "reply_to": queue, "correlation_id": i}) for i in ids]
         for _ in range(WARM if size < 100_000 else 1):
-            store(uuid(), "warm", "SUCCESS", request=requests[0])
+            store(uuid(), values[0], "SUCCESS", request=requests[0])
         if not self.is_redis:
             self.wire.wait_count(queue, 1)
             time.sleep(0.05)
