@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from types import FunctionType
 from typing import Any
 
 import celery.app.amqp
@@ -34,18 +35,15 @@ COMMON = frozenset(
         *("add_to_parent", "retry", "retry_policy"),
     }
 )
-#: Methods on the way from ``apply_async`` to the message. Tracing tools replace some of them.
 TASK_METHODS = ("apply_async", "shadow_name", "AsyncResult", "_get_exec_options")
-STOCK = {
-    (owner, name): vars(owner).get(name)
-    for owner, names in (
-        (Task, TASK_METHODS),
-        (Celery, ("send_task", "AsyncResult")),
-        (celery.app.amqp.AMQP, ("as_task_v2", "_create_task_sender")),
-        (AMQP, ("as_task_v2",)),
-    )
-    for name in names
-}
+#: Methods on the way from ``apply_async`` to the message. Tracing tools replace some of them.
+METHODS = (
+    *((Task, name) for name in TASK_METHODS),
+    (Celery, "send_task"),
+    (celery.app.amqp.AMQP, "as_task_v2"),
+    (celery.app.amqp.AMQP, "_create_task_sender"),
+    (AMQP, "as_task_v2"),
+)
 #: Signals that would have to be sent for each message.
 SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 #: The last part of a task's body, where nothing follows the task.
@@ -188,13 +186,15 @@ class Model:
         if (
             collected is None
             or collected.last is None
-            or any(vars(owner).get(name) is not method for (owner, name), method in STOCK.items())
+            or not all(is_own(vars(owner).get(name), owner.__module__) for owner, name in METHODS)
             or is_replaced()
             or any(getattr(type(task), n) is not getattr(Task, n) for n in TASK_METHODS)
             or type(app).send_task is not Celery.send_task
             or not vars(task).keys().isdisjoint(TASK_METHODS)
             or "send_task" in vars(app)
             or type(app.amqp) is not AMQP
+            or getattr(app.amqp.create_task_message, "__func__", None) is not AMQP.as_task_v2
+            or not is_own(app.amqp.send_task_message, celery.app.amqp.__name__)
             or any(signal.receivers for signal in SIGNALS)
             or not {name for name in options if options[name] is not None} <= COMMON
             or getattr(task, "_dump_pydantic_arguments", None) is not None
@@ -243,6 +243,11 @@ class Model:
         result.ignored = self.ignored
         collected.publish(self.message, *self.publish_options)
         return result
+
+
+def is_own(method: Any, module: str) -> bool:
+    """Whether a method is a function of that module, and not one that somebody has put there."""
+    return type(method) is FunctionType and method.__globals__["__name__"] == module
 
 
 def describe(value: Any, maxsize: int, maxlevels: int) -> str:

@@ -382,6 +382,11 @@ class TestReplacedMethods:
         assert len(seen) == 4
         assert len(one.ids(5)) == 5
 
+    @pytest.mark.parametrize("name", ["apply_async", "send_task", "publish", "_publish"])
+    def test_they_are_called_where_they_were_replaced_before_our_import(self, broker, name):
+        said = run_child("tests.support.replaced_child", broker.url, name)
+        assert said.split() == ["8"]
+
     def test_signals_are_sent_for_each(self, sender):
         from celery import signals
 
