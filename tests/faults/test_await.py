@@ -15,13 +15,14 @@ import pytest
 from celery import chain, group, states
 from celery.exceptions import TimeoutError
 from celery.result import EagerResult, denied_join_result
+from kombu.exceptions import DecodeError
 
 from fastrpc import aio
 from fastrpc.errors import ResultDropped
 from tests.support import inside
 from tests.support.loops import run
 from tests.support.resources import growth, open_files
-from tests.support.results import answer, expect, new_ids
+from tests.support.results import answer, expect, new_ids, publish
 from tests.support.threads import Background, run_threads
 from tests.support.waiting import LATE, stopwatch, wait_until
 
@@ -214,6 +215,26 @@ class TestGet:
                 await aio.get(result)
 
         run(main())
+
+
+class TestHostile:
+    def test_a_message_that_cannot_be_used_ends_its_await_and_no_other(self, app, sender):
+        async def main():
+            bad, good = expect(app, 2)
+            oid = app.backend.oid
+            tasks = [asyncio.create_task(aio.get(result, timeout=20)) for result in (bad, good)]
+            await asyncio.sleep(0.2)
+            publish(sender, oid, b"{", correlation_id=bad.id)
+            publish(sender, oid, b"nobody's")
+            publish(sender, oid, b"\xff" * 1000, correlation_id="x" * 200, content_type="image/png")
+            answer(sender, oid, [good], "good")
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        error, value = run(main())
+        assert isinstance(error, DecodeError)
+        assert value == "good"
+        assert app.backend.stats()["reconnects"] == 0
+        await_rest(app)
 
 
 class TestCancelled:
