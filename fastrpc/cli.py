@@ -8,16 +8,23 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
-from celery.signals import worker_init
+from kombu.exceptions import OperationalError
 
 from . import __version__
 
+# Celery's command line loads this module as a plugin: its workers then have `fastrpc_stats`, and
+# `celery inspect` knows it.
+from .contrib import control  # noqa: F401
+
 if TYPE_CHECKING:
+    from .bench import Outcome
     from .doctor import Finding
+    from .top import Sampler
 
 __all__ = ["main"]
 
@@ -31,6 +38,9 @@ SIGNS = {
     "warn": ("!", "warn", "yellow"),
     "fail": ("✗", "FAIL", "bold red"),
 }
+
+#: Of ``fastrpc top``; those from the fourth on are keys of ``backend.stats()``.
+WORKER_COLUMNS = ("tasks", "tasks/s", "results/s", "published", "unconfirmed", "resent", "returned")
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -50,12 +60,6 @@ def console(**options: Any) -> Any:
     except ImportError:
         raise click.ClickException(NO_RICH) from None
     return Console(highlight=False, **options)
-
-
-@worker_init.connect(weak=False)  # type: ignore[untyped-decorator,unused-ignore]
-def add_remote_control(**kwargs: Any) -> None:
-    """Give a worker ``fastrpc_stats``. Celery's command line has loaded this module as a plugin."""
-    from .contrib import control  # noqa: F401
 
 
 class Target:
@@ -207,3 +211,184 @@ def verdict(found: list[Finding]) -> Any:
     if warned:
         return Text(f"No check failed; look at: {', '.join(warned)}", "bold yellow")
     return Text(f"All {looked} checks passed", "bold green")
+
+
+@main.command()
+@click.argument("url", required=False)
+@target_options
+@click.option("--tasks", default=2000, show_default=True, help="Tasks in a round.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds of each measurement.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rates into this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the rates as JSON.")
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    url: str | None,
+    app: str | None,
+    broker: str | None,
+    tasks: int,
+    rounds: int,
+    plot: str | None,
+    as_json: bool,
+) -> None:
+    """Compare stock Celery with fastrpc on your broker.
+
+    Both get a queue, a worker process with the solo pool, and a client process of their own. Your
+    tasks, queues and workers are left alone, but the broker has work to do for a minute.
+    """
+    from . import bench as benchmark
+
+    target = Target(ctx, app, url or broker)
+    settings = benchmark.broker_settings(target.load_or_fail(), target.broker)
+    screen = None if as_json else console()
+    if plot:
+        need_matplotlib()
+    try:
+        outcomes = run_bench(settings, tasks, rounds, screen)
+    except RuntimeError as exc:
+        raise click.ClickException(f"{exc}\nfastrpc doctor looks for the reason.") from None
+    if screen is None:
+        click.echo(json.dumps([outcome.as_dict() for outcome in outcomes], indent=2))
+    else:
+        screen.print(rates_table(outcomes))
+        screen.print(f"Medians of {rounds} rounds of {tasks:,} tasks; solo worker.", style="dim")
+    if plot:
+        benchmark.plot(outcomes, plot)
+
+
+def need_matplotlib() -> None:
+    """Say that it is missing before the minute of measuring, not after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise click.ClickException("--plot needs matplotlib: pip install matplotlib") from None
+
+
+def run_bench(settings: dict[str, Any], tasks: int, rounds: int, screen: Any) -> list[Outcome]:
+    """Measure, with a progress bar if there is a screen."""
+    from .bench import MEASUREMENTS, measure
+
+    if screen is None:
+        return measure(settings, tasks, rounds)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(30), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=screen, transient=True) as progress:
+        bar = progress.add_task("starting the workers", total=len(MEASUREMENTS) * rounds * 2 + 1)
+        return measure(
+            settings,
+            tasks,
+            rounds,
+            lambda text: progress.update(bar, advance=1, description=text),
+        )
+
+
+def rates_table(outcomes: list[Outcome]) -> Any:
+    """Operations a second, side by side."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("per second")
+    for column in ("stock", "fastrpc", "fastrpc to stock"):
+        table.add_column(column, justify="right")
+    for outcome in outcomes:
+        rates = [f"{outcome.median(who):,.0f}" for who in ("stock", "fastrpc")]
+        table.add_row(outcome.name, *rates, f"{outcome.ratio:.1f} x")
+    return table
+
+
+@main.command()
+@target_options
+@click.option("--queue", "queues", multiple=True, help="Show this queue too; can be repeated.")
+@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--count", default=0, help="End after so many looks; 0 goes on until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print each look as one line of JSON.")
+@click.pass_context
+def top(
+    ctx: click.Context,
+    app: str | None,
+    broker: str | None,
+    queues: tuple[str, ...],
+    interval: float,
+    count: int,
+    as_json: bool,
+) -> None:
+    """Watch the counters of workers, and the queues of an app.
+
+    Workers answer by Celery's remote control. One that the command celery has started, with fastrpc
+    installed, knows how; other workers need `import fastrpc.contrib.control`.
+    """
+    import celery
+
+    from .top import Sampler
+
+    target = Target(ctx, app, broker)
+    loaded = target.load_or_fail() or celery.Celery(broker=target.broker, set_as_current=False)
+    sampler = Sampler(loaded, queues)
+    screen = None if as_json else console()
+    try:
+        watch(sampler, screen, interval, count)
+    except (OperationalError, *loaded.connection_for_write().connection_errors) as exc:
+        message = f"no connection to the broker: {exc}\nfastrpc doctor looks for the reason."
+        raise click.ClickException(message) from None
+    except KeyboardInterrupt:
+        pass  # the way to end it
+    finally:
+        sampler.close()
+
+
+def watch(sampler: Sampler, screen: Any, interval: float, count: int) -> None:
+    """Look ``count`` times, or for ever, and show each sample."""
+    if screen is None:
+        for _ in looks(sampler, interval, count):
+            click.echo(json.dumps(sampler.as_dict()))
+        return
+    from rich.live import Live
+
+    with Live(console=screen, auto_refresh=False, screen=screen.is_terminal and not count) as live:
+        for _ in looks(sampler, interval, count):
+            live.update(top_tables(sampler), refresh=True)
+
+
+def looks(sampler: Sampler, interval: float, count: int) -> Iterator[int]:
+    """Take samples, one each ``interval`` seconds."""
+    number = 0
+    while not count or number < count:
+        if number:
+            time.sleep(interval)
+        sampler.sample()
+        number += 1
+        yield number
+
+
+def top_tables(sampler: Sampler) -> Any:
+    """Two tables, workers and queues."""
+    from rich.console import Group
+    from rich.table import Table
+
+    workers = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    queues = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("worker", "backend"):
+        workers.add_column(name)
+    for name in WORKER_COLUMNS:
+        workers.add_column(name, justify="right")
+    for row in sampler.workers.values():
+        counts = [row.stats.get(name) for name in WORKER_COLUMNS[3:]]
+        cells = (row.answer.get("tasks"), row.tasks_rate, row.results_rate, *counts)
+        backend = row.answer.get("backend", "no fastrpc_stats")
+        workers.add_row(row.name, backend.partition(":")[0], *map(number_text, cells))
+    queues.add_column("queue")
+    for name in ("messages", "consumers", "grows/s"):
+        queues.add_column(name, justify="right")
+    for depth in sampler.depths.values():
+        if depth.messages is None:
+            queues.add_row(depth.name, "none", "", "")
+        else:
+            cells = (depth.messages, depth.consumers, depth.growth)
+            queues.add_row(depth.name, *map(number_text, cells))
+    nobody = "" if sampler.workers else "no worker answers"
+    return Group(workers if sampler.workers else nobody, "", queues)
+
+
+def number_text(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"

@@ -40,8 +40,10 @@ LAW: dict[str, set[str]] = {
     "_install": BASE,
     # For people: public names only, see below.
     "doctor": set(),
-    "cli": {"doctor", "contrib"},
-    "__main__": {"cli", "doctor", "contrib"},
+    "bench": set(),
+    "top": set(),
+    "cli": {"doctor", "bench", "top", "contrib"},
+    "__main__": {"cli", "doctor", "bench", "top", "contrib"},
     "contrib": set(),
     "__init__": BASE | {"_install", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
@@ -49,10 +51,10 @@ LAW: dict[str, set[str]] = {
 KNOW_CELERY = {
     *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
     "_install",
-    *("doctor", "cli", "contrib"),
+    *("doctor", "bench", "top", "cli", "contrib"),
 }
 #: These see only public names, of fastrpc too.
-FOR_PEOPLE = ("doctor", "cli", "__main__", "contrib")
+FOR_PEOPLE = ("doctor", "bench", "top", "cli", "__main__", "contrib")
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", re.MULTILINE)
 

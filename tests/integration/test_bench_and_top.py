@@ -1,0 +1,114 @@
+"""fastrpc bench and fastrpc top, against a real broker and real workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from fastrpc import cli
+from fastrpc.bench import MEASUREMENTS, Outcome, broker_settings
+from fastrpc.top import Sampler, rate
+from tests.support.apps import make_app
+from tests.support.backends import FAST, STOCK
+from tests.support.worker import Worker
+
+
+def run(*args):
+    return CliRunner().invoke(cli.main, [str(arg) for arg in args], env={"COLUMNS": "140"})
+
+
+class TestBench:
+    @pytest.mark.slow
+    def test_stock_and_fast_take_turns(self, private_broker, tmp_path):
+        figure = tmp_path / "rates.svg"
+        options = ("--tasks", 60, "--rounds", 2, "--plot", figure)
+        done = run("bench", private_broker.url, *options)
+        assert done.exit_code == 0, done.output
+        for name in MEASUREMENTS:
+            assert name in done.output
+        assert "superuser" not in done.output
+        assert figure.read_text().startswith("<?xml")
+        assert not [name for name in private_broker.queues() if "fastrpc-bench" in name]
+
+    @pytest.mark.slow
+    def test_the_broker_of_an_app_as_json(self, private_broker, tmp_path, monkeypatch):
+        (tmp_path / "benched.py").write_text(
+            "import celery, fastrpc\nfastrpc.install()\n"
+            f"app = celery.Celery(broker={private_broker.url!r}, set_as_current=False)\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        options = ("--tasks", "20", "--rounds", "1", "--json")
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrpc", "-A", "benched", "bench", *options],
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=True,
+        )
+        report = json.loads(done.stdout)
+        assert [row["name"] for row in report] == list(MEASUREMENTS)
+        assert all(row["stock"] > 0 and row["fastrpc"] > 0 for row in report)
+
+    def test_no_broker(self):
+        done = run("bench", "amqp://user:hunter2@127.0.0.1:1//")
+        assert done.exit_code == 1
+        assert "no connection to amqp://user:**@127.0.0.1:1//" in done.output
+        assert "fastrpc doctor" in done.output
+        assert "hunter2" not in done.output
+
+    def test_settings_of_an_app(self):
+        app = make_app("amqp://host//", FAST, broker_use_ssl={"ca_certs": "ca.pem"})
+        settings = broker_settings(app)
+        assert settings["broker_url"] == "amqp://host//"
+        assert settings["broker_use_ssl"] == {"ca_certs": "ca.pem"}
+
+    def test_ratio(self):
+        outcome = Outcome("x", {"stock": [1.0, 2.0, 9.0], "fastrpc": [4.0, 4.0, 4.0]})
+        assert outcome.as_dict()["ratio"] == 2.0
+
+
+class TestTop:
+    def test_workers_and_queues(self, private_broker):
+        queue = "fastrpc-tests-top"
+        app = make_app(private_broker.url, FAST, queue)
+        sampler = Sampler(app, ("fastrpc-tests-nosuch",))
+        with Worker(private_broker.url, FAST, pool="solo", queues=(queue,)) as worker:
+            sampler.sample()
+            assert app.tasks["tests.add"].delay(1, 2).get(timeout=20) == 3
+            sampler.sample()
+        row = sampler.workers[worker.name]
+        assert row.answer["backend"] == "fastrpc.backend:RPCBackend"
+        assert row.stats["published"] == 1
+        assert row.tasks_rate > 0
+        assert row.results_rate > 0
+        assert sampler.depths[queue].consumers == 1
+        assert sampler.depths["fastrpc-tests-nosuch"].messages is None
+        with open(os.devnull, "w") as nowhere:
+            screen = cli.console(width=140, record=True, file=nowhere)
+            screen.print(cli.top_tables(sampler))
+        assert worker.name in screen.export_text()
+        json.dumps(sampler.as_dict())
+        sampler.close()
+
+    def test_a_stock_worker(self, private_broker):
+        queue = "fastrpc-tests-top-stock"
+        with Worker(private_broker.url, STOCK, pool="solo", queues=(queue,)) as worker:
+            sampler = Sampler(make_app(private_broker.url, STOCK, queue))
+            sampler.sample()
+            sampler.close()
+        assert sampler.workers[worker.name].stats == {}
+
+    def test_no_broker(self):
+        done = run("-b", "amqp://user:hunter2@127.0.0.1:1//", "top", "--count", 1)
+        assert done.exit_code == 1
+        assert "no connection to the broker" in done.output
+        assert "Traceback" not in done.output
+
+    def test_rate(self):
+        assert rate(1, 5, 2.0) == 2.0
+        assert rate(None, 5, 2.0) is None
