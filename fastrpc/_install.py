@@ -25,7 +25,8 @@ def install(backend: bool = True, transport: bool = True) -> None:
     keeps its transport until it connects again. A second call changes nothing.
 
     Args:
-        backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`.
+        backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`, and
+            ``Task.replace()`` keeps the caller's reply queue.
         transport: Whether ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use
             fastrpc's transport, the serializer ``json`` uses orjson where the result is the same,
             and an app sends tasks with :class:`fastrpc.tasks.amqp.AMQP` unless it has an
@@ -34,6 +35,9 @@ def install(backend: bool = True, transport: bool = True) -> None:
     if backend:
         from celery.app.backends import BACKEND_ALIASES
 
+        from .replace import keep_reply_queue
+
+        keep_reply_queue()
         BACKEND_ALIASES["rpc"] = "fastrpc.backend:RPCBackend"
         logger.debug("installed: rpc:// is fastrpc's result backend")
     if transport:

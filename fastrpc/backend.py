@@ -7,6 +7,7 @@ reply queue -> ``client`` -> the AsyncResult that waits.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from .client.reader import ResultConsumer
 from .client.side import ClientSide, client_side, is_leaf, open_channel
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
+from .replace import keep_reply_queue
 from .retry import RetryPolicy
 from .settings import Setting
 from .worker.message import pack, too_large_failure
@@ -78,6 +80,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         **kwargs: Any,
     ) -> None:
         super().__init__(app, serializer=serializer, **kwargs)
+        keep_reply_queue()
         # One object serves all threads of the process, whatever result_backend_thread_safe
         # says: Celery would make one for each thread otherwise.
         self.thread_safe = True
@@ -168,6 +171,16 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """
         self._client.renew(task_id)
         self._client.expect(open_channel(producer))
+
+    @contextmanager
+    def answering_to(self, reply_to: str) -> Iterator[None]:
+        """What this thread sends meanwhile answers to the queue ``reply_to``, not to its own."""
+        lease = self._client.names.lease()
+        before, lease.lent = lease.lent, reply_to
+        try:
+            yield
+        finally:
+            lease.lent = before
 
     def ensure_chords_allowed(self) -> None:
         raise NotImplementedError(NO_CHORDS)

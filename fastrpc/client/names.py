@@ -38,16 +38,20 @@ def owner_of(name: str) -> str:
 class Lease:
     """The names of one thread's reply queues; they are free again when the thread has ended."""
 
-    __slots__ = ("_free", "handed_out", "name")
+    __slots__ = ("_free", "handed_out", "lent", "name")
 
     def __init__(self, name: str, free: list[str]) -> None:
         self.name = name
         self._free = free
         #: Those that a task may have been sent with.
         self.handed_out: tuple[str, ...] = ()
+        #: The queue of another, which what is sent now answers to.
+        self.lent: str | None = None
 
     def hand_out(self) -> str:
         """The name of the queue for what is sent now."""
+        if self.lent is not None:
+            return self.lent
         name = self.name + UNREAD if task_join_will_block() else self.name
         if name not in self.handed_out:
             self.handed_out += (name,)

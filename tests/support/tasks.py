@@ -269,3 +269,16 @@ def replaced(self, x, y):
     # Left alone, Celery gives the new task the worker's own reply queue.
     instead = self.app.tasks["tests.add"].s(x, y).set(reply_to=self.request.reply_to)
     raise self.replace(instead)
+
+
+@task(bind=True)
+def replaced_by(self, canvas):
+    """Gives way to a canvas, which comes as Celery writes it into a message."""
+    return self.replace(self.app.signature(canvas))
+
+
+@task(bind=True)
+def replaced_within_a_join(self, x, y):
+    """Where a task may wait for others, a send declares and reads this thread's reply queue."""
+    with allow_join_result():
+        return self.replace(self.app.tasks["tests.add"].s(x, y))

@@ -34,10 +34,13 @@ LAW: dict[str, set[str]] = {
     "worker": BASE | {"wire", "transport", "sending"},
     "tasks": BASE | {"_lifecycle", "wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
-    "backend": BASE | {"_lifecycle", "wire", "transport", "client", "sending", "worker"},
+    "replace": set(),
+    "backend": BASE
+    | {"_lifecycle", "replace", "wire", "transport", "client", "sending", "worker"},
     "aio": BASE
-    | {"_lifecycle", "wire", "transport", "client", "sending", "worker", "backend", "tasks"},
-    "_install": BASE,
+    | {"_lifecycle", "replace", "wire", "transport", "client", "sending", "worker", "backend"}
+    | {"tasks"},
+    "_install": BASE | {"replace"},
     # For people: public names only, see below.
     "doctor": set(),
     "bench": set(),
@@ -45,12 +48,12 @@ LAW: dict[str, set[str]] = {
     "cli": {"doctor", "bench", "top", "contrib"},
     "__main__": {"cli", "doctor", "bench", "top", "contrib"},
     "contrib": set(),
-    "__init__": BASE | {"_install", "_lifecycle", "tasks", "wire", "transport", "sending"},
+    "__init__": BASE | {"_install", "replace", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
 #: Only these may import Celery.
 KNOW_CELERY = {
     *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
-    "_install",
+    *("_install", "replace"),
     *("doctor", "bench", "top", "cli", "contrib"),
 }
 #: These see only public names, of fastrpc too.
