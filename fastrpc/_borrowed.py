@@ -7,12 +7,18 @@ subclass or compiled code must use directly is only listed. A test checks that e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import kombu.pools
 import kombu.transport
-from celery._state import current_task, task_join_will_block
+from celery._state import (
+    current_task,
+    pop_current_task,
+    push_current_task,
+    task_join_will_block,
+)
 from celery.app.utils import Settings
 from celery.backends.base import Backend
 from kombu.serialization import registry
@@ -28,6 +34,7 @@ __all__ = [
     "forget_pools",
     "forget_schemes",
     "replace_codec",
+    "running",
     "spellings",
     "task_join_will_block",
 ]
@@ -55,12 +62,16 @@ class Borrowed(NamedTuple):
 
 BORROWED = (
     Borrowed(
-        "celery._state:current_task", "store_result without a request, as in Celery", "backend"
+        "celery._state:current_task",
+        "store_result without a request, as in Celery",
+        "backend, canvas",
     ),
+    Borrowed("celery._state:push_current_task", "the parent of a chord's body", "canvas"),
+    Borrowed("celery._state:pop_current_task", "the parent of a chord's body", "canvas"),
     Borrowed(
         "celery._state:task_join_will_block",
         "inside a task, where few wait for what they send",
-        "client.names, client.side",
+        "backend, client.names, client.side",
     ),
     Borrowed("celery.app.base:Celery#_local", "where thread_oid keeps the names", "client.names"),
     Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "backend"),
@@ -162,6 +173,19 @@ def forget_schemes(schemes: Iterable[str]) -> None:
 def dates_are_always_utc() -> bool:
     """Whether this Celery puts the time of a result in UTC; newer ones use the app's time zone."""
     return "utc" in Backend._get_result_meta.__code__.co_names
+
+
+@contextmanager
+def running(app: Any, request: Any) -> Iterator[None]:
+    """Have a task of ``request`` run in this thread: what is sent has it for its parent."""
+    task = app.tasks["celery.accumulate"]  # any will do
+    push_current_task(task)
+    task.request_stack.push(request)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        pop_current_task()
 
 
 def forget_own_pools(app: Any) -> None:

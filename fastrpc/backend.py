@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import kombu
@@ -17,7 +17,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
-from ._borrowed import current_task, forget_own_pools
+from ._borrowed import current_task, forget_own_pools, task_join_will_block
 from ._lifecycle import bequeath, making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
@@ -27,10 +27,13 @@ from .options import Options
 from .replace import keep_reply_queue
 from .retry import RetryPolicy
 from .settings import Setting
+from .stats import CHORD_COUNTERS
+from .transport.transports import is_amqp
 from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
 
 if TYPE_CHECKING:
+    from .canvas import Chords
     from .sending.lanes import Lanes
     from .sending.publisher import KombuPublisher
 
@@ -38,9 +41,18 @@ __all__ = ["RPCBackend"]
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
-Celery turns into a chord: results go to the caller, not to a store that workers can read.
-Call the group, get() its results and send the next task with them; or give the tasks of the
+Celery turns into a chord, unless the option chords is on (fastrpc://?chords=1): then their
+results meet in a queue of the broker. All workers that run the header's tasks need fastrpc:// too.
+Or call the group, get() its results and send the next task with them; or give the tasks of the
 chord a backend that stores results, such as redis://."""
+
+CHORDS_NEED_AMQP = """\
+The fastrpc result backend joins chords in a queue of RabbitMQ: this broker does not speak AMQP."""
+
+NO_SAVED_GROUPS = """\
+{} is not supported by the fastrpc backend: it keeps no groups, the caller has the results.
+In the same process hand on the GroupResult, or its as_tuple() for result_from_tuple(); for another
+process, give the tasks a backend that stores results, such as redis://."""
 
 
 class RPCBackend(AsyncBackendMixin, Backend):
@@ -109,6 +121,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._always_eager = Setting(app, "task_always_eager")
         self._meta = MetaBuilder(self)
         self._publisher: Lanes | KombuPublisher | None = None
+        self._chords: Chords | None = None
 
     def _make_client_side(self) -> ClientSide:
         side = ClientSide(
@@ -182,8 +195,84 @@ class RPCBackend(AsyncBackendMixin, Backend):
         finally:
             lease.lent = before
 
+    # -- chords --------------------------------------------------------------------------------
+
+    def _make_chord_queue(self, name: str) -> kombu.Queue:
+        queue = make_queue(
+            name,
+            queue_class=self.Queue,
+            exchange=self.exchange,
+            expires=self.chord_expires,
+            queue_type=self.options.queue_type,
+            max_bytes=None,
+            max_unread=0,
+            max_unread_bytes=0,
+        )
+        # One process gets all that is in it. (A quorum queue knows no exclusive consumers.)
+        queue.queue_arguments["x-single-active-consumer"] = True
+        return queue
+
+    def _make_chords(self) -> Chords:
+        # Most processes do without.
+        from .canvas import Chords
+
+        with making():
+            if self._chords is None:
+                self._chords = Chords(self, self.options, self._make_chord_queue)
+            return self._chords
+
+    @property
+    def chord_expires(self) -> float | None:
+        """Seconds after which the queue of a chord goes that nobody touches, or None."""
+        own = self.app.conf.get("result_chord_expires")
+        expires: float | None = self.expires if own is None else self.prepare_expires(own)
+        return expires
+
+    @cached_property
+    def _broker_is_amqp(self) -> bool:
+        return is_amqp(self.app.connection_for_write())
+
     def ensure_chords_allowed(self) -> None:
-        raise NotImplementedError(NO_CHORDS)
+        """
+        Raises:
+            NotImplementedError: the option ``chords`` is off, or the broker does not speak AMQP.
+        """
+        if not self.options.chords:
+            raise NotImplementedError(NO_CHORDS)
+        if not self._broker_is_amqp:
+            raise NotImplementedError(CHORDS_NEED_AMQP)
+
+    def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
+        """Make the queue of a chord; its header is sent next.
+
+        Raises:
+            NotImplementedError: see ``ensure_chords_allowed``.
+            fastrpc.errors.ReplyQueueRefused: the broker does not make the queue.
+        """
+        self.ensure_chords_allowed()
+        group_id, results = header_result_args
+        (self._chords or self._make_chords()).declare(group_id, results, body)
+
+    def set_chord_size(self, group_id: str, chord_size: int) -> None:
+        """The header of a chord has so many parts."""
+        (self._chords or self._make_chords()).set_size(group_id, chord_size)
+
+    def get_state(self, task_id: str) -> str:
+        """The state of a task; within a task PENDING, without a look at the broker.
+
+        Celery asks before it fails the rest of a chain that is part of a chord, so that no part is
+        returned twice. Here a part that comes twice is dropped.
+        """
+        state: str = states.PENDING if task_join_will_block() else super().get_state(task_id)
+        return state
+
+    def add_to_chord(self, group_id: str, result: Any) -> None:
+        """One more part will come: that of ``result``."""
+        (self._chords or self._make_chords()).add(group_id, result)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """A header task has ended: send its part, and see whether it was the last."""
+        (self._chords or self._make_chords()).return_part(request, state, result)
 
     # -- storing a result ----------------------------------------------------------------------
 
@@ -193,11 +282,15 @@ class RPCBackend(AsyncBackendMixin, Backend):
         Raises:
             RuntimeError: there is neither a request nor a current task.
         """
+        if request:
+            return request.reply_to, request.correlation_id or task_id
         try:
-            request = request or current_task.request
+            request = current_task.request
         except AttributeError:
             raise RuntimeError(f"fastrpc backend missing task request for {task_id!r}") from None
-        return request.reply_to, request.correlation_id or task_id
+        # Within a task Celery also stores what became of another: of the body of a failed chord.
+        is_own = request.id in (None, task_id)
+        return request.reply_to, (is_own and request.correlation_id) or task_id
 
     def on_reply_declare(self, task_id: str) -> None:
         """Nothing is declared when a result is sent: the caller did it."""
@@ -401,10 +494,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
         raise NotImplementedError("reload_group_result is not supported by the fastrpc backend")
 
     def save_group(self, group_id: str, result: Any) -> None:
-        raise NotImplementedError("save_group is not supported by the fastrpc backend")
+        raise NotImplementedError(NO_SAVED_GROUPS.format("save_group"))
 
     def restore_group(self, group_id: str, cache: bool = True) -> None:
-        raise NotImplementedError("restore_group is not supported by the fastrpc backend")
+        raise NotImplementedError(NO_SAVED_GROUPS.format("restore_group"))
 
     def delete_group(self, group_id: str) -> None:
         raise NotImplementedError("delete_group is not supported by the fastrpc backend")
@@ -412,7 +505,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def stats(self) -> dict[str, Any]:
         """Counters since this process began; see docs/stats.md."""
         unconfirmed = self._publisher.unconfirmed if self._publisher else 0
-        return {**self._client.counters(), "unconfirmed": unconfirmed}
+        return {
+            **self._client.counters(),
+            "unconfirmed": unconfirmed,
+            **(self._chords.counters() if self._chords else dict.fromkeys(CHORD_COUNTERS, 0)),
+        }
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = {} if kwargs is None else kwargs
@@ -445,8 +542,17 @@ class RPCBackend(AsyncBackendMixin, Backend):
         finally:
             self._client.close(delete_queues=self.auto_delete)
 
+    def drain(self, timeout: float) -> bool:
+        """Wait until the results sent are confirmed, ``timeout`` seconds at most."""
+        return self._publisher is None or self._publisher.drain(timeout)
+
     def flush(self) -> None:
-        """Wait until the results sent are confirmed, for ``shutdown_timeout`` at most."""
+        """Wait until the results sent are confirmed, for ``shutdown_timeout`` at most.
+
+        The chords of which parts were sent are looked at before, for as long again at most.
+        """
+        if self._chords is not None:
+            self._chords.close(self.options.shutdown_timeout)
         if self._publisher is not None:
             self._publisher.close(self.options.shutdown_timeout)
 
@@ -455,4 +561,6 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self._client.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()
+        if self._chords is not None:
+            self._chords.after_fork()
         forget_own_pools(self.app)

@@ -51,6 +51,8 @@ class Options:
     busy_wait: float = 0.0
     #: ``classic`` or ``quorum``.
     queue_type: str = "classic"
+    #: Join chords in a queue of the broker.
+    chords: bool = False
     #: Heartbeat of the result connections; None takes ``broker_heartbeat``.
     heartbeat: float | None = None
     #: Keep results until the broker has confirmed them.
@@ -155,6 +157,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "max_body": _number(int, 1, MOST),
     "busy_wait": _number(float, 0, 0.01),
     "queue_type": _queue_type,
+    "chords": _flag,
     "heartbeat": _optional(_number(float, 0, 65535)),  # connection.tune-ok: a short
     "publisher_confirms": _flag,
     "confirm_window": _optional(_number(int, 1, MOST)),

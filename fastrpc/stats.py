@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["Stats"]
+__all__ = ["CHORD_COUNTERS", "Stats"]
+
+#: What ``stats()`` also tells of chords.
+CHORD_COUNTERS = (
+    "chord_parts",
+    "chords_joined",
+    "chord_doubles",
+    "chord_put_back",
+    "chord_late",
+)
 
 
 class Stats:

@@ -85,6 +85,12 @@ class Lanes:
             small.look(ORDER_INTERVAL)
         return True
 
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything is confirmed, ``timeout`` seconds at most; says whether it is."""
+        end = time.monotonic() + timeout
+        lanes = (self.small, self.large)
+        return all([lane.drain(max(end - time.monotonic(), 0)) for lane in lanes])
+
     def close(self, timeout: float) -> None:
         """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
         end = time.monotonic() + timeout

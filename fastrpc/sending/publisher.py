@@ -143,6 +143,10 @@ class KombuPublisher:
             )
         self.stats.published += 1
 
+    def drain(self, timeout: float) -> bool:
+        """Nothing is held back."""
+        return True
+
     def close(self, timeout: float) -> None:
         """The pool is the app's."""
 
@@ -540,8 +544,8 @@ class AMQPPublisher:
             self._patience = min(2 * self._patience, REFUSED_AT_MOST)
         return None
 
-    def close(self, timeout: float) -> None:
-        """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
+    def drain(self, timeout: float) -> bool:
+        """Wait until everything is confirmed, ``timeout`` seconds at most; says whether it is."""
         deadline = time.monotonic() + timeout
         pauses = backoff()
         while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
@@ -549,10 +553,20 @@ class AMQPPublisher:
                 if not taken:
                     break
                 lost = self._tend(timeout=min(left, 0.1))
+                # To the end, so that nobody who sends without a pause keeps us waiting for ever.
+                while lost is None and self._window.in_flight and time.monotonic() < deadline:
+                    lost = self._tend(timeout=0.1)
+                if not self.unconfirmed:
+                    return True
             lost = lost or self._renew()
             if lost is not None:
                 time.sleep(min(next(pauses), left))
-        if self.unconfirmed:
+        return not self.unconfirmed
+
+    def close(self, timeout: float) -> None:
+        """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
+        deadline = time.monotonic() + timeout
+        if not self.drain(timeout):
             logger.error(
                 "%d results were not confirmed within %g s of shutting down and may be lost",
                 self.unconfirmed,

@@ -282,3 +282,44 @@ def replaced_within_a_join(self, x, y):
     """Where a task may wait for others, a send declares and reads this thread's reply queue."""
     with allow_join_result():
         return self.replace(self.app.tasks["tests.add"].s(x, y))
+
+
+@task()
+def total(numbers):
+    """The body of many a chord."""
+    return sum(numbers)
+
+
+@task()
+def collect(results, *more):
+    """A body that returns what it was given."""
+    return [results, *more]
+
+
+@task(bind=True)
+def note_errback(self, task_id, path):
+    """An errback of the old kind: it gets the id of the task that failed."""
+    with open(path, "a") as log:
+        log.write(f"{task_id}\n")
+
+
+@task(bind=True)
+def grow_chord(self, numbers):
+    """A header task that adds one more for each number."""
+    for number in numbers:
+        self.add_to_chord(self.app.tasks["tests.echo"].s(number))
+    return len(numbers)
+
+
+@task(acks_late=True)
+def late_echo(value):
+    """Acknowledged when it is over."""
+    return value
+
+
+@task(acks_late=True)
+def noted_total(numbers, path):
+    """A body that writes down that it ran."""
+    with open(path, "a") as log:
+        log.write("ran\n")
+    return sum(numbers)

@@ -35,11 +35,12 @@ LAW: dict[str, set[str]] = {
     "tasks": BASE | {"_lifecycle", "wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "replace": set(),
+    "canvas": BASE | {"wire", "transport", "client", "sending", "worker"},
     "backend": BASE
-    | {"_lifecycle", "replace", "wire", "transport", "client", "sending", "worker"},
+    | {"_lifecycle", "replace", "canvas", "wire", "transport", "client", "sending", "worker"},
     "aio": BASE
-    | {"_lifecycle", "replace", "wire", "transport", "client", "sending", "worker", "backend"}
-    | {"tasks"},
+    | {"_lifecycle", "replace", "canvas", "wire", "transport", "client", "sending", "worker"}
+    | {"backend", "tasks"},
     "_install": BASE | {"replace"},
     # For people: public names only, see below.
     "doctor": set(),
@@ -48,12 +49,13 @@ LAW: dict[str, set[str]] = {
     "cli": {"doctor", "bench", "top", "contrib"},
     "__main__": {"cli", "doctor", "bench", "top", "contrib"},
     "contrib": set(),
-    "__init__": BASE | {"_install", "replace", "_lifecycle", "tasks", "wire", "transport", "sending"},
+    "__init__": BASE
+    | {"_install", "replace", "_lifecycle", "tasks", "wire", "transport", "sending"},
 }
 #: Only these may import Celery.
 KNOW_CELERY = {
     *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
-    *("_install", "replace"),
+    *("_install", "replace", "canvas"),
     *("doctor", "bench", "top", "cli", "contrib"),
 }
 #: These see only public names, of fastrpc too.

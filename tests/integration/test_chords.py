@@ -1,0 +1,97 @@
+"""Chords over the broker: equal to what the redis backend makes of the same canvas."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from celery import chord, group
+from celery.exceptions import ChordError
+
+from tests.support.waiting import wait_until
+
+WAIT = 30
+FAST = "fastrpc://?chords=1"
+
+
+@pytest.fixture(scope="module", params=["fast", "redis"])
+def backend(request):
+    if request.param == "fast":
+        return FAST
+    return request.getfixturevalue("redis_server").url
+
+
+@pytest.fixture(scope="module", params=["solo", "threads", "prefork"])
+def worker(request, backend, make_worker):
+    return make_worker(backend, request.param, concurrency=4)
+
+
+@pytest.fixture(scope="module")
+def app(backend, worker, make_client):
+    return make_client(backend, worker)
+
+
+@pytest.fixture(scope="module")
+def sig(app):
+    """sig("add", 1, 2) is the signature of tests.add."""
+    return lambda name, *args, **kwargs: app.tasks[f"tests.{name}"].s(*args, **kwargs)
+
+
+def test_a_body_gets_the_results_of_the_header(sig):
+    assert chord([sig("add", n, n) for n in range(10)])(sig("total")).get(timeout=WAIT) == 90
+
+
+def test_results_are_in_the_order_of_the_header(sig):
+    header = [sig("sleep", delay) for delay in (0.3, 0, 0.2, 0.1)]
+    assert chord(header)(sig("collect")).get(timeout=WAIT) == [[0.3, 0, 0.2, 0.1]]
+
+
+def test_a_group_chained_into_a_task(sig):
+    canvas = group(sig("add", n, 1) for n in range(5)) | sig("total")
+    assert canvas.apply_async().get(timeout=WAIT) == 15
+
+
+def test_a_chord_of_one(sig):
+    assert chord([sig("add", 1, 1)])(sig("collect")).get(timeout=WAIT) == [[2]]
+
+
+def test_an_empty_header(sig):
+    assert chord([])(sig("collect")).get(timeout=WAIT) == [[]]
+
+
+def test_a_generator(sig):
+    assert chord(sig("add", n, n) for n in range(20))(sig("total")).get(timeout=WAIT) == 380
+
+
+def test_the_parts_are_the_callers_too(sig):
+    result = chord([sig("add", n, n) for n in range(3)])(sig("total"))
+    assert result.get(timeout=WAIT) == 6
+    assert result.parent.get(timeout=WAIT) == [0, 2, 4]
+
+
+def test_a_part_that_fails(sig):
+    result = chord([sig("add", 1, 1), sig("fail", "of a part"), sig("add", 2, 2)])(sig("total"))
+    # Otherwise get() raises the error of the part, where it comes first.
+    error = result.get(timeout=WAIT, propagate=False)
+    assert isinstance(error, ChordError)
+    assert re.fullmatch(r"Dependency [\w-]+ raised ValueError\('of a part'\)", str(error))
+    assert result.state == "FAILURE"
+
+
+def test_many_chords_at_once(sig):
+    results = [chord([sig("add", n, m) for m in range(5)])(sig("total")) for n in range(30)]
+    assert [r.get(timeout=WAIT) for r in results] == [5 * n + 10 for n in range(30)]
+
+
+def test_no_task_polls_and_no_queue_stays(make_worker, make_client, broker):
+    worker = make_worker(FAST, "solo", loglevel="INFO")
+    tasks = make_client(FAST, worker).tasks
+    header = [tasks["tests.add"].s(n, n) for n in range(10)]
+    assert chord(header)(tasks["tests.total"].s()).get(timeout=WAIT) == 90
+    assert "tests.add" in worker.log
+    assert "chord_unlock" not in worker.log
+    wait_until(
+        lambda: not [name for name in broker.queues() if name.startswith("fastrpc.chord.")],
+        WAIT,
+        "the queues of the chords are gone",
+    )
