@@ -34,6 +34,7 @@ RABBITMQ4_TESTS ?= $(patsubst %,tests/integration/test_%.py,bad_input pools sema
 
 RABBITMQ4_ROOT := $(CURDIR)/.make/rabbitmq4-$(RABBITMQ4_SUITE)
 KOMBU := .make/kombu
+CELERY := .make/celery
 AMQP_SPEEDUPS := .make/amqp-speedups
 
 # What `system` looks for, see tools/install-system-packages. Some targets ask for more, or for less.
@@ -83,6 +84,11 @@ test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests that need a broker, ag
 test-kombu: build $(KOMBU)/.fetched ## kombu's own AMQP integration tests, over our transport
 	$(call say,'running the tests of kombu over our transport')
 	@$(PY) -m tests.kombu_suite $(KOMBU)
+
+.PHONY: test-celery
+test-celery: build $(CELERY)/.fetched ## Celery's own integration tests of its canvas, chords over the broker
+	$(call say,'running the canvas tests of Celery over our backend')
+	@$(PY) -m tests.celery_suite $(CELERY)
 
 .PHONY: test-pythons
 test-pythons: system ## unit tests and the semantics on every Python from 3.10 to 3.13
@@ -209,6 +215,10 @@ $(RABBITMQ4_ROOT)/.installed: | root build
 
 $(KOMBU)/.fetched: $(VENV)/.installed
 	@tools/fetch-kombu-tests $(PY) $(KOMBU)
+	@touch $@
+
+$(CELERY)/.fetched: $(VENV)/.installed
+	@tools/fetch-celery-tests $(PY) $(CELERY)
 	@touch $@
 
 $(AMQP_SPEEDUPS)/.tried: $(VENV)/.installed
