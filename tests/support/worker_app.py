@@ -15,6 +15,11 @@ from tests.support.worker import READY_LINE
 if os.environ.get("FASTRPC_TEST_INSTALL"):
     fastrpc.install()
 
+if os.environ.get("FASTRPC_TEST_KILL"):
+    from tests.support.kill_points import arm
+
+    arm(*json.loads(os.environ["FASTRPC_TEST_KILL"]))
+
 app = make_app(
     os.environ["FASTRPC_TEST_BROKER"],
     os.environ["FASTRPC_TEST_BACKEND"],

@@ -1,0 +1,300 @@
+"""Chords over the broker while everything breaks: the body runs, with all that it must get."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from amqp.exceptions import NotFound
+from celery import chord
+from celery.app.task import Context
+from celery.exceptions import ChordError
+from kombu import Connection
+
+from fastrpc import canvas
+from tests.support.broker import settle
+from tests.support.kill_points import KILL_POINTS
+from tests.support.results import expect
+from tests.support.waiting import wait_until
+from tests.support.worker import Worker, close_all
+
+WAIT = 40
+BACKEND = "fastrpc://?chords=1"
+ON = {"chords": True}
+#: A worker that is killed hands back all that it had.
+LATE = {"worker_prefetch_multiplier": 1}
+
+
+def runs(path: Path) -> int:
+    return path.read_text().count("ran\n") if path.exists() else 0
+
+
+def chord_queues(broker) -> list[str]:
+    return [name for name in broker.queues() if name.startswith("fastrpc.chord.")]
+
+
+class TestKilled:
+    """kill -9 of a worker between any two steps: another one brings the chord to its end."""
+
+    @pytest.mark.parametrize("step", KILL_POINTS)
+    def test_a_worker_is_killed(self, private_broker, make_client, tmp_path, step):
+        killed, notes = tmp_path / "killed", tmp_path / "notes"
+        queue = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+        env = {"FASTRPC_TEST_KILL": json.dumps([step, str(killed)])}
+        workers = [
+            Worker(private_broker.url, BACKEND, pool="solo", queues=(queue,), env=env, conf=LATE)
+            for _ in range(2)
+        ]
+        try:
+            tasks = make_client(private_broker.url, queue, options=ON).tasks
+            header = [tasks["tests.late_echo"].s(n) for n in range(6)]
+            result = chord(header)(tasks["tests.noted_total"].s(str(notes)))
+            assert result.get(timeout=WAIT) == 15
+            wait_until(
+                lambda: [worker.process.poll() for worker in workers].count(None) == 1,
+                WAIT,
+                "one of the workers was killed",
+            )
+            wait_until(lambda: not chord_queues(private_broker), WAIT, "the queue is gone")
+        finally:
+            close_all(workers)
+        again = step in ("after the body is sent", "before the queue is deleted")
+        # The killed worker may have been about to look at a part that was not the last.
+        assert runs(notes) == (2 if again else 1)
+
+
+class TestCut:
+    def test_the_connections_of_the_worker_are_cut_again_and_again(
+        self, private_broker, make_client, proxy, tmp_path
+    ):
+        notes = tmp_path / "notes"
+        queue = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+        url = private_broker.url_for(proxy.port)
+        # With threads Celery acknowledges late from them: stock's connection does not bear that.
+        with Worker(url, BACKEND, pool="prefork", concurrency=4, queues=(queue,)):
+            tasks = make_client(private_broker.url, queue, options=ON).tasks
+            proxy.cut_every(0.4)
+            chords = 0
+            while proxy.stats["cut"] < 5 and chords < 200:
+                results = [
+                    chord([tasks["tests.late_echo"].s(n) for n in range(20)])(
+                        tasks["tests.noted_total"].s(str(notes))
+                    )
+                    for _ in range(10)
+                ]
+                assert [result.get(timeout=WAIT) for result in results] == [190] * 10
+                chords += 10
+            proxy.cut_every(None)
+        assert proxy.stats["cut"] >= 5
+        assert runs(notes) >= chords
+        wait_until(lambda: not chord_queues(private_broker), WAIT, "the queues are gone")
+
+
+@pytest.mark.parametrize("how", ["restart", "kill"])
+def test_the_broker_goes_between_two_parts(own_broker, make_client, tmp_path, how):
+    release, log = tmp_path / "release", tmp_path / "log"
+    queue = "fastrpc-faults-restart"
+    with Worker(
+        *(own_broker.url, BACKEND), pool="prefork", concurrency=4, queues=(queue,), loglevel="INFO"
+    ) as worker:
+        tasks = make_client(own_broker.url, queue, options=ON, result_persistent=True).tasks
+        wait = tasks["tests.note_and_wait"].si(str(log), 1, str(release)).set(acks_late=True)
+        header = [tasks["tests.echo"].s(1), tasks["tests.echo"].s(2), wait]
+        result = chord(header)(tasks["tests.collect"].s())
+        wait_until(
+            lambda: [own_broker.queues()[name] for name in chord_queues(own_broker)] == [2],
+            WAIT,
+            "two parts are there",
+        )
+        settle()
+        if how == "kill":
+            own_broker.kill()
+            own_broker.start()
+        else:
+            own_broker.restart()
+        release.touch()
+        try:
+            assert result.get(timeout=60) == [[1, 2, None]]
+        except Exception:
+            print(worker.log)
+            raise
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_many_workers_see_all_parts_at_once(private_broker, make_client, tmp_path, queue_type):
+    """One of them wins: each body runs once."""
+    notes = tmp_path / "notes"
+    queue = f"fastrpc-faults-once-{queue_type}"
+    with Worker(private_broker.url, BACKEND, pool="prefork", concurrency=6, queues=(queue,)):
+        options = {"chords": True, "queue_type": queue_type}
+        tasks = make_client(private_broker.url, queue, options=options).tasks
+        results = [
+            chord([tasks["tests.late_echo"].s(n) for n in range(4)])(
+                tasks["tests.noted_total"].s(str(notes))
+            )
+            for _ in range(40)
+        ]
+        assert [result.get(timeout=WAIT) for result in results] == [6] * 40
+    assert runs(notes) == 40
+
+
+class Header:
+    """A chord whose header tasks the test itself ends."""
+
+    def __init__(self, app, size: int, path: Path) -> None:
+        expect(app, 1)  # the reply queue is there
+        self.backend = app.backend
+        body = app.tasks["tests.noted_total"].s(str(path))
+        self.result = body.freeze()
+        self.group_id = str(uuid.uuid4())
+        self.ids = [str(uuid.uuid4()) for _ in range(size)]
+        self.backend.apply_chord((self.group_id, [app.AsyncResult(i) for i in self.ids]), body)
+        self.backend.set_chord_size(self.group_id, size)
+        self.body = json.loads(json.dumps(body))
+        self.queue = f"fastrpc.chord.{self.group_id}"
+
+    def end(self, index: int, value, state="SUCCESS", task_id: str | None = None) -> None:
+        request = Context(
+            id=task_id or self.ids[index],
+            group=self.group_id,
+            group_index=index,
+            chord=self.body,
+            reply_to=self.backend.oid,
+        )
+        self.backend.on_chord_part_return(request, state, value)
+
+    def count(self, url: str) -> int | None:
+        with Connection(url) as connection:
+            try:
+                return connection.default_channel.queue_declare(self.queue, passive=True)[1]
+            except NotFound:
+                return None
+
+
+@pytest.fixture(params=["classic", "quorum"])
+def chords(request, private_broker, make_client, worker, tmp_path):
+    """(an app, a function that makes a Header)"""
+    options = {"chords": True, "queue_type": request.param}
+    app = make_client(private_broker.url, "fastrpc-faults", options=options)
+    return app, lambda size: Header(app, size, tmp_path / "notes")
+
+
+def seen(app, **counters) -> None:
+    wait_until(
+        lambda: all(app.backend.stats()[name] == n for name, n in counters.items()),
+        WAIT,
+        f"the counters are {counters}",
+    )
+
+
+class TestParts:
+    def test_a_part_that_is_run_twice(self, chords, private_broker, tmp_path):
+        app, make = chords
+        header = make(3)
+        header.end(0, 1)
+        header.end(0, 1)
+        header.end(1, 10)  # three messages, two parts
+        wait_until(lambda: app.backend.stats()["chord_put_back"], WAIT, "it is incomplete")
+        wait_until(lambda: header.count(private_broker.url) == 3, WAIT, "all are back")
+        assert runs(tmp_path / "notes") == 0
+        header.end(2, 100)
+        assert header.result.get(timeout=WAIT) == 111
+        seen(app, chord_parts=4, chords_joined=1, chord_doubles=1)
+        assert header.count(private_broker.url) is None
+        assert runs(tmp_path / "notes") == 1
+
+    def test_a_part_that_comes_after_the_body_was_sent(self, chords, tmp_path):
+        app, make = chords
+        header = make(1)
+        header.end(0, 1)
+        assert header.result.get(timeout=WAIT) == 1
+        seen(app, chords_joined=1)
+        header.end(0, 1)
+        seen(app, chord_late=1)
+        time.sleep(0.3)
+        assert runs(tmp_path / "notes") == 1
+
+    def test_more_and_fewer_parts_than_the_header_was_told(self, chords):
+        app, make = chords
+        for size in (2, 5):
+            header = make(3)
+            app.backend._chords._applied[header.group_id] = 3
+            app.backend.set_chord_size(header.group_id, size)
+            header.ids += [str(uuid.uuid4()) for _ in range(2)]
+            for index in range(size):
+                header.end(index, 1)
+            assert header.result.get(timeout=WAIT) == size
+
+    def test_a_message_that_is_no_part(self, chords, private_broker):
+        _, make = chords
+        header = make(2)
+        with Connection(private_broker.url) as connection:
+            connection.Producer().publish(
+                b"\x80rubbish",
+                routing_key=header.queue,
+                content_type="application/x-python-serialize",
+                content_encoding="binary",
+                correlation_id=header.ids[0],
+            )
+        header.end(1, 1)
+        error = header.result.get(timeout=WAIT, propagate=False)
+        assert isinstance(error, ChordError)
+        assert "ContentDisallowed" in str(error)
+
+    def test_the_connection_that_looks_is_lost(self, chords, tmp_path, monkeypatch):
+        """Between the count and the parts, and between the body and the deletion."""
+        app, make = chords
+        header = make(2)
+        failed = []
+
+        def fail_once(name):
+            usual = getattr(canvas.Desk, name)
+
+            def method(self, *args):
+                if name not in failed:
+                    failed.append(name)
+                    self._connection.collect()
+                return usual(self, *args)
+
+            monkeypatch.setattr(canvas.Desk, name, method)
+
+        for name in ("count", "take", "delete"):
+            fail_once(name)
+        header.end(0, 1)
+        header.end(1, 1)
+        assert header.result.get(timeout=WAIT) == 2
+        seen(app, chords_joined=1)
+        assert sorted(failed) == ["count", "delete", "take"]
+        # The body was sent before the deletion failed, and once more afterwards.
+        wait_until(lambda: runs(tmp_path / "notes") == 2, WAIT, "it ran twice")
+
+
+def test_an_abandoned_chord_leaves_no_queue(private_broker, make_client, tmp_path):
+    app = make_client(private_broker.url, options=ON, result_expires=1)
+    header = Header(app, 2, tmp_path / "notes")
+    header.end(0, 1)
+    assert header.count(private_broker.url) is not None
+    wait_until(lambda: header.queue not in private_broker.queues(), WAIT, "it has expired")
+    header.end(1, 1)
+    seen(app, chord_late=1)
+
+
+def test_a_chord_lasts_longer_than_its_expiry(private_broker, make_client, worker, tmp_path):
+    """Each part renews it."""
+    app = make_client(private_broker.url, "fastrpc-faults", options=ON, result_chord_expires=2)
+    header = Header(app, 5, tmp_path / "notes")
+    for index in range(5):
+        header.end(index, 1)
+        time.sleep(1)
+    assert header.result.get(timeout=WAIT) == 5
+
+
+def test_a_worker_that_shuts_down_has_looked_at_its_chords(private_broker, make_client, tmp_path):
+    app = make_client(private_broker.url, "fastrpc-faults-nobody", options=ON)
+    header = Header(app, 1, tmp_path / "notes")
+    header.end(0, 1)
+    app.backend.flush()
+    assert app.backend.stats()["chords_joined"] == 1
