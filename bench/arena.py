@@ -52,6 +52,7 @@ BACKENDS = {
     "fastrpc": "fastrpc://",
     "fastrpc-noconfirm": "fastrpc://?publisher_confirms=0",
     "fastrpc-busywait": "fastrpc://?busy_wait=0.002",
+    "fastrpc-chords": "fastrpc://?chords=1",
     "installed": "rpc://",
     "raw": "rpc://",
 }

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from typing import Any
 
 import amqp.serialization
-from celery import Celery, group
+from celery import Celery, chord, group
 from celery.app.task import Context
 from celery.result import ResultSet
 from kombu.utils.uuid import uuid
@@ -351,6 +351,33 @@ class CeleryClient(Awaiting, Neighbours):
             got = group(task.s(value) for value in values)().get(timeout=TIMEOUT)
         self.meter.watch([])
         assert got == values, "results differ"
+        return sample
+
+    def chord(self, queue: str, workers: list[int], count: int, times: int = 1) -> dict[str, Any]:
+        """`times` chords of `count` parts with a real worker, the next when the last has ended."""
+        app = self._task_app(queue)
+        self.meter.watch(workers)
+        task, body = app.tasks["tests.echo"], app.tasks["tests.total"]
+        values = values_of(count, None)
+        with self.meter(count * times) as sample:
+            for _ in range(times):
+                got = chord([task.s(value) for value in values])(body.s()).get(timeout=TIMEOUT)
+                assert got == sum(values), "results differ"
+        self.meter.watch([])
+        return sample
+
+    def collected(
+        self, queue: str, workers: list[int], count: int, times: int = 1
+    ) -> dict[str, Any]:
+        """The same tasks as `chord`, as groups that the client collects itself."""
+        app = self._task_app(queue)
+        self.meter.watch(workers)
+        task, values = app.tasks["tests.echo"], values_of(count, None)
+        with self.meter(count * times) as sample:
+            for _ in range(times):
+                got = group(task.s(value) for value in values)().get(timeout=TIMEOUT)
+                assert got == values, "results differ"
+        self.meter.watch([])
         return sample
 
     def call_and_wait(self, queue: str, workers: list[int], count: int) -> dict[str, Any]:

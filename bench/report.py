@@ -22,6 +22,7 @@ NAMES = {
     "fastrpc": "fastrpc://",
     "fastrpc-noconfirm": "fastrpc://, no confirms",
     "fastrpc-busywait": "fastrpc://, busy_wait",
+    "fastrpc-chords": "fastrpc://?chords=1",
     "installed": "fastrpc.install()",
     "raw": "raw bytes (limit)",
     "kombu": "kombu (stock)",
@@ -41,6 +42,7 @@ COLOURS = {
     "fastrpc": "#1f6fd0",
     "fastrpc-noconfirm": "#7fb2ee",
     "fastrpc-busywait": "#123f7a",
+    "fastrpc-chords": "#123f7a",
     "installed": "#0b7a4b",
     "raw": "#2d9a6b",
 }
