@@ -21,8 +21,13 @@ def backend(request):
 
 
 @pytest.fixture(scope="module")
-def app(backend, make_worker, make_client):
-    return make_client(backend, make_worker(backend, "prefork", concurrency=4))
+def worker(backend, make_worker):
+    return make_worker(backend, "prefork", concurrency=4)
+
+
+@pytest.fixture(scope="module")
+def app(backend, worker, make_client):
+    return make_client(backend, worker)
 
 
 @pytest.fixture(scope="module")
@@ -229,9 +234,9 @@ class TestFailures:
         expected = result.parent.results[0].id if where == "header" else result.id
         assert path.read_text() == f"{expected}\n"
 
-    def test_a_revoked_part(self, s, app):
+    def test_a_revoked_part(self, s, app, worker):
         part_id = str(uuid.uuid4())
-        replies = app.control.revoke(part_id, reply=True, timeout=10)
+        replies = app.control.revoke(part_id, reply=True, destination=[worker.name], timeout=10)
         assert replies
         header = [s("echo", 1).set(task_id=part_id), s("echo", 2)]
         error = error_of(chord(header, s("collect")).apply_async())
