@@ -50,10 +50,16 @@ class Used:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 
+    def __init__(self) -> None:
+        self.backends: set[type] = set()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self.backends.add(type(celery.current_app.backend))
+
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        backend = type(celery.current_app.backend)
-        if backend.__module__ != "fastrpc.backend":
-            print(f"the tests ran over {backend}", file=sys.stderr)
+        if {backend.__module__ for backend in self.backends} != {"fastrpc.backend"}:
+            print(f"the tests ran over {self.backends}", file=sys.stderr)
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from amqp.exceptions import NotFound
-from celery import chord
+from celery import chain, chord, group
 from celery.app.task import Context
 from celery.exceptions import ChordError
 from kombu import Connection
@@ -91,6 +93,59 @@ class TestCut:
         assert proxy.stats["cut"] >= 5
         assert runs(notes) >= chords
         wait_until(lambda: not chord_queues(private_broker), WAIT, "the queues are gone")
+
+
+@pytest.mark.slow
+def test_a_minute_of_chords_while_workers_are_cut_and_killed(
+    private_broker, make_client, proxy, tmp_path
+):
+    """Of all shapes at once: each ends, with all its results."""
+    rng = random.Random(20)
+    queue = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+    url = private_broker.url_for(proxy.port)
+
+    def new_worker() -> Worker:
+        conf = {**LATE, "task_acks_late": True, "task_reject_on_worker_lost": True}
+        return Worker(url, BACKEND, pool="solo", queues=(queue,), conf=conf)
+
+    tasks = make_client(private_broker.url, queue, options=ON).tasks
+
+    def make() -> tuple[Any, Any]:
+        size = rng.randrange(1, 30)
+        parts = [tasks["tests.echo"].s(n) for n in range(size)]
+        total = sum(range(size))
+        match rng.randrange(3):
+            case 0:
+                return chord(parts, tasks["tests.total"].s()), total
+            case 1:
+                inner = chord(parts, tasks["tests.total"].s())
+                return chord([inner, tasks["tests.echo"].s(1)], tasks["tests.total"].s()), total + 1
+            case _:
+                nested = chain(
+                    tasks["tests.echo"].s(1), group(tasks["tests.add"].s(n) for n in (1, 2))
+                )
+                return chord([nested, *parts], tasks["tests.collect"].s()), [[[2, 3], *range(size)]]
+
+    workers = [new_worker() for _ in range(3)]
+    proxy.cut_every(1.5)
+    try:
+        end = time.monotonic() + 60
+        ended = 0
+        while time.monotonic() < end:
+            made = [make() for _ in range(10)]
+            results = [canvas.apply_async() for canvas, _ in made]
+            if rng.random() < 0.3:
+                workers.pop(rng.randrange(3)).kill()
+                workers.append(new_worker())
+            for result, (_, expected) in zip(results, made, strict=True):
+                assert result.get(timeout=WAIT) == expected
+                ended += 1
+        proxy.cut_every(None)
+        assert ended >= 50
+        assert proxy.stats["cut"] >= 5
+    finally:
+        close_all(workers)
+    wait_until(lambda: not chord_queues(private_broker), WAIT, "the queues are gone")
 
 
 @pytest.mark.parametrize("how", ["restart", "kill"])
