@@ -46,6 +46,8 @@ SLOW_ROUND_TRIP = 20.0
 CLOCK_DIFFERENCE = 2.0
 ROUND_TRIPS = 100
 SCRATCH_SECONDS = 60
+#: Seconds after which a message that has not come is taken to be held back.
+UNSEEN_SECONDS = 0.3
 FAST_BACKEND = "fastrpc.backend"
 #: Schemes of backends whose results go to the caller's reply queue.
 REPLYING = ("rpc", "fastrpc")
@@ -598,48 +600,70 @@ def send_large_message(subject: Subject) -> Verdict:
     return ok(f"a message of {wanted:,} bytes is accepted")
 
 
-@check(BROKER_CHECKS, "deprecated features", needs="declare")
+@check(BROKER_CHECKS, "deprecated features", needs="consume")
 def ask_for_deprecated_features(subject: Subject) -> Verdict:
-    """Does the broker deny what older Celerys ask for?"""
-    denied = [name for name, ask in DEPRECATED.items() if is_denied(subject, ask)]
-    if not denied:
-        return ok("global prefetch and transient queues are permitted")
-    found = f"the broker denies {' and '.join(denied)}"
-    numbers = tuple(int(part) for part in celery.__version__.split(".")[:2])
-    if numbers >= (5, 7):
-        return note(found, f"Celery {celery.__version__} asks for neither, older workers do.")
-    settings = ", ".join(f"deprecated_features.permit.{name} = true" for name in denied)
-    return fail(
-        found,
-        f"Workers of Celery {celery.__version__} do not start here: move to Celery 5.7, or put "
-        f"into rabbitmq.conf: {settings}.",
-    )
+    """Does the broker deny what Celery before 5.7 asks for?"""
+    old = tuple(int(part) for part in celery.__version__.split(".")[:2]) < (5, 7)
+    if error := refuses_transient_queues(subject):
+        found = f"the broker denies transient queues: {error}"
+        if not old:
+            return note(found, f"Celery {celery.__version__} asks for none, older workers do.")
+        return fail(
+            found,
+            f"Workers of Celery {celery.__version__} do not start here: move to Celery 5.7, or put "
+            "deprecated_features.permit.transient_nonexcl_queues = true into rabbitmq.conf.",
+        )
+    if not shares_prefetch(subject):
+        found = "the broker applies a global prefetch to each consumer (global_qos is denied)"
+        if not old:
+            return note(found, f"Celery {celery.__version__} asks for none.")
+        return note(
+            found, "A worker that consumes N queues prefetches N times worker_prefetch_multiplier."
+        )
+    return ok("transient queues and a global prefetch are permitted")
 
 
-#: What RabbitMQ 4.3 denies by default, by the name of its setting.
-DEPRECATED: dict[str, Callable[[Any], Any]] = {
-    "global_qos": lambda channel: channel.basic_qos(0, 1, True),
-    "transient_nonexcl_queues": lambda channel: make_transient_queue(channel),
-}
-
-
-def make_transient_queue(channel: Any) -> None:
-    """Make a queue like those of Celery's remote control, and delete it."""
-    name = f"fastrpc-doctor-{uuid4()}"
-    queue = kombu.Queue(name, kombu.Exchange(None), durable=False, expires=SCRATCH_SECONDS)
-    queue(channel).declare()
-    queue(channel).delete()
-
-
-def is_denied(subject: Subject, ask: Callable[[Any], Any]) -> bool:
-    """Whether a connection or channel of its own does not survive ``ask``."""
+def refuses_transient_queues(subject: Subject) -> str:
+    """Why a queue like those of older Celery's remote control cannot be made; or nothing."""
+    queue = kombu.Queue(f"fastrpc-doctor-{uuid4()}", kombu.Exchange(None), durable=False)
     with subject.connect(subject.urls()[0]) as connection:
         connection.ensure_connection(max_retries=0)
+        bound = queue(connection.default_channel)
         try:
-            ask(connection.default_channel)
-        except (*connection.connection_errors, *connection.channel_errors):
-            return True
-    return False
+            bound.declare()
+            bound.delete()
+        except (*connection.connection_errors, *connection.channel_errors) as exc:
+            return reason(exc).splitlines()[0]
+    return ""
+
+
+def shares_prefetch(subject: Subject) -> bool:
+    """Whether two consumers of a channel share a global prefetch of one message.
+
+    RabbitMQ 4.3 says yes to the request, and applies the prefetch to each of them.
+    """
+    arrived: list[Any] = []
+    with subject.connect(subject.urls()[0]) as connection:
+        connection.ensure_connection(max_retries=0)
+        channel = connection.default_channel
+        channel.basic_qos(0, 1, True)
+        queue = kombu.Queue(subject.scratch.name, kombu.Exchange(None))
+        options = {"on_message": arrived.append, "auto_declare": False}
+        consumers = [kombu.Consumer(channel, [queue], **options) for _ in range(2)]
+        for consumer in consumers:
+            consumer.consume()
+        for _ in range(2):
+            send(subject, b"x")
+        end = time.monotonic() + UNSEEN_SECONDS
+        while len(arrived) < 2 and (left := end - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=left)
+        for consumer in consumers:
+            consumer.cancel()
+        for message in arrived:
+            message.ack()
+    subject.scratch.purge()
+    return len(arrived) < 2
 
 
 @check(BROKER_CHECKS, "reply queue", needs="publish")

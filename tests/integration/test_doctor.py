@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import kombu
 import pytest
@@ -15,6 +16,7 @@ from fastrpc.doctor import Mark, Options, Subject, examine
 from tests.support.apps import make_app
 from tests.support.backends import FAST
 from tests.support.broker import RabbitMQ
+from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 QUICK = Options(timeout=2.0)
@@ -103,6 +105,7 @@ def test_a_silent_broker(private_broker):
 
 
 def test_a_message_that_is_too_large(private_broker):
+    # As the nodes of the tests are configured.
     too_large = Options(timeout=10.0, message_size=128 * 2**20 + 1)
     assert failed(findings(private_broker.url, options=too_large)) == {"message size"}
     fits = Options(timeout=10.0, message_size=2**20)
@@ -133,7 +136,14 @@ def tls_node(tmp_path_factory):
     issued.private_key_pem.write_to_path(folder / "key.pem")
     files = {"cacertfile": "ca", "certfile": "cert", "keyfile": "key"}
     with RabbitMQ(tls={k: f"{folder}/{v}.pem" for k, v in files.items()}) as node:
+        wait_until(lambda: listens(node.tls_port), 20, "the TLS listener is there")  # starts later
         yield node, f"{folder}/ca.pem"
+
+
+def listens(port):
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 class TestTLS:
@@ -198,3 +208,17 @@ class TestWorkers:
             found = findings(app=app)
         assert failed(found) == set()
         assert "a chord of two tasks" in found["chord"].found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("celery", "mark"), [("5.7.0", Mark.NOTE), ("5.6.1", Mark.FAIL)])
+def test_a_broker_without_transient_queues(private_broker, celery, mark, monkeypatch):
+    if int(private_broker.ctl("version").split(".")[0]) < 4:
+        pytest.skip("RabbitMQ before 4 cannot deny them")
+    monkeypatch.setattr("celery.__version__", celery)
+    config = ["deprecated_features.permit.transient_nonexcl_queues = false"]
+    with RabbitMQ(config=config) as node:
+        found = findings(node.url)["deprecated features"]
+    assert found.mark is mark
+    assert "transient_nonexcl_queues" in found.found
+    assert "\n" not in found.found
