@@ -6,6 +6,7 @@ Click comes with Celery. Rich, from the extra ``cli``, is imported when a comman
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -63,17 +64,19 @@ def console(**options: Any) -> Any:
 
 
 class Target:
-    """The app or the broker that a command is for."""
+    """The app or the broker that a command is for. The command line wins over the environment."""
 
     def __init__(self, ctx: click.Context, app: str | None, broker: str | None) -> None:
-        top = ctx.find_root().params
-        self.app_name = app or top.get("app")
-        self.broker = broker or top.get("broker")
+        root = ctx.find_root()
+        self.app_name = app or root.params.get("app")
+        self.broker = broker or root.params.get("broker")
+        if not self.app_name and not self.broker:
+            self.app_name = os.environ.get("APP")
+        if not self.app_name and not self.broker:
+            self.broker = os.environ.get("BROKER_URL")
         # Under `celery -A proj fastrpc`, Celery has loaded the app, or says why it cannot.
-        loaded = getattr(ctx.find_root().obj, "app", None)
+        loaded = getattr(root.obj, "app", None)
         self.app = loaded if self.app_name or not self.broker else None
-        if not isinstance(self.app_name, str):
-            self.app_name = None
         if self.app is None and not self.app_name and not self.broker:
             raise click.UsageError(NO_TARGET, ctx)
 
@@ -83,6 +86,9 @@ class Target:
             from .doctor import load_app
 
             self.app = load_app(self.app_name)
+        if self.app is not None and self.broker:
+            urls = ("broker_url", "broker_read_url", "broker_write_url")
+            self.app.conf.update(dict.fromkeys(urls, self.broker))
         return self.app
 
     def load_or_fail(self) -> Any:
@@ -99,9 +105,11 @@ class Target:
 def target_options(command: Any) -> Any:
     """Add -A and -b."""
     command = click.option(
-        "-b", "--broker", envvar="BROKER_URL", help="The URL of a broker, in place of an app's."
+        "-b",
+        "--broker",
+        help="The URL of a broker, alone or in place of the app's; or set BROKER_URL.",
     )(command)
-    return click.option("-A", "--app", envvar="APP", help="The app, as for celery -A.")(command)
+    return click.option("-A", "--app", help="The app, as for celery -A; or set APP.")(command)
 
 
 # Celery adds the group by this name.

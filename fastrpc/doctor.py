@@ -124,6 +124,8 @@ class Subject:
     options: Options = field(default_factory=Options)
     #: The open connection to the broker, once the login has succeeded.
     connection: Any = None
+    #: The URL that it was opened with.
+    reached: str = ""
     #: The names of the workers that have answered.
     workers: list[str] = field(default_factory=list)
     #: Their settings, by worker.
@@ -404,7 +406,7 @@ def log_in(node: Node) -> Verdict:
         connection.release()
         return explain_login(node, root_of(exc))
     if subject.connection is None:
-        subject.connection = connection
+        subject.connection, subject.reached = connection, node.url
     else:
         connection.release()
     return ok(f"user {node.user}, vhost {node.vhost}")
@@ -478,7 +480,7 @@ def look_at_version(subject: Subject) -> Verdict:
 def look_at_cores(subject: Subject) -> Verdict | None:
     """Does the broker share few cores with its clients?"""
     cores = os.cpu_count() or 1
-    if cores > 4 or not Node(subject, subject.urls()[0]).is_local:
+    if cores > 4 or not Node(subject, subject.reached).is_local:
         return None
     return note(
         f"the broker shares {cores} cores with its clients",
@@ -578,7 +580,7 @@ def send_large_message(subject: Subject) -> Verdict:
     default = "16 MiB" if broker_version(subject) >= (4, 0) else "128 MiB"
     if not wanted:
         return ok(f"{default} unless max_message_size is set (--message-size tries a size)")
-    url = subject.urls()[0]
+    url = subject.reached
     with subject.connect(url, confirm_publish=True) as connection:
         try:
             connection.ensure_connection(max_retries=0)
@@ -626,7 +628,7 @@ def ask_for_deprecated_features(subject: Subject) -> Verdict:
 def refuses_transient_queues(subject: Subject) -> str:
     """Why a queue like those of older Celery's remote control cannot be made; or nothing."""
     queue = kombu.Queue(f"fastrpc-doctor-{uuid4()}", kombu.Exchange(None), durable=False)
-    with subject.connect(subject.urls()[0]) as connection:
+    with subject.connect(subject.reached) as connection:
         connection.ensure_connection(max_retries=0)
         bound = queue(connection.default_channel)
         try:
@@ -643,7 +645,7 @@ def shares_prefetch(subject: Subject) -> bool:
     RabbitMQ 4.3 says yes to the request, and applies the prefetch to each of them.
     """
     arrived: list[Any] = []
-    with subject.connect(subject.urls()[0]) as connection:
+    with subject.connect(subject.reached) as connection:
         connection.ensure_connection(max_retries=0)
         channel = connection.default_channel
         channel.basic_qos(0, 1, True)
@@ -974,7 +976,7 @@ def broker_version(subject: Subject) -> tuple[int, ...]:
 
 def permit(what: str, subject: Subject) -> str:
     """Advice where the user may log in but not ``what`` (configure, write, read)."""
-    node = Node(subject, subject.urls()[0])
+    node = Node(subject, subject.reached)
     return (
         f"Give user {node.user} the {what} permission: rabbitmqctl set_permissions -p "
         f'{node.vhost} {node.user} ".*" ".*" ".*".'

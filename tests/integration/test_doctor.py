@@ -44,6 +44,13 @@ def test_a_healthy_broker(private_broker):
     assert not [name for name in private_broker.queues() if name.startswith("fastrpc-doctor")]
 
 
+def test_the_second_node_of_a_failover_list(private_broker):
+    found = findings(f"amqp://127.0.0.1:1//;{private_broker.url}")
+    assert failed(found) == {"port 1/2"}
+    assert found["login 2/2"].mark is Mark.OK
+    assert found["deprecated features"].mark in (Mark.OK, Mark.NOTE)
+
+
 def test_a_wrong_password(private_broker):
     found = findings(private_broker.url_for(password="hunter2"))
     assert failed(found) == {"login"}

@@ -154,6 +154,31 @@ def test_without_a_target():
     assert "-A proj" in done.output
 
 
+@pytest.mark.parametrize(
+    ("args", "port"),
+    [((), 3), (("amqp://127.0.0.1:2//",), 2), (("-A", "named"), 1)],
+)
+def test_the_command_line_wins_over_the_environment(args, port, tmp_path, monkeypatch):
+    (tmp_path / "named.py").write_text(
+        "import celery\napp = celery.Celery(broker='amqp://127.0.0.1:1//', set_as_current=False)"
+    )
+    monkeypatch.chdir(tmp_path)
+    env = {"BROKER_URL": "amqp://127.0.0.1:3//"}
+    done = CliRunner().invoke(cli.main, ["doctor", "--json", *args], env=env)
+    assert f"nothing listens on 127.0.0.1:{port}" in done.output
+
+
+def test_a_url_in_place_of_the_apps(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text(
+        "import celery\napp = celery.Celery(broker='amqp://127.0.0.1:1//', set_as_current=False)"
+    )
+    monkeypatch.chdir(tmp_path)
+    url = "amqp://127.0.0.1:2//"
+    done = CliRunner().invoke(cli.main, ["-A", "elsewhere", "doctor", "--json", url])
+    assert "nothing listens on 127.0.0.1:2" in done.output
+    assert "serializers" in done.output
+
+
 def test_what_a_person_sees():
     done = CliRunner().invoke(cli.main, ["doctor", "amqp://u:hunter2@127.0.0.1:1//"])
     assert done.exit_code == 1
