@@ -83,6 +83,19 @@ def test_many_chords_at_once(sig):
     assert [r.get(timeout=WAIT) for r in results] == [5 * n + 10 for n in range(30)]
 
 
+@pytest.mark.parametrize("pool", ["solo", "prefork"])
+def test_with_our_transport_under_the_tasks_too(pool, make_worker, make_client):
+    """Nested, failing and grouped: the worker's own sends go over fastrpc.install()."""
+    worker = make_worker(FAST, pool, install=True, concurrency=2)
+    tasks = make_client(FAST, worker).tasks
+    echo, total, collect = (tasks[f"tests.{name}"] for name in ("echo", "total", "collect"))
+    inner = chord([echo.s(1), echo.s(2)], total.s())
+    body = group(collect.s(), total.s()) | collect.s()
+    assert chord([inner, echo.s(3)], body).apply_async().get(timeout=WAIT) == [[[[3, 3]], 6]]
+    failing = chord([echo.s(1), tasks["tests.fail"].s("x")], total.s()).apply_async()
+    assert isinstance(failing.get(timeout=WAIT, propagate=False), ChordError)
+
+
 def test_no_task_polls_and_no_queue_stays(make_worker, make_client, broker):
     worker = make_worker(FAST, "solo", loglevel="INFO")
     tasks = make_client(FAST, worker).tasks
