@@ -24,7 +24,8 @@ from fastrpc.contrib.metrics import METRICS
 from fastrpc.contrib.opentelemetry import observe, trace_results
 from tests.support.apps import make_app
 
-ROOT = Path(__file__).parents[2]
+#: The sources: the tests may be a copy, run against an installed package.
+ROOT = next(p for p in Path(__file__).parents if (p / "fastrpc" / "backend.py").exists())
 DASHBOARD = ROOT / "examples" / "grafana-dashboard.json"
 
 
