@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.error import URLError
 
 import click
 from kombu.exceptions import OperationalError
@@ -42,6 +43,9 @@ SIGNS = {
 
 #: Of ``fastrpc top``; those from the fourth on are keys of ``backend.stats()``.
 WORKER_COLUMNS = ("tasks", "tasks/s", "results/s", "published", "unconfirmed", "resent", "returned")
+
+#: Those with most results in them.
+MOST_REPLY_QUEUES = 20
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
@@ -308,6 +312,7 @@ def rates_table(outcomes: list[Outcome]) -> Any:
 @main.command()
 @target_options
 @click.option("--queue", "queues", multiple=True, help="Show this queue too; can be repeated.")
+@click.option("--management", help="List the reply queues: http://user:password@host:15672.")
 @click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
 @click.option("--count", default=0, help="End after so many looks; 0 goes on until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print each look as one line of JSON.")
@@ -317,6 +322,7 @@ def top(
     app: str | None,
     broker: str | None,
     queues: tuple[str, ...],
+    management: str | None,
     interval: float,
     count: int,
     as_json: bool,
@@ -328,14 +334,19 @@ def top(
     """
     import celery
 
-    from .top import Sampler
+    from .top import Management, Sampler
 
     target = Target(ctx, app, broker)
     loaded = target.load_or_fail() or celery.Celery(broker=target.broker, set_as_current=False)
     sampler = Sampler(loaded, queues)
+    if management:
+        vhost = loaded.connection_for_read().virtual_host or "/"
+        sampler.management = Management(management, vhost)
     screen = None if as_json else console()
     try:
         watch(sampler, screen, interval, count)
+    except URLError as exc:
+        raise click.ClickException(f"no answer from the management plugin: {exc}") from None
     except (OperationalError, *loaded.connection_for_write().connection_errors) as exc:
         message = f"no connection to the broker: {exc}\nfastrpc doctor looks for the reason."
         raise click.ClickException(message) from None
@@ -394,8 +405,14 @@ def top_tables(sampler: Sampler) -> Any:
         else:
             cells = (depth.messages, depth.consumers, depth.growth)
             queues.add_row(depth.name, *map(number_text, cells))
-    nobody = "" if sampler.workers else "no worker answers"
-    return Group(workers if sampler.workers else nobody, "", queues)
+    for depth in sampler.reply_queues[:MOST_REPLY_QUEUES]:
+        cells = (depth.messages, depth.consumers, depth.growth)
+        queues.add_row(depth.name, *map(number_text, cells))
+    parts: list[Any] = [workers if sampler.workers else "no worker answers", "", queues]
+    if sampler.management:
+        messages = sum(row.messages or 0 for row in sampler.reply_queues)
+        parts.append(f"{len(sampler.reply_queues):,} reply queues, {messages:,} results in them")
+    return Group(*parts)
 
 
 def number_text(value: float | None) -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 import time
+import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
-__all__ = ["QueueRow", "Sampler", "WorkerRow"]
+__all__ = ["Management", "QueueRow", "Sampler", "WorkerRow"]
+
+#: Reply queues are named by a UUID, with a suffix where a task waits for what it has sent.
+REPLY_QUEUE = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}\b")
 
 
 @dataclass
@@ -44,6 +52,48 @@ class QueueRow:
 
 
 @dataclass
+class Management:
+    """RabbitMQ's management plugin, which alone can list queues.
+
+    Args:
+        url: ``http://user:password@host:15672``.
+        vhost: The virtual host of the queues.
+    """
+
+    url: str
+    vhost: str = "/"
+    timeout: float = 5.0
+
+    def reply_queues(self) -> list[QueueRow]:
+        """All reply queues, the fullest first. The broker updates the numbers every five seconds.
+
+        Raises:
+            OSError: no answer, or not with these credentials.
+        """
+        parts = urlsplit(self.url)
+        host = parts.netloc.rpartition("@")[2]
+        columns = "columns=name,messages,consumers,messages_details.rate"
+        request = urllib.request.Request(
+            f"{parts.scheme}://{host}/api/queues/{quote(self.vhost, safe='')}?{columns}"
+        )
+        user = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+            queues = json.load(answer)
+        rows = [
+            QueueRow(
+                queue["name"],
+                queue.get("messages", 0),
+                queue.get("consumers", 0),
+                (queue.get("messages_details") or {}).get("rate"),
+            )
+            for queue in queues
+            if REPLY_QUEUE.match(queue["name"])
+        ]
+        return sorted(rows, key=lambda row: -(row.messages or 0))
+
+
+@dataclass
 class Sampler:
     """Asks the workers and queues of an app.
 
@@ -51,25 +101,30 @@ class Sampler:
         app: The Celery app.
         queues: Names of more queues, for example reply queues.
         timeout: Seconds to wait for the answers of the workers.
+        management: Lists the reply queues.
     """
 
     app: Any
     queues: tuple[str, ...] = ()
     timeout: float = 1.0
+    management: Management | None = None
     #: What the last sample found, and when.
     workers: dict[str, WorkerRow] = field(default_factory=dict)
     depths: dict[str, QueueRow] = field(default_factory=dict)
+    reply_queues: list[QueueRow] = field(default_factory=list)
     at: float = 0.0
     connection: Any = None
 
     def sample(self) -> None:
-        """Ask once; ``workers`` and ``depths`` hold the answers."""
+        """Ask once; ``workers``, ``depths`` and ``reply_queues`` hold the answers."""
         now = time.monotonic()
         seconds = now - self.at if self.at else 0.0
         self.depths = {
             name: self._look_at_queue(name, seconds)
             for name in (*self.app.amqp.queues, *self.queues)
         }
+        if self.management is not None:
+            self.reply_queues = self.management.reply_queues()
         self.workers = {
             name: self._compare(WorkerRow(name, answer), seconds)
             for name, answer in sorted(self._ask_workers().items())
@@ -81,6 +136,7 @@ class Sampler:
         return {
             "workers": [row.as_dict() for row in self.workers.values()],
             "queues": [row.as_dict() for row in self.depths.values()],
+            "reply_queues": [row.as_dict() for row in self.reply_queues],
         }
 
     def close(self) -> None:

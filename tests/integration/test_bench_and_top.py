@@ -12,9 +12,11 @@ from click.testing import CliRunner
 
 from fastrpc import cli
 from fastrpc.bench import MEASUREMENTS, Outcome, broker_settings
-from fastrpc.top import Sampler, rate
+from fastrpc.top import Management, Sampler, rate
 from tests.support.apps import make_app
 from tests.support.backends import FAST, STOCK
+from tests.support.broker import RabbitMQ, free_port
+from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 
@@ -102,6 +104,30 @@ class TestTop:
             sampler.sample()
             sampler.close()
         assert sampler.workers[worker.name].stats == {}
+
+    @pytest.mark.slow
+    def test_reply_queues(self, tmp_path):
+        plugins = tmp_path / "plugins"
+        plugins.write_text("[rabbitmq_management].\n")
+        port = free_port()
+        config = [f"management.tcp.port = {port}", "management.tcp.ip = 127.0.0.1"]
+        env = {"RABBITMQ_ENABLED_PLUGINS_FILE": str(plugins)}
+        with RabbitMQ(config=config, env=env) as node:
+            app = make_app(node.url, FAST, "fastrpc-tests-top-replies")
+            app.tasks["tests.add"].delay(1, 2)
+            at = f"http://guest:guest@127.0.0.1:{port}"
+            management = Management(at)
+            wait_until(management.reply_queues, 20, "the plugin lists the reply queue", 0.2)
+            assert [row.name for row in management.reply_queues()] == [app.backend.oid]
+            done = run("-b", node.url, "top", "--count", 1, "--management", at)
+            assert app.backend.oid in done.output
+            assert "1 reply queues, 0 results in them" in done.output
+            wrong = f"http://guest:hunter2@127.0.0.1:{port}"
+            done = run("-b", node.url, "top", "--count", 1, "--management", wrong)
+            assert done.exit_code == 1
+            assert "management plugin: HTTP Error 401" in done.output
+            assert "hunter2" not in done.output
+            app.close()
 
     def test_no_broker(self):
         done = run("-b", "amqp://user:hunter2@127.0.0.1:1//", "top", "--count", 1)
