@@ -100,7 +100,7 @@ METRICS = (
         "fastrpc.chords.joined",
         True,
         "{chord}",
-        "Chords whose body, or failure, was sent.",
+        "Chords whose body, or failure, this process sent.",
     ),
     Metric(
         "chord_doubles",
@@ -113,15 +113,15 @@ METRICS = (
         "chord_put_back",
         "fastrpc.chords.put_back",
         True,
-        "{chord}",
-        "Times that parts were given back because others were missing.",
+        "{event}",
+        "Times that parts were read and given back.",
     ),
     Metric(
         "chord_late",
         "fastrpc.chords.late",
         True,
         "{message}",
-        "Parts that came after the body was sent.",
+        "Parts that came after the body was sent, or the chord had expired.",
     ),
     Metric(
         "waiting",
