@@ -925,7 +925,7 @@ def send_chord(subject: Subject) -> Verdict | None:
     try:
         subject.app.backend.ensure_chords_allowed()
     except NotImplementedError:
-        return note("the backend supports no chords")
+        return note("the backend supports no chords", "fastrpc://?chords=1 switches them on.")
     timeout = subject.options.timeout
     part = subject.app.signature("celery.accumulate", (1,), {"index": 0})
     body = subject.app.signature("celery.accumulate", kwargs={"index": 0})

@@ -195,6 +195,7 @@ class TestWorkers:
         assert "fastrpc://" in found["worker backends"].found
         assert "1 workers within" in found["clocks"].found
         assert "a result came back" in found["task"].found
+        assert "supports no chords" in found["chord"].found
 
     def test_a_worker_with_another_backend(self, private_broker, redis_server):
         queue = "fastrpc-tests-doctor-redis"
@@ -208,10 +209,10 @@ class TestWorkers:
         assert "in yaml are not accepted" in found["worker serializers"].found
         assert found["task"].mark is Mark.SKIPPED
 
-    def test_a_chord_where_the_backend_has_them(self, private_broker, redis_server):
-        queue = "fastrpc-tests-doctor-chord"
-        app = make_app(private_broker.url, redis_server.url, queue)
-        with Worker(private_broker.url, redis_server.url, pool="solo", queues=(queue,)):
+    def test_a_chord_where_it_is_switched_on(self, private_broker):
+        queue, backend = "fastrpc-tests-doctor-chord", f"{FAST}?chords=1"
+        app = make_app(private_broker.url, backend, queue)
+        with Worker(private_broker.url, backend, pool="solo", queues=(queue,)):
             found = findings(app=app)
         assert failed(found) == set()
         assert "a chord of two tasks" in found["chord"].found
