@@ -190,20 +190,22 @@ def print_findings(findings: Iterable[Finding]) -> list[Finding]:
 
     found = []
     skipped = []
-    with screen.status("looking"):
+    unicode = screen.encoding.lower().replace("-", "") == "utf8"
+    with screen.status("looking", spinner="dots" if unicode else "line"):
         for finding in findings:
             found.append(finding)
             if finding.mark.value == "skipped":
                 skipped.append(finding.check)
                 continue
             sign, word, style = SIGNS[finding.mark.value]
-            if screen.encoding.lower().replace("-", "") != "utf8":
-                sign = word
-            line = Text.assemble((f"{sign:<2}", style), (f"{finding.check:<20} ", "bold"))
+            first = f"{sign} " if unicode else f"{word:<5}"
+            line = Text.assemble((first, style), (f"{finding.check:<20} ", "bold"))
             line.append(finding.found)
             screen.print(line, soft_wrap=True)
             if finding.advice:
-                screen.print(Padding(Text(finding.advice, style), (0, 0, 0, 23), expand=False))
+                indent = len(first) + 21
+                advice = Text(finding.advice, style.removeprefix("bold "))
+                screen.print(Padding(advice, (0, 0, 0, indent), expand=False))
     screen.print()
     if skipped:
         screen.print(Text(f"Not looked at because of that: {', '.join(skipped)}", "dim"))

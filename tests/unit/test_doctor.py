@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -186,6 +187,17 @@ def test_what_a_person_sees():
     assert "Start the broker" in done.output
     assert done.output.endswith("1 of 3 checks failed: port\n")
     assert "hunter2" not in done.output
+
+
+def test_a_terminal_without_unicode():
+    code = "from fastrpc.cli import main; main(['doctor', 'amqp://127.0.0.1:1//'])"
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "FORCE_COLOR": "1", "TERM": "xterm"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=env
+    )
+    assert done.returncode == 1
+    assert "FAIL" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_without_rich(monkeypatch):
