@@ -120,8 +120,10 @@ class Link:
         self._errors = errors_of(connection)
         try:
             self._open()
-        except self._errors as exc:
-            self.close()
+        except BaseException as exc:
+            self.close()  # whatever it was: nobody else could
+            if not isinstance(exc, self._errors):
+                raise
             raise Lost(failure(connection, exc)) from exc
 
     def _open(self) -> None:
