@@ -227,6 +227,8 @@ def explained_refusal(name: str) -> Iterator[None]:
     try:
         yield
     except PreconditionFailed as exc:
+        if exc.method_sig not in (None, spec.Queue.Declare):
+            raise  # of what was published before on the channel
         if "inequivalent" not in exc.reply_text:
             raise ReplyQueueRefused(
                 f"the broker refuses to make the reply queue {name}: {exc.reply_text}; "

@@ -43,13 +43,15 @@ class Channel:
         self.messages = messages
         self.calls: list[tuple] = []
         self.refuses = ""
+        #: The method that is refused.
+        self.refused_method = spec.Queue.Declare
         self.silent = False
 
     def queue_declare(self, queue, nowait=False, **kwargs):
         self.calls.append(("declare, no answer" if nowait else "declare", queue))
         self.arguments = kwargs
         if self.refuses:
-            raise PreconditionFailed(self.refuses)
+            raise PreconditionFailed(self.refuses, self.refused_method)
         return queue, self.messages, 0
 
     def write_frame(self, type_, channel_id, method, arguments, content):
@@ -229,6 +231,13 @@ class TestDeclaringForCalls:
         with pytest.raises(ReplyQueueMismatch, match=r"reply queue q .*inequivalent arg"):
             queues.declare_for_call("q", channel)
         assert "q" not in queues
+
+    def test_what_it_says_of_an_earlier_message_is_passed_on(self, queues):
+        """It closes the channel at an invalid expiration, for one, and the next call finds out."""
+        channel = Channel()
+        channel.refuses, channel.refused_method = "invalid expiration 'x'", spec.Basic.Publish
+        with pytest.raises(PreconditionFailed, match="invalid expiration"):
+            queues.declare_for_call("q", channel)
 
     def test_what_the_broker_says_of_a_queue_that_it_does_not_make_is_told(self, queues):
         channel = Channel()
