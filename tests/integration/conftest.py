@@ -33,6 +33,13 @@ def make_worker(broker):
     close_all(workers.values())
 
 
+@pytest.fixture(scope="module")
+def own_vhost(request, private_broker):
+    """The URL of a virtual host that only the workers of this module use."""
+    with private_broker.vhost(request.module.__name__) as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 def leaf_worker(broker):
     """A second worker, for the subtasks that the tasks of the first wait for."""

@@ -75,11 +75,11 @@ class TestBench:
 
 
 class TestTop:
-    def test_workers_and_queues(self, private_broker):
+    def test_workers_and_queues(self, own_vhost):
         queue = "fastrpc-tests-top"
-        app = make_app(private_broker.url, FAST, queue)
+        app = make_app(own_vhost, FAST, queue)
         sampler = Sampler(app, ("fastrpc-tests-nosuch",))
-        with Worker(private_broker.url, FAST, pool="solo", queues=(queue,)) as worker:
+        with Worker(own_vhost, FAST, pool="solo", queues=(queue,)) as worker:
             sampler.sample()
             assert app.tasks["tests.add"].delay(1, 2).get(timeout=20) == 3
             sampler.sample()
@@ -97,10 +97,10 @@ class TestTop:
         json.dumps(sampler.as_dict())
         sampler.close()
 
-    def test_a_stock_worker(self, private_broker):
+    def test_a_stock_worker(self, own_vhost):
         queue = "fastrpc-tests-top-stock"
-        with Worker(private_broker.url, STOCK, pool="solo", queues=(queue,)) as worker:
-            sampler = Sampler(make_app(private_broker.url, STOCK, queue))
+        with Worker(own_vhost, STOCK, pool="solo", queues=(queue,)) as worker:
+            sampler = Sampler(make_app(own_vhost, STOCK, queue))
             sampler.sample()
             sampler.close()
         assert sampler.workers[worker.name].stats == {}

@@ -179,16 +179,16 @@ class TestTLS:
 
 
 class TestWorkers:
-    def test_no_worker(self, private_broker):
-        found = findings(app=make_app(private_broker.url, FAST, "fastrpc-tests-doctor-none"))
+    def test_no_worker(self, own_vhost):
+        found = findings(app=make_app(own_vhost, FAST, "fastrpc-tests-doctor-none"))
         assert failed(found) == set()
         assert found["task queues"].mark is Mark.WARN
         assert found["workers"].mark is Mark.WARN
 
-    def test_a_worker_answers(self, private_broker):
+    def test_a_worker_answers(self, own_vhost):
         queue = "fastrpc-tests-doctor"
-        app = make_app(private_broker.url, FAST, queue)
-        with Worker(private_broker.url, FAST, pool="solo", queues=(queue,)) as worker:
+        app = make_app(own_vhost, FAST, queue)
+        with Worker(own_vhost, FAST, pool="solo", queues=(queue,)) as worker:
             found = findings(app=app)
         assert failed(found) == set()
         assert worker.name in found["workers"].found
@@ -197,22 +197,22 @@ class TestWorkers:
         assert "a result came back" in found["task"].found
         assert "supports no chords" in found["chord"].found
 
-    def test_a_worker_with_another_backend(self, private_broker, redis_server):
+    def test_a_worker_with_another_backend(self, own_vhost, redis_server):
         queue = "fastrpc-tests-doctor-redis"
-        app = make_app(private_broker.url, FAST, queue)
+        app = make_app(own_vhost, FAST, queue)
         yaml = {"result_serializer": "yaml", "accept_content": ["json", "yaml"]}
         options = {"pool": "solo", "queues": (queue,), "conf": yaml}
-        with Worker(private_broker.url, redis_server.url, **options):
+        with Worker(own_vhost, redis_server.url, **options):
             found = findings(app=app)
         assert failed(found) == {"worker backends", "worker serializers"}
         assert "redis://" in found["worker backends"].found
         assert "in yaml are not accepted" in found["worker serializers"].found
         assert found["task"].mark is Mark.SKIPPED
 
-    def test_a_chord_where_it_is_switched_on(self, private_broker):
+    def test_a_chord_where_it_is_switched_on(self, own_vhost):
         queue, backend = "fastrpc-tests-doctor-chord", f"{FAST}?chords=1"
-        app = make_app(private_broker.url, backend, queue)
-        with Worker(private_broker.url, backend, pool="solo", queues=(queue,)):
+        app = make_app(own_vhost, backend, queue)
+        with Worker(own_vhost, backend, pool="solo", queues=(queue,)):
             found = findings(app=app)
         assert failed(found) == set()
         assert "a chord of two tasks" in found["chord"].found

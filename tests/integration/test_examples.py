@@ -12,8 +12,8 @@ from tests.support.processes import ROOT
 
 
 @pytest.mark.slow
-def test_bulk_import(private_broker):
-    env = {**os.environ, "BROKER_URL": private_broker.url, "DEMO_QUEUE": "fastrpc-tests-import"}
+def test_bulk_import(own_vhost):
+    env = {**os.environ, "BROKER_URL": own_vhost, "DEMO_QUEUE": "fastrpc-tests-import"}
     worker = subprocess.Popen(
         [sys.executable, "-m", "celery", "-A", "examples.tasks", "worker", "-P", "solo"],
         cwd=ROOT,
