@@ -429,9 +429,9 @@ class TestDisturbed:
 
     def test_other_queues_results_survive_that(self, app, sender, private_broker):
         """One thread's queue is deleted while results stream into another's."""
+        oid = app.backend.oid  # ours first: the other thread ends, and its name is free again
         theirs, _ = Background(lambda: (app.backend.oid, expect(app, 1))).result(10)
         results = expect(app, 6_000)
-        oid = app.backend.oid
         connect(app, sender)
         waiting = Background(lambda: app.ResultSet(results, app=app).get(timeout=40))
         answer(sender, oid, results[:2_000])
