@@ -12,9 +12,9 @@ from celery import _state, chain, group, signals
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
-import fastrpc
 from fastrpc import aio
 from tests.support import inside
+from tests.support.installed import installed
 from tests.support.loops import Watchdog, run
 from tests.support.processes import Child
 from tests.support.threads import run_threads
@@ -89,8 +89,8 @@ class TestApplyAsync:
             results = await aio.apply_many(echo, ((n,) for n in range(500)))
             return await aio.gather(*results, timeout=40)
 
-        fastrpc.install()
-        assert run(main()) == list(range(500))
+        with installed():
+            assert run(main()) == list(range(500))
 
     def test_a_blocked_broker(self, own_broker, make_client):
         """Sends wait in their thread; the loop, and what it awaits, go on."""
