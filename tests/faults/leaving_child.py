@@ -119,6 +119,8 @@ def exit_in_thread() -> None:
 
 def interrupt() -> None:
     """Ctrl-C in the middle of a get()."""
+    # It is ignored where the tests were started in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     result = never(make())
     threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGINT)).start()
     try:
