@@ -270,7 +270,8 @@ def test_an_exception_thrown_in_leaves_no_half_message(size):
             outcomes.add("goes on")
             sent = wire.data.replace(declare, b"")
             assert sent in (second, first + second), where
-    assert outcomes == {"lost", "goes on"}
+    # Python 3.13 looks nowhere between the start and the end of a single write.
+    assert outcomes == {"lost", "goes on"} or (outcomes == {"goes on"} and size == 1)
 
 
 def wire_of(send) -> Wire:
