@@ -48,7 +48,6 @@ ROUND_TRIPS = 100
 SCRATCH_SECONDS = 60
 #: Seconds after which a message that has not come is taken to be held back.
 UNSEEN_SECONDS = 0.3
-FAST_BACKEND = "fastrpc.backend"
 #: Schemes of backends whose results go to the caller's reply queue.
 REPLYING = ("rpc", "fastrpc")
 

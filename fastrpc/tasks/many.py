@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from types import FunctionType
 from typing import Any
 
@@ -80,7 +80,7 @@ def apply_many(
     first = next(signatures, None)
     if first is None:
         return ResultSet([])
-    return Sending(first.app, options).send_signatures(first, signatures)
+    return Sending(first.app, options).send_signatures(chain((first,), signatures))
 
 
 def calls(
@@ -103,12 +103,10 @@ class Sending:
         self.app, self.options = app, options
         self.results: list[Any] = []
 
-    def send_signatures(self, first: Signature, others: Iterator[Signature]) -> ResultSet:
+    def send_signatures(self, signatures: Iterable[Signature]) -> ResultSet:
         def send(batch: Batch) -> None:
-            signature: Signature | None = first
-            while signature is not None:
+            for signature in signatures:
                 self.results.append(signature.apply_async(**self.options))
-                signature = next(others, None)
 
         return self._in_batch(send)
 

@@ -13,7 +13,7 @@ __all__ = ["FrameWriter", "encoded_body"]
 #: Bytes of a body that are copied into the buffer at a time.
 AT_ONCE = 128 * 1024
 
-METHOD, HEADER = 1, 2
+METHOD = 1
 
 
 class FrameWriter:

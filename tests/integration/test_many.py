@@ -414,14 +414,18 @@ class TestPipelined:
         results = [one.add.apply_async((n, n), headers={"n": n}) for n in range(300)]
         assert [result.id for result in results] == one.ids(300)
 
+    def sent_into_a_frozen_path(self, broker, proxy, sender):
+        """A sender whose two first tasks have arrived, and the results of 30 that cannot."""
+        one = sender(broker.url_for(proxy.port), **self.CONF)
+        one.add.apply_async((0, 0), ignore_result=True)
+        one.add.apply_async((0, 0), ignore_result=True)
+        assert len(one.ids(2)) == 2
+        proxy.freeze()
+        return one, [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
+
     def test_a_call_does_not_wait_for_its_confirm(self, broker, sender):
         with Proxy(broker.host, broker.port) as proxy:
-            one = sender(broker.url_for(proxy.port), **self.CONF)
-            one.add.apply_async((0, 0), ignore_result=True)
-            one.add.apply_async((0, 0), ignore_result=True)
-            assert len(one.ids(2)) == 2
-            proxy.freeze()
-            results = [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
+            one, results = self.sent_into_a_frozen_path(broker, proxy, sender)
             assert one.count() == 0
             proxy.thaw()
             assert [result.id for result in results] == one.ids(30)
@@ -444,12 +448,7 @@ class TestPipelined:
 
     def test_what_was_not_confirmed_is_sent_again_though_nobody_sends(self, broker, sender):
         with Proxy(broker.host, broker.port) as proxy:
-            one = sender(broker.url_for(proxy.port), **self.CONF)
-            one.add.apply_async((0, 0), ignore_result=True)
-            one.add.apply_async((0, 0), ignore_result=True)
-            assert len(one.ids(2)) == 2
-            proxy.freeze()
-            results = [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
+            one, results = self.sent_into_a_frozen_path(broker, proxy, sender)
             proxy.cut()
             proxy.thaw()
             assert {result.id for result in results} == set(one.ids(30))
