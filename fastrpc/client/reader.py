@@ -411,10 +411,10 @@ class ResultConsumer:
     def lost(self, intake: Intake, why: Exception | str) -> None:
         """Give up a connection; who reads next makes another."""
         logger.warning("lost the connection for results, reconnecting: %s", str(why) or repr(why))
-        self.stats.reconnects += 1
         intake.close()
         if self._intake is intake:  # else a callback that waited has reconnected already
             self._intake = None
+        self.stats.reconnects += 1  # last: who sees it finds the old connection gone
 
     def close(
         self, delete_queues: bool, timeout: float = GOODBYE_TIMEOUT, for_good: bool = False
