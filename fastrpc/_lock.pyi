@@ -42,8 +42,7 @@ def start_thread(target: Callable[..., object], *args: object) -> None:
     """Run ``target(*args)`` in a new thread, which does not keep the process alive.
 
     If an exception is thrown into the calling thread, the new thread has either started or will not
-    start. CPython up to 3.12 may raise it in the new thread instead; ``target`` is then called
-    again.
+    start. CPython up to 3.12 may raise it in the new thread instead, where it is dropped.
 
     Raises:
         RuntimeError: no more threads can be started.

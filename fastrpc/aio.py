@@ -19,7 +19,6 @@ import contextvars
 import logging
 import os
 import queue
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -30,7 +29,7 @@ from celery.exceptions import TimeoutError
 from celery.result import EagerResult, assert_will_not_block
 
 from ._lifecycle import making
-from ._lock import Lock
+from ._lock import Lock, start_thread
 from .backend import RPCBackend
 from .client.aio import LoopReader, Loops
 from .client.side import ClientSide, Members, is_leaf
@@ -345,16 +344,15 @@ class _Sender:
         self._lock = Lock()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[..., None]]]
         self._jobs = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._running = False
 
     def send(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
         """Have ``job()`` called in the thread, and then ``done(value, error)``."""
         with self._lock:
             self._jobs.put((job, done))
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="fastrpc-sender", daemon=True)
-                thread.start()
-                self._thread = thread
+            if not self._running:
+                start_thread(self._run)
+                self._running = True
 
     def _run(self) -> None:
         while True:
@@ -363,7 +361,7 @@ class _Sender:
             except queue.Empty:
                 with self._lock:
                     if self._jobs.empty():
-                        self._thread = None
+                        self._running = False
                         return
                 continue
             value = error = None

@@ -50,6 +50,7 @@ from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 
 from ._borrowed import current_task, running
+from ._lock import start_thread
 from .client.queues import explained_refusal
 from .client.side import open_channel
 from .options import Options
@@ -352,7 +353,7 @@ class Chords:
         self._current: list[Look] = []
         #: When the next look at a chord is due at the earliest.
         self._next: dict[str, float] = {}
-        self._thread: threading.Thread | None = None
+        self._running = False
         #: It is to end as soon as no look is due.
         self._closing = False
         #: When the thread wakes up by itself.
@@ -508,11 +509,10 @@ class Chords:
             elif known is None:
                 look.due = self._next.get(look.group_id, 0.0)
             self._looks[look.group_id] = look
-            if self._thread is None:
+            if not self._running:
                 self._closing, self._wakes_at = False, 0.0
-                thread = threading.Thread(target=self._run, name="fastrpc-chords", daemon=True)
-                thread.start()
-                self._thread = thread
+                start_thread(self._run)
+                self._running = True
             elif look.due < self._wakes_at:
                 self._changed.notify_all()
 
@@ -541,7 +541,7 @@ class Chords:
                     self._wakes_at = 0.0
                     return due
                 if not self._looks and (self._closing or now >= idle_at):
-                    self._thread = None
+                    self._running = False
                     desk, self._desk = self._desk, None
                     break
                 self._wakes_at = min((look.due for look in self._looks.values()), default=idle_at)

@@ -22,7 +22,7 @@ from typing import Any
 
 from celery.exceptions import TimeoutError
 
-from .._lock import Lock
+from .._lock import Lock, start_thread
 from ._wait import LoopWait, Wait
 from .intake import INTERVAL, Intake
 from .reader import CONNECT_TIMEOUT
@@ -48,7 +48,8 @@ class Loops:
 
     def _begin(self) -> None:
         self._readers: dict[AbstractEventLoop, LoopReader] = {}
-        self._keeper: threading.Thread | None = None
+        #: What the keeper that is there was started with.
+        self._keeper: object | None = None
         self._lock = Lock()
         #: Released, it wakes the keeper. No Event: that can be interrupted with its own lock held.
         self._bell = threading.Lock()
@@ -114,10 +115,9 @@ class Loops:
             return
         with self._lock:
             if self._keeper is None:
-                keeper = threading.Thread(target=self._keep, name="fastrpc-keeper", daemon=True)
-                self._keeper = keeper
+                keeper = self._keeper = object()
                 try:
-                    keeper.start()
+                    start_thread(self._keep, keeper)
                 except BaseException:
                     self._keeper = None
                     raise
@@ -128,9 +128,8 @@ class Loops:
             with suppress(RuntimeError):  # somebody else was faster
                 self._bell.release()
 
-    def _keep(self) -> None:
+    def _keep(self, me: object) -> None:
         """Look after the connection until nothing is awaited any more, and a while longer."""
-        me = threading.current_thread()
         try:
             while self._keeper is me and self._keep_on():
                 pass

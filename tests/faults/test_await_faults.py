@@ -444,7 +444,6 @@ def test_a_loop_does_not_spin_while_another_thread_claims_the_role(app, sender, 
     assert run(main()) == 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_callback_that_ends_the_keeper(app, sender):
     """It reads for two loops, and so runs the callbacks of results; another takes its place."""
 

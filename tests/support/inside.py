@@ -8,13 +8,16 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-import threading
 import time
+from types import FrameType
 from typing import Any
 
 from celery import Celery
 
 from fastrpc import _lifecycle
+from fastrpc.aio import _Sender
+from fastrpc.canvas import Chords
+from fastrpc.client.aio import Loops
 from fastrpc.sending.lanes import Lanes
 from fastrpc.sending.publisher import AMQPPublisher
 
@@ -149,6 +152,12 @@ def is_watched(sender: Celery) -> bool:
 
 def watching_publishers() -> list[AMQPPublisher]:
     """The publishers whose helper thread, which reads confirms, is running."""
+    return [frame.f_locals["self"] for frame in frames_of(AMQPPublisher._watch)]
+
+
+def frames_of(*functions: Any) -> list[FrameType]:
+    """The frames in which a thread runs one of ``functions``."""
+    codes = {function.__code__ for function in functions}
     found = []
     enabled = gc.isenabled()
     gc.disable()  # a collection that frees a threading.local would wait for ever for its lock
@@ -159,8 +168,8 @@ def watching_publishers() -> list[AMQPPublisher]:
             gc.enable()
     for frame in frames.values():
         while frame is not None:
-            if frame.f_code is AMQPPublisher._watch.__code__:
-                found.append(frame.f_locals["self"])
+            if frame.f_code in codes:
+                found.append(frame)
             frame = frame.f_back
     return found
 
@@ -172,12 +181,9 @@ def has_dead_watcher(sender: Celery) -> bool:
 
 
 def threads_of_ours() -> list[str]:
-    """Names of the running threads that fastrpc has started."""
-    return ["confirms" for _ in watching_publishers()] + [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name.startswith("fastrpc-") and thread.is_alive()
-    ]
+    """Whose the running threads are that fastrpc has started."""
+    frames = frames_of(AMQPPublisher._watch, Loops._keep, _Sender._run, Chords._run)
+    return [type(frame.f_locals["self"]).__name__ for frame in frames]
 
 
 def leftovers(app: Celery) -> dict[str, int]:
