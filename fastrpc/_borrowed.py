@@ -21,6 +21,7 @@ from celery._state import (
 )
 from celery.app.utils import Settings
 from celery.backends.base import Backend
+from celery.local import Proxy
 from kombu.serialization import registry
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "replace_codec",
     "running",
     "spellings",
+    "stands_for",
     "task_join_will_block",
 ]
 
@@ -76,6 +78,9 @@ BORROWED = (
     Borrowed("celery.app.base:Celery#_local", "where thread_oid keeps the names", "client.names"),
     Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "backend"),
     Borrowed("celery.app.amqp:AMQP._producer_pool", "producers of the parent", "backend"),
+    Borrowed(
+        "celery.local:Proxy._get_current_object", "the task behind a decorated name", "tasks.many"
+    ),
     Borrowed("celery.app.utils:Settings._to_keys", "all spellings of a setting", "settings"),
     Borrowed(
         "celery.backends.base:Backend._get_result_meta",
@@ -145,6 +150,11 @@ BORROWED = (
 def spellings(conf: Settings, name: str) -> Any:
     """The keys under which an app's settings may hold ``name``."""
     return conf._to_keys(name)
+
+
+def stands_for(task: Any) -> Any:
+    """The task itself, where ``@app.task`` or ``@shared_task`` has left a proxy."""
+    return task._get_current_object() if isinstance(task, Proxy) else task
 
 
 def codecs() -> tuple[dict[str, Any], dict[str, Any], set[str]]:

@@ -17,6 +17,7 @@ from celery.result import ResultSet
 from celery.utils.saferepr import saferepr
 from kombu.utils.uuid import uuid
 
+from .._borrowed import stands_for
 from ..errors import NotAllSent
 from ..serialization import encode
 from ..transport.writer import encoded_body
@@ -72,6 +73,7 @@ def apply_many(
         NotAllSent: something failed on the way; also an argument that ``apply_async`` refuses. It
             holds the results of what was sent before, and says what is in doubt.
     """
+    task = stands_for(task)
     if isinstance(task, Task):
         return Sending(task.app, options).send_calls(task, calls(argslist, kwargslist))
     if argslist is not None or kwargslist is not None:

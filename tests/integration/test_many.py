@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
+import celery._state
+import celery.local
 import kombu
 import pytest
-from celery import Celery, group
+from celery import Celery, group, shared_task
 from celery.app.task import Task
 from kombu.exceptions import EncodeError, OperationalError
 
@@ -110,6 +112,22 @@ class TestApplyMany:
         fastrpc.apply_many(one.add, kwargslist=[{"x": 1, "y": 2}])
         fastrpc.apply_many(one.add, [(1,), (2,)], [{"y": 2}, {"y": 3}])
         assert len(one.ids(3)) == 3
+
+    @pytest.mark.parametrize("decorator", ["app.task", "shared_task"])
+    def test_a_task_that_is_still_a_proxy(self, sender, watched, decorator, monkeypatch):
+        """As a decorator leaves it in a module, before the app is finalized."""
+        one = sender()
+        other = Celery(broker=one.app.conf.broker_url, set_as_current=False)
+        other.conf.task_default_queue = one.queue
+        monkeypatch.setattr(celery._state._tls, "current_app", other)
+        decorate = other.task if decorator == "app.task" else shared_task
+
+        @decorate(name="tests.proxied", ignore_result=True)
+        def proxied(n: int) -> None: ...
+
+        assert isinstance(proxied, celery.local.Proxy)
+        results = fastrpc.apply_many(proxied, ((n,) for n in range(30)))
+        assert [result.id for result in results] == one.ids(30)
 
     def test_no_calls(self, sender):
         one = sender()
