@@ -72,7 +72,7 @@ class Connection(pyamqp.Connection):
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
         #: Held by the thread that reads. Handlers may read again, in the same thread.
-        self._reading_lock = Lock()
+        self.reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
         self._seen_served = 0
 
@@ -118,9 +118,9 @@ class Connection(pyamqp.Connection):
         if timeout is None:
             timeout = self.answer_timeout
         try:
-            if self._reading_lock.mine:
+            if self.reading_lock.mine:
                 return self._read_one(timeout)
-            with self._reading_lock.within(timeout) as taken:
+            with self.reading_lock.within(timeout) as taken:
                 if not taken:
                     raise TimeoutError("another thread reads this connection")
                 return self._read_one(timeout)
@@ -137,7 +137,7 @@ class Connection(pyamqp.Connection):
 
         Before each publish: the broker may have blocked the connection, or closed the channel.
         """
-        reading = self._reading_lock
+        reading = self.reading_lock
         if self.reader.receiving or (reading.locked() and not reading.mine):
             return
         if self.reader.buffered or self.readable():
@@ -159,6 +159,27 @@ class Connection(pyamqp.Connection):
         Raises:
             TimeoutError: nothing came in ``timeout`` seconds.
         """
+        if timeout == 0:
+            if got := self.fill_now():
+                return got
+            raise TimeoutError("nothing has arrived")
+        return self._fill(timeout, stay)
+
+    def fill_now(self) -> int:
+        """Read from the socket what is there, without waiting; returns how many bytes."""
+        transport = self.transport
+        sock = transport.sock
+        try:
+            if hasattr(sock, "pending"):  # TLS
+                return self._fill(0, stay=False)
+            return self.reader.recv_now(sock.fileno())
+        except TimeoutError:
+            return 0
+        except OSError:
+            transport.connected = False
+            raise
+
+    def _fill(self, timeout: float | None, stay: bool) -> int:
         transport = self.transport
         sock = transport.sock
         before = sock.gettimeout()

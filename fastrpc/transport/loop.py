@@ -58,25 +58,31 @@ class LoopReader:
         Raises:
             RecoverableConnectionError: the connection is lost, as whatever py-amqp raises.
         """
-        connection, alarm = self.connection, self.alarm
+        connection = self.connection
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
-        until = monotonic() + AT_MOST
+        with connection.reading_lock.within(0) as taken:
+            some_are_left = taken and self._serve(monotonic() + AT_MOST)
+        if some_are_left:
+            self.alarm.set()
+        else:  # what is left is part of a frame, if anything
+            self.alarm.clear()
+
+    def _serve(self, until: float) -> bool:
+        """Returns whether it has stopped, at the time ``until``, before all was served."""
+        connection, loop = self.connection, self.loop
+        reader = connection.reader
         while True:
-            if self.loop._ready:
-                for item in self.loop._pop_ready():
+            if loop._ready:
+                for item in loop._pop_ready():
                     if item:
                         item()
-            try:
-                connection.drain_events(timeout=0)
-            except TimeoutError:
-                alarm.clear()  # what is left is only part of a frame
-                return
-            if not connection.reader.buffered:
-                alarm.clear()
-                return
-            if monotonic() >= until:
-                return  # the socket, or the alarm, brings us back
+            if kind := reader.next():
+                connection.dispatch(kind)
+                if monotonic() >= until:
+                    return bool(reader.buffered)
+            elif not connection.fill_now():
+                return False
 
     def close(self) -> None:
         """The connection has ended."""

@@ -49,6 +49,12 @@ class FrameReader:
         Until this returns, every other method raises ``RuntimeError``.
         """
 
+    def recv_now(self, fd: int) -> int:
+        """Receive what is there from the socket ``fd``, without waiting; 0 if there is nothing.
+
+        Raises ``OSError`` at the end of the stream, and what ``recv()`` of the system raises.
+        """
+
     def feed(self, data: bytes) -> None:
         """Append bytes that were received elsewhere."""
 

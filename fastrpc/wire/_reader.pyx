@@ -1,7 +1,9 @@
 """Reading AMQP 0-9-1 frames from a socket. Documented in _reader.pyi."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetFromErrno
 from cpython.memoryview cimport PyMemoryView_FromObject
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -33,9 +35,21 @@ from fastrpc.wire.cwire cimport wire_view
 
 from fastrpc.errors import ProtocolError
 
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum:
+        MSG_DONTWAIT
+
+    Py_ssize_t c_recv "recv"(int, void *, size_t, int) noexcept
+
+
 NEED_MORE = FRAME_NEED_MORE
 FRAME = FRAME_RAW
 DELIVERY = FRAME_DELIVERY
+
+
+# As py-amqp says it.
+cdef str CLOSED = "Server unexpectedly closed connection"
 
 
 cdef inline bytes copy_view(wire_view view):
@@ -119,10 +133,30 @@ cdef class FrameReader:
                 self.area = Area.__new__(Area)
                 raise BufferError("recv_into kept a view of the read buffer")
         if got == 0:
-            raise OSError("Server unexpectedly closed connection")
+            raise OSError(CLOSED)
         if not 0 < got <= <Py_ssize_t>room:
             raise ValueError(f"recv_into returned {got} for a buffer of {room} bytes")
         self.check(frame_reader_commit(self.reader, got))
+        return got
+
+    def recv_now(self, int fd):
+        """Receive what is there from the socket ``fd``; return how many bytes that was."""
+        cdef uint8_t *ptr = NULL
+        cdef size_t room = 0
+        cdef Py_ssize_t got
+        self.begin()
+        self.check(frame_reader_reserve(self.reader, 0, &ptr, &room))
+        got = c_recv(fd, ptr, room, MSG_DONTWAIT)
+        while got < 0 and errno == EINTR:
+            got = c_recv(fd, ptr, room, MSG_DONTWAIT)
+        if got > 0:
+            self.check(frame_reader_commit(self.reader, got))
+        elif got == 0:
+            raise OSError(CLOSED)
+        elif errno != EAGAIN:
+            PyErr_SetFromErrno(OSError)
+        else:
+            got = 0
         return got
 
     def feed(self, bytes data not None):

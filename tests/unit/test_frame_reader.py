@@ -428,6 +428,23 @@ def test_recv_that_fails_leaves_the_reader_usable() -> None:
         assert reader.next() == DELIVERY
 
 
+def test_recv_now_takes_what_is_there_and_does_not_wait() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire = delivery()
+        reader = reader_at(wire[:20])
+        assert reader.recv_now(ours.fileno()) == 0
+        theirs.sendall(wire[20:])
+        assert reader.recv_now(ours.fileno()) == len(wire) - 20
+        assert reader.next() == DELIVERY
+        assert reader.body == b"hello"
+        theirs.close()
+        with pytest.raises(OSError, match=r"^Server unexpectedly closed connection$"):
+            reader.recv_now(ours.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        reader.recv_now(ours.fileno())
+
+
 @pytest.mark.parametrize("bad", [-1, 10**9])
 def test_recv_checks_the_returned_count(bad: int) -> None:
     with pytest.raises(ValueError, match="recv_into returned"):
