@@ -1,0 +1,81 @@
+"""The app's own queues: its reply queue, and those that it sends tasks to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
+
+from .findings import Checks, Verdict, fail, note, ok, warn
+from .settings import is_fastrpc
+from .subject import Subject
+from .texts import reason
+
+__all__ = ["QUEUE_CHECKS"]
+
+QUEUE_CHECKS = Checks()
+
+
+@QUEUE_CHECKS.add("reply queue", needs="publish")
+def check_reply_queue(subject: Subject) -> Verdict | None:
+    """Can the app's reply queue be made, or does one exist with other arguments?"""
+    if subject.app is None or not is_fastrpc(type(subject.app.backend)):
+        return None
+    queue = subject.app.backend.binding
+    if name := subject.options.reply_queue:
+        queue.name = queue.routing_key = name
+    with subject.connection.channel() as channel:
+        bound = queue(channel)
+        try:
+            if name:  # do not make one that is missing
+                bound.queue_declare(passive=True)
+            bound.declare()
+        except NotFound:
+            return note(f"there is no queue {name}", "Take the name from the log or the caller.")
+        except PreconditionFailed as exc:
+            return fail(
+                f"{queue.name} exists with other arguments: {reason(exc)}",
+                "Give all processes the same result_expires and queue_type, or delete the queue "
+                f"(rabbitmqctl delete_queue {queue.name}).",
+            )
+        except AccessRefused as exc:
+            return subject.forbidden(exc, "configure")
+        if not name:
+            bound.delete(if_unused=True, if_empty=True)
+    return ok(f"{queue.name}, {describe(queue)}")
+
+
+@QUEUE_CHECKS.add("task queues", needs="publish")
+def check_task_queues(subject: Subject) -> Verdict | None:
+    """Does anybody consume the queues that the app sends its tasks to?"""
+    if subject.app is None:
+        return None
+    missing = []
+    # Queue -> its messages and consumers.
+    present: dict[str, tuple[int, int]] = {}
+    for name, queue in subject.app.amqp.queues.items():
+        with subject.connection.channel() as channel:
+            try:
+                answer = queue(channel).queue_declare(passive=True)
+            except subject.connection.channel_errors:
+                missing.append(name)
+                continue
+        present[name] = (answer.message_count, answer.consumer_count)
+    idle = [name for name, (_, consumers) in present.items() if not consumers]
+    if missing or idle:
+        parts = [f"{name} does not exist" for name in missing]
+        parts += [f"nobody consumes {name} ({present[name][0]} messages)" for name in idle]
+        names = ",".join([*missing, *idle])
+        return warn("; ".join(parts), f"Start a worker for it: celery -A proj worker -Q {names}.")
+    return ok(
+        ", ".join(
+            f"{name}: {messages} messages, {consumers} consumers"
+            for name, (messages, consumers) in present.items()
+        )
+    )
+
+
+def describe(queue: Any) -> str:
+    """The type of a queue, and when it expires."""
+    expires = f"expires after {queue.expires:g} s unused" if queue.expires else "never expires"
+    return f"{(queue.queue_arguments or {}).get('x-queue-type', 'classic')}, {expires}"

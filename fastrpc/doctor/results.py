@@ -1,0 +1,58 @@
+"""Does the result of a task come back, and that of a chord?"""
+
+from __future__ import annotations
+
+import time
+
+import celery
+
+from .findings import Checks, Verdict, fail, note, ok
+from .settings import scheme_of
+from .subject import Subject
+from .texts import milliseconds_since
+
+__all__ = ["RESULT_CHECKS"]
+
+RESULT_CHECKS = Checks()
+
+
+@RESULT_CHECKS.add("task", needs="worker backends")
+def send_task(subject: Subject) -> Verdict | None:
+    """Does the result of a task come back? It is one of Celery's own, which does nothing."""
+    if not subject.workers or scheme_of(subject.app.conf.result_backend) == "disabled":
+        return None
+    timeout = subject.options.timeout
+    started = time.perf_counter()
+    result = subject.app.send_task(
+        "celery.accumulate", ("fastrpc",), {"index": 0}, expires=timeout, ignore_result=False
+    )
+    try:
+        result.get(timeout=timeout)
+    except celery.exceptions.TimeoutError:
+        queue = subject.app.conf.task_default_queue
+        return fail(
+            f"no result within {timeout:g} s",
+            f"Look whether a worker consumes {queue} and is not busy, whether clients and workers "
+            "have the same result_backend, and at the worker's log.",
+        )
+    return ok(f"a result came back after {milliseconds_since(started):.1f} ms")
+
+
+@RESULT_CHECKS.add("chord", needs="task")
+def send_chord(subject: Subject) -> Verdict | None:
+    """Does a chord work, if the backend supports them?"""
+    if not subject.workers:
+        return None
+    try:
+        subject.app.backend.ensure_chords_allowed()
+    except NotImplementedError:
+        return note("the backend supports no chords", "fastrpc://?chords=1 switches them on.")
+    timeout = subject.options.timeout
+    part = subject.app.signature("celery.accumulate", (1,), {"index": 0})
+    body = subject.app.signature("celery.accumulate", kwargs={"index": 0})
+    result = celery.chord([part.clone(), part.clone()], app=subject.app)(body)
+    try:
+        result.get(timeout=timeout)
+    except celery.exceptions.TimeoutError:
+        return fail(f"no result within {timeout:g} s", "Look at the logs of the workers.")
+    return ok("a chord of two tasks came back")
