@@ -28,8 +28,11 @@ __all__ = ["fastrpc_stats"]
 
 @inspect_command()  # type: ignore[untyped-decorator,unused-ignore]
 def fastrpc_stats(state: Any, **kwargs: Any) -> dict[str, Any]:
-    """Backend, versions, clock, started tasks and the counters of the backend."""
-    app, backend = state.app, state.app.backend
+    """Backend, versions, clock, pool, started tasks and the counters of the backend.
+
+    ``events`` says whether the worker has a connection for events.
+    """
+    app, backend, pool = state.app, state.app.backend, state.consumer.pool
     stats = getattr(backend, "stats", None)
     transport = app.connection_for_read().get_transport_cls()
     return {
@@ -40,7 +43,8 @@ def fastrpc_stats(state: Any, **kwargs: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "backend": f"{type(backend).__module__}:{type(backend).__name__}",
         "transport": f"{transport.__module__}:{transport.__name__}",
-        "pool": str(app.conf.worker_pool),
+        "pool": f"{type(pool).__module__}:{type(pool).__name__}",
+        "events": bool(state.consumer.event_dispatcher),
         "tasks": sum(total_count.values()),
         "stats": stats() if callable(stats) else {},
     }

@@ -99,6 +99,10 @@ def test_remote_control(broker, worker):
         assert app.control.ping([name], timeout={WAIT}, limit=1) == [{{name: {{"ok": "pong"}}}}]
         look = app.control.inspect([name], timeout={WAIT}, limit=1)
         print(sorted(look.registered()) == [name], look.stats()[name]["broker"]["transport"])
+        options = {{"destination": [name], "reply": True, "timeout": {WAIT}, "limit": 1}}
+        answer = app.control.broadcast("fastrpc_stats", **options)[0][name]
+        assert answer["pool"] == look.stats()[name]["pool"]["implementation"]
+        assert answer["events"] is True
         """,
     )
     assert said.split() == ["True", "amqp"]
