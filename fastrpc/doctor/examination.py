@@ -9,6 +9,7 @@ from .app import SETUP_CHECKS
 from .connection import CONNECTION_CHECKS, explain_url
 from .deprecated import DEPRECATION_CHECKS
 from .findings import Check, Finding, Mark, Verdict, fail
+from .green_workers import GREEN_WORKER_CHECKS
 from .messages import MESSAGE_CHECKS
 from .queues import QUEUE_CHECKS
 from .results import RESULT_CHECKS
@@ -29,7 +30,7 @@ BROKER_CHECKS: list[Check] = [
     *QUEUE_CHECKS,
 ]
 #: If the app is known.
-APP_CHECKS: list[Check] = [*SETUP_CHECKS, *WORKER_CHECKS, *RESULT_CHECKS]
+APP_CHECKS: list[Check] = [*SETUP_CHECKS, *WORKER_CHECKS, *GREEN_WORKER_CHECKS, *RESULT_CHECKS]
 
 
 class Examination:

@@ -47,6 +47,8 @@ class Subject:
     workers: list[str] = field(default_factory=list)
     #: Worker -> its settings.
     worker_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    #: Worker -> its answer to ``fastrpc_stats``; empty or an error if it lacks the command.
+    fastrpc_answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     #: The queue of the checks that send messages, once it is declared.
     scratch: Any = None
 
@@ -81,6 +83,10 @@ class Subject:
     def control_timeout(self) -> float:
         """Seconds that the answers of workers to a remote control command may take."""
         return min(self.options.timeout, 2.0)
+
+    def inspect(self, workers: list[str]) -> Any:
+        """Celery's remote control commands that ask, addressed to ``workers``."""
+        return self.app.control.inspect(workers, timeout=self.control_timeout)
 
     def urls(self) -> list[str]:
         """The URLs of the broker's nodes, with their passwords."""

@@ -9,7 +9,7 @@ from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import REPLYING, accepts, family, scheme_of
 from .subject import Subject
 
-__all__ = ["WORKER_CHECKS"]
+__all__ = ["WORKER_CHECKS", "ask_fastrpc"]
 
 WORKER_CHECKS = Checks()
 #: Seconds that the clocks of two machines may differ before timings of tasks suffer.
@@ -30,8 +30,7 @@ def ask_workers(subject: Subject) -> Verdict | None:
             "Start one: celery -A proj worker. A worker is silent while a solo pool runs a task, "
             "and where its accept_content lacks the app's task_serializer.",
         )
-    inspect = subject.app.control.inspect(subject.workers, timeout=timeout)
-    subject.worker_settings = inspect.conf(with_defaults=True) or {}
+    subject.worker_settings = subject.inspect(subject.workers).conf(with_defaults=True) or {}
     return ok(", ".join(subject.workers))
 
 
@@ -108,17 +107,19 @@ def compare_clocks(subject: Subject) -> Verdict | None:
 
 
 def ask_fastrpc(subject: Subject, workers: list[str]) -> dict[str, dict[str, Any]]:
-    """Worker -> its answer to ``fastrpc_stats``; workers without that command are left out."""
-    answers = subject.app.control.broadcast(
-        "fastrpc_stats",
-        destination=workers,
-        reply=True,
-        timeout=subject.control_timeout,
-        limit=len(workers),
-    )
-    return {
-        worker: said
-        for answer in answers or ()
-        for worker, said in answer.items()
-        if "time" in said
-    }
+    """Worker -> its answer to ``fastrpc_stats``; workers without that command are left out.
+
+    Each worker is asked once: one without the command logs an error.
+    """
+    known = subject.fastrpc_answers
+    if new := [worker for worker in workers if worker not in known]:
+        answers = subject.app.control.broadcast(
+            "fastrpc_stats",
+            destination=new,
+            reply=True,
+            timeout=subject.control_timeout,
+            limit=len(new),
+        )
+        said = {worker: answer for reply in answers or () for worker, answer in reply.items()}
+        known.update((worker, said.get(worker, {})) for worker in new)
+    return {worker: known[worker] for worker in workers if "time" in known[worker]}

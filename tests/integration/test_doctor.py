@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 import kombu
 import pytest
 import trustme
+from celery import VERSION as version_info
 
 from fastrpc.doctor import Mark, Options, Subject, examine
 from tests.support.apps import make_app
@@ -196,6 +197,7 @@ class TestWorkers:
         assert "1 workers within" in found["clocks"].found
         assert "a result came back" in found["task"].found
         assert "supports no chords" in found["chord"].found
+        assert "worker loops" not in found
 
     def test_a_worker_with_another_backend(self, own_vhost, redis_server):
         queue = "fastrpc-tests-doctor-redis"
@@ -208,6 +210,43 @@ class TestWorkers:
         assert "redis://" in found["worker backends"].found
         assert "in yaml are not accepted" in found["worker serializers"].found
         assert found["task"].mark is Mark.SKIPPED
+
+    def test_a_gevent_worker_that_waits_after_each_task(self, own_vhost):
+        found, worker = self.examine_gevent(own_vhost)
+        assert failed(found) == set()
+        if version_info[:2] < (5, 7):
+            assert found["worker loops"].mark is Mark.OK
+            return
+        assert found["worker loops"].mark is Mark.WARN
+        assert f"0.1 s after each task in {worker}: about 10 tasks/s" in found["worker loops"].found
+        assert "fastrpc.install()" in found["worker loops"].advice
+        assert "--without-heartbeat" in found["worker loops"].advice
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"install": True},
+            {"args": ("--without-heartbeat",)},
+            {"conf": {"broker_heartbeat": 0}},
+        ],
+        ids=lambda options: next(iter(options)),
+    )
+    def test_a_gevent_worker_that_does_not_wait(self, own_vhost, options):
+        found, worker = self.examine_gevent(own_vhost, **options)
+        assert failed(found) == set()
+        assert found["worker loops"].mark is Mark.OK
+        assert worker in found["worker loops"].found
+
+    def test_events_make_a_worker_without_heartbeat_wait(self, own_vhost):
+        found, _ = self.examine_gevent(own_vhost, args=("--without-heartbeat", "-E"))
+        assert found["worker loops"].mark is (Mark.OK if version_info[:2] < (5, 7) else Mark.WARN)
+
+    def examine_gevent(self, url, **options):
+        pytest.importorskip("gevent")
+        queue = "fastrpc-tests-doctor-gevent"
+        app = make_app(url, FAST, queue)
+        with Worker(url, FAST, pool="gevent", queues=(queue,), **options) as worker:
+            return findings(app=app), worker.name
 
     def test_a_chord_where_it_is_switched_on(self, own_vhost):
         queue, backend = "fastrpc-tests-doctor-chord", f"{FAST}?chords=1"

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from fastrpc import cli, doctor
 from fastrpc.doctor import Mark, Options, Subject, examine
+from fastrpc.doctor.green_workers import has_heartbeats, is_green, waits
 
 QUICK = Options(timeout=0.5)
 
@@ -124,6 +125,51 @@ def test_a_content_type_accepts_its_serializer():
     assert doctor.accepts(["application/json"], "json")
     assert doctor.accepts({"json", "pickle"}, "pickle")
     assert not doctor.accepts(["json"], "yaml")
+
+
+@pytest.mark.parametrize(
+    ("celery", "answer", "expected"),
+    [
+        ("5.7.0", {}, True),
+        ("5.10.1", {}, True),
+        ("5.6.2", {}, False),
+        ("", {}, False),
+        ("5.7.0", {"transport": "kombu.transport.pyamqp:Transport", "events": True}, True),
+        ("5.7.0", {"transport": "kombu.transport.pyamqp:Transport", "events": False}, False),
+        ("5.7.0", {"transport": "fastrpc.transport.transports:Transport"}, False),
+    ],
+)
+def test_which_green_workers_wait(celery, answer, expected):
+    assert waits(celery, answer) is expected
+
+
+@pytest.mark.parametrize(
+    ("stats", "green", "heartbeats"),
+    [
+        (
+            {
+                "pool": {"implementation": "celery.concurrency.gevent:TaskPool"},
+                "broker": {"heartbeat": 120.0},
+            },
+            True,
+            True,
+        ),
+        (
+            {
+                "pool": {"implementation": "celery.concurrency.eventlet:TaskPool"},
+                "broker": {"heartbeat": 0},
+            },
+            True,
+            False,
+        ),
+        ({"pool": {"implementation": "celery.concurrency.solo:TaskPool"}}, False, False),
+        ({"pool": "N/A", "broker": "N/A"}, False, False),
+        ({"error": "KeyError('stats')"}, False, False),
+    ],
+)
+def test_what_workers_say_of_their_pool_and_heartbeats(stats, green, heartbeats):
+    assert is_green(stats) is green
+    assert has_heartbeats(stats) is heartbeats
 
 
 @pytest.mark.parametrize(
