@@ -1,1 +1,1 @@
-"""Confirmed sending over a connection of its own."""
+"""Sends messages with publisher confirms, over connections of its own."""

@@ -1,4 +1,4 @@
-"""What was sent on a connection in confirm mode and is not confirmed yet."""
+"""The messages that were sent in confirm mode and are not confirmed yet."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,77 +8,87 @@ from ..stats import Stats
 from ..wire._reader import FrameReader
 
 class ConfirmWindow:
-    """Every message that is not confirmed, in one of three places; the owner of all three.
+    """All unconfirmed messages. Each is in one of three places.
 
-    In flight, by the delivery tag under which it was sent; in ``again`` while its link is lost;
-    in ``refused`` while the broker does not take it. A message is anything with a ``body``. Those
-    that were refused once have an account of their own: they take up nobody else's room.
+    A message is in flight, under the delivery tag with which it was sent; or in ``again``, because
+    its link was lost; or in ``refused``, because the broker refused it. A message is anything with
+    a ``body``. Messages that were refused are counted apart, so that they take no room from others.
 
-    Each method is one step to an exception that is thrown into the thread, as by a signal.
+    To an exception that is thrown into the thread, for example by a signal handler, each method is
+    a single step.
     """
 
     again: deque[Any]
-    """To be sent before anything new; the first one moves by being sent (``add``)."""
+    """Messages to be sent before any new one. The first one leaves when it is sent (``add``)."""
 
     refused: deque[tuple[float, int, Any]]
-    """(when, by time.monotonic(), how often, message), in the order of the refusals; where its
-    link was lost meanwhile 0.0. The first one moves by being sent (``add``)."""
+    """(time of the refusal, how often it was refused, message), in the order of the refusals. The
+    time is by time.monotonic(), or 0.0 if the link was lost after a resend. The first one leaves
+    when it is sent (``add``)."""
 
     bytes: int
-    """Of the bodies of all that were never refused."""
+    """The size of all bodies that were never refused."""
 
     refused_bytes: int
-    """Of the bodies of all that were, in flight again or not."""
+    """The size of all bodies that were refused, including those in flight again."""
 
     confirmed: int
-    """How many were confirmed since ``count_into`` was called."""
+    """How many messages were confirmed since the last ``count_into``."""
 
     def __len__(self) -> int:
-        """All of them."""
+        """How many messages are unconfirmed, in all three places."""
 
     def __iter__(self) -> Iterator[Any]:
-        """Those in flight that were never refused, in the order of their tags."""
+        """The messages in flight that were never refused, in the order of their tags."""
 
     @property
     def in_flight(self) -> int: ...
     @property
     def refused_count(self) -> int:
-        """How many were refused, in flight again or not."""
+        """How many messages were refused, including those in flight again."""
 
     def has_room(self, count: int, size: int) -> bool:
-        """Whether fewer than ``count`` and than ``size`` bytes were never refused."""
+        """Whether fewer than ``count`` messages, and than ``size`` bytes, were never refused."""
 
     def holds(self, correlation_id: str) -> bool:
-        """Whether a message with this correlation id is kept; looks at all of them."""
+        """Whether a message with this correlation id is kept. Searches all messages."""
 
     def add(self, tag: int, message: Any) -> None:
-        """``message`` was sent; tags only grow. It may be the first of ``again`` or ``refused``."""
+        """Note that ``message`` was sent; tags only grow.
+
+        It is a new message, or the first one of ``again`` or ``refused``.
+        """
 
     def forget(self, message: Any) -> None:
-        """``message`` was sent and will not be confirmed. It may be the first of ``again``."""
+        """Note that ``message`` was sent and will not be confirmed.
+
+        It is a new message, or the first one of ``again``.
+        """
 
     def append(self, message: Any) -> None:
-        """``message`` is to be sent after those of ``again``."""
+        """Put ``message`` at the end of ``again``."""
 
     def lose(self) -> None:
-        """The link is lost: what is in flight goes to the left ends of ``again`` and ``refused``,
-        in the order of the tags, which begin anew."""
+        """The link is lost: move the messages in flight to the left ends of ``again`` and
+        ``refused``, in the order of their tags. Tags start again from 1."""
 
     def replace(self, message: Any, substitute: Any | None) -> None:
-        """Put ``substitute``, or nothing, in the place of one of ``again``."""
+        """Replace a message in ``again`` with ``substitute``, or drop it if that is None."""
 
     def give_up(self) -> tuple[int, Any]:
-        """Drop the first of ``refused``; how often it was refused, and the message."""
+        """Drop the first message of ``refused``; return how often it was refused, and it."""
 
     def count_into(self, stats: Stats) -> None:
         """Move ``confirmed`` to the counter of that name."""
 
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:
-        """``basic.ack`` (``taken``) or ``basic.nack`` of the message under ``tag``, with
-        ``multiple`` of all up to it. One of a tag that is not there changes nothing."""
+        """Handle ``basic.ack`` (``taken``) or ``basic.nack`` for the message under ``tag``.
+
+        With ``multiple`` it is for all messages up to that tag. An unknown tag changes nothing.
+        """
 
     def read(self, reader: FrameReader) -> int:
-        """Take confirms out of ``reader`` up to the next other event; returns that event's kind.
+        """Take confirms out of ``reader`` until it shows another event; return that event's kind.
 
         Raises ``fastrpc.errors.ProtocolError``, as ``reader.next()`` does.
         """

@@ -1,8 +1,9 @@
 # The documentation of all public names is in _window.pyi.
 #
-# Each change of two places is one compiled call: an exception that is thrown into the thread
-# between two bytecodes finds a message in one of them. It goes into the new place first, so that
-# running out of memory leaves it in both rather than in none.
+# A message moves between two places inside one compiled call, because an exception can be thrown
+# into the thread between any two bytecodes: it then never finds the message in neither place. The
+# message enters the new place first, so that running out of memory leaves it in both rather than
+# in none.
 from collections import deque
 from time import monotonic
 
@@ -24,7 +25,7 @@ cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
 
 
 cdef class ConfirmWindow:
-    """All that is not confirmed: in flight, to be sent again, or refused."""
+    """All unconfirmed messages: in flight, to be sent again, or refused."""
 
     cdef dict messages  # in flight, by delivery tag
     cdef dict retried  # delivery tag -> refusals, of those in flight that were refused before
@@ -55,14 +56,14 @@ cdef class ConfirmWindow:
         return len(self.retried) + len(self.refused)
 
     def has_room(self, Py_ssize_t count, Py_ssize_t size):
-        """Whether fewer than ``count`` and than ``size`` bytes were never refused."""
+        """Whether fewer than ``count`` messages, and than ``size`` bytes, were never refused."""
         return (
             len(self.messages) - len(self.retried) + len(self.again) < count and self.bytes < size
         )
 
     def holds(self, correlation_id):
         """Whether a message with this correlation id is kept."""
-        # Copied in one step: a collection in the midst of an iteration may change them.
+        # Copied in one step: a garbage collection during the iteration may change the originals.
         for message in list(self.messages.values()):
             if message.correlation_id == correlation_id:
                 return True
@@ -75,7 +76,7 @@ cdef class ConfirmWindow:
         return False
 
     def add(self, uint64_t tag, message):
-        """``message`` was sent; tags only grow."""
+        """Note that ``message`` was sent; tags only grow."""
         self.messages[tag] = message
         if self.again and self.again[0] is message:
             self.again.popleft()
@@ -86,18 +87,18 @@ cdef class ConfirmWindow:
             self.bytes += len(message.body)
 
     def forget(self, message):
-        """``message`` was sent and will not be confirmed."""
+        """Note that ``message`` was sent and will not be confirmed."""
         if self.again and self.again[0] is message:
             self.again.popleft()
             self.bytes -= len(message.body)
 
     def append(self, message):
-        """``message`` is to be sent after those of ``again``."""
+        """Put ``message`` at the end of ``again``."""
         self.again.append(message)
         self.bytes += len(message.body)
 
     def lose(self):
-        """The link is lost: what is in flight goes to ``again`` and ``refused``."""
+        """The link is lost: move the messages in flight to ``again`` and ``refused``."""
         for tag in reversed(list(self.messages)):
             message = self.messages[tag]
             if tag in self.retried:
@@ -108,7 +109,7 @@ cdef class ConfirmWindow:
         self.retried.clear()
 
     def replace(self, message, substitute):
-        """Put ``substitute``, or nothing, in the place of one of ``again``."""
+        """Replace a message in ``again`` with ``substitute``, or drop it if that is None."""
         place = self.again.index(message)
         self.bytes -= len(message.body)
         if substitute is None:
@@ -118,7 +119,7 @@ cdef class ConfirmWindow:
             self.bytes += len(substitute.body)
 
     def give_up(self):
-        """Drop the first of ``refused``; how often it was refused, and the message."""
+        """Drop the first message of ``refused``; return how often it was refused, and it."""
         _, refusals, message = self.refused.popleft()
         self.refused_bytes -= len(message.body)
         return refusals, message
@@ -129,11 +130,11 @@ cdef class ConfirmWindow:
         self.confirmed = 0
 
     def confirm(self, uint64_t tag, bint multiple, bint taken):
-        """``basic.ack`` (``taken``) or ``basic.nack`` came for ``tag``."""
+        """Handle ``basic.ack`` (``taken``) or ``basic.nack`` for the message under ``tag``."""
         self.settle(tag, multiple, taken)
 
     def read(self, FrameReader reader not None):
-        """Take confirms out of ``reader`` up to the next other event; returns that event's kind."""
+        """Take confirms out of ``reader`` until it shows another event; return its kind."""
         cdef frame_event *e = &reader.event
         cdef const uint8_t *payload
         cdef int kind

@@ -1,4 +1,7 @@
-"""Small results over one connection, large ones over another: they do not hold each other up."""
+"""Sends small results over one connection and large ones over another.
+
+A large result that takes long to write does not hold up the small ones of its worker.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from .publisher import AMQPPublisher, KombuPublisher
 
 __all__ = ["Lanes", "make_publisher"]
 
-#: Bytes from which a result is large.
-LARGE = 256 * 1024
+#: A result of this many bytes or more takes the connection for large ones: over a slow path its
+#: write takes long enough to hold up the others.
+LARGE_LANE_BYTES = 256 * 1024
 
 #: How long, in seconds, a large result waits for the confirm of a small one of the same task.
 ORDER_PATIENCE = 1.0
 
-#: Seconds between two looks for that confirm, if nothing is heard.
+#: Seconds between two checks for that confirm while the broker sends nothing.
 ORDER_INTERVAL = 0.05
 
 
@@ -32,9 +36,10 @@ def make_publisher(
     stats: Stats,
     substitute: Callable[[Message], Message | None],
 ) -> Lanes | KombuPublisher:
-    """The way out that fits the broker of ``app``; not yet connected.
+    """The publisher that fits the broker of ``app``; not yet connected.
 
-    ``substitute`` makes what is sent, if anything, in place of one too large for the broker.
+    ``substitute`` makes the message that is sent in place of one that is too large for the broker,
+    or returns None.
     """
     if is_amqp(app.connection_for_write()):
         return Lanes(app, delivery_mode, options, stats, substitute)
@@ -42,10 +47,11 @@ def make_publisher(
 
 
 class Lanes:
-    """Two publishers, each with its connection, which is opened when it is needed.
+    """Two publishers, each with its own connection, which is opened at its first result.
 
-    The results of one task go out in order: while one is not confirmed the next ones follow it on
-    the same connection. Without confirms nobody knows, and all take the first.
+    The results of one task leave in order: while one of them is not confirmed, the next ones take
+    the same connection. Without confirms the order cannot be known, so all results take the first
+    connection.
     """
 
     def __init__(
@@ -67,8 +73,8 @@ class Lanes:
         return self.small.unconfirmed + self.large.unconfirmed
 
     def publish(self, message: Message) -> None:
-        """Send one result, as ``AMQPPublisher.publish``."""
-        is_large = self._confirms and len(message.body) >= LARGE
+        """Send one result, as ``AMQPPublisher.publish`` does."""
+        is_large = self._confirms and len(message.body) >= LARGE_LANE_BYTES
         lane, other = (self.large, self.small) if is_large else (self.small, self.large)
         task = message.correlation_id
         if other.unconfirmed and other.holds(task) and not (is_large and self._settles(task)):
@@ -76,8 +82,10 @@ class Lanes:
         lane.publish(message)
 
     def _settles(self, correlation_id: str) -> bool:
-        """Whether the small results of a task are confirmed soon. Else a large one goes after them,
-        and holds up others."""
+        """Wait for the confirms of a task's small results; return whether they came in time.
+
+        If they do not, the large result takes the small ones' connection, and holds up others.
+        """
         small, end = self.small, time.monotonic() + ORDER_PATIENCE
         while small.holds(correlation_id):
             if small.is_mine or time.monotonic() >= end:
@@ -86,18 +94,18 @@ class Lanes:
         return True
 
     def drain(self, timeout: float) -> bool:
-        """Wait until everything is confirmed, ``timeout`` seconds at most; says whether it is."""
+        """Wait until everything is confirmed, at most ``timeout`` seconds; return whether it is."""
         end = time.monotonic() + timeout
         lanes = (self.small, self.large)
         return all([lane.drain(max(end - time.monotonic(), 0)) for lane in lanes])
 
     def close(self, timeout: float) -> None:
-        """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
+        """Wait until everything is confirmed, at most ``timeout`` seconds, and hang up."""
         end = time.monotonic() + timeout
         for lane in (self.small, self.large):
             lane.close(max(end - time.monotonic(), 0))
 
     def after_fork(self) -> None:
-        """Begin anew in the child: what is open is the parent's."""
+        """Start afresh in the child: the open connections belong to the parent."""
         for lane in (self.small, self.large):
             lane.after_fork()

@@ -1,6 +1,7 @@
-"""One connection on which results are sent, and on which their confirms come back.
+"""One connection that sends results and reads their confirms.
 
-It lives as long as the socket: what must outlive it, the window, is the publisher's.
+A link lives as long as its socket. The window of unconfirmed results must outlive it, so it belongs
+to the publisher.
 """
 
 from __future__ import annotations
@@ -27,29 +28,33 @@ __all__ = ["Link", "Lost", "Silent"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Seconds that a write may make no progress, without a word from the broker, either.
+#: How long, in seconds, a write may make no progress while the broker sends nothing either.
 WRITE_TIMEOUT = 30
 
-#: The kernel shall not give up a connection on which the broker reads nothing: that is how it
-#: blocks those who publish, for as long as its alarm lasts. (py-amqp's own setting: one second.)
-#: Without confirms and heartbeats nobody else finds out that the path is dead.
+#: Socket options. PATIENT: the kernel must not give up a connection on which the broker reads
+#: nothing, because the broker blocks publishers in that way for as long as its alarm lasts.
+#: (py-amqp sets one second.) WATCHFUL: without confirms and heartbeats, only the kernel notices
+#: that the path is dead.
 PATIENT, WATCHFUL = (
     {socket.TCP_USER_TIMEOUT: milliseconds} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
     for milliseconds in (0, WRITE_TIMEOUT * 1000)
 )
 
-#: How often, in seconds, a write that makes no progress looks at the clock.
+#: How often, in seconds, a write that makes no progress checks the time.
 STALLED_INTERVAL = 1.0
 
-#: Bytes for one TLS write: what did not go out whole has to be written again just as it was.
+#: Bytes of one TLS write. TLS must be given the same bytes again if it did not take them all.
 TLS_CHUNK = 1 << 16
 
-#: What a write or read of a socket raises that does not wait.
+#: The exceptions of a non-blocking socket that is not ready.
 WOULD_BLOCK = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 
-#: A result of ``LARGE`` bytes or more comes back only if its reply queue was not seen to be gone in
-#: the last ``GONE_FOR`` seconds: nobody looks at it, and the way back costs as much as the way out.
-LARGE, GONE_FOR = 8 * 1024, 1.0
+#: A result of this many bytes or more is sent without ``mandatory`` while its reply queue counts as
+#: gone: the broker then drops it, instead of sending the whole body back only to be counted.
+UNRETURNED_BYTES = 8 * 1024
+
+#: For this many seconds after a returned result, its reply queue counts as gone.
+GONE_FOR = 1.0
 
 #: How many reply queues that are gone are remembered.
 MAX_GONE = 1000
@@ -60,22 +65,22 @@ HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 
 
 class Lost(Exception):
-    """The link cannot be used any more; the cause says why."""
+    """The link is unusable; the cause says why."""
 
     #: No link was made, or the broker never answered on it: this uses up a retry.
     in_vain = False
 
 
 class Silent(Lost):
-    """The broker was silent for too long; nothing else says that the connection is gone."""
+    """The broker was silent for too long. There is no other sign of a lost connection."""
 
 
 class Link:
     """An open connection for sending results. Not thread-safe: the publisher's lock guards it.
 
-    Its socket does not block: an ordinary write is one system call. Where the kernel takes less
-    than all, the rest waits for the socket and for the broker's word at once, which may be that
-    it blocks us.
+    The socket is non-blocking, and an ordinary write is one system call. If the kernel does not
+    take all bytes, the link waits until the socket takes more, and reads meanwhile: the broker may
+    say that it blocks the connection.
 
     Args:
         connection: A kombu connection to an AMQP broker, not yet opened.
@@ -84,44 +89,44 @@ class Link:
         stats: Counts the results that were returned as unroutable.
 
     Raises:
-        Lost: the broker cannot be reached, or refuses us.
+        Lost: the broker cannot be reached, or refuses the connection.
     """
 
     def __init__(self, connection: Any, delivery_mode: int, confirms: bool, stats: Stats) -> None:
         self.stats = stats
         self.delivery_mode = delivery_mode
-        #: The broker asked us to wait (``connection.blocked``).
+        #: The broker asked publishers to wait (``connection.blocked``).
         self.blocked = False
         #: Nothing may be sent or read any more.
         self.closed = False
-        #: A write or a read has begun and is not complete. Found by the next user, it means that
-        #: an exception was thrown into the thread: half a frame may have been written, or a whole
-        #: message that has no delivery tag here, or something was read and not served.
+        #: A write or a read has begun and is not complete. If the next user finds it set, an
+        #: exception was thrown into the thread: half a frame may have been written, or a whole
+        #: message that has no delivery tag here, or a frame was read and not handled.
         self.busy = False
-        #: The broker has said something since the link was open.
+        #: The broker has sent something since the link was opened.
         self.answered = False
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
         self._confirms = confirms
         self._in_frame = False
         self._encoders: dict[tuple[str, str, bool], PublishEncoder] = {}
-        #: Reply queue that is gone -> until when that is taken for granted.
+        #: Reply queue that is gone -> the time, by time.monotonic(), until which it counts as gone.
         self._gone: dict[str, float] = {}
-        given = connection.transport_options
-        self._write_timeout = given.get("write_timeout") or WRITE_TIMEOUT
+        transport_options = connection.transport_options
+        self._write_timeout = transport_options.get("write_timeout") or WRITE_TIMEOUT
         settings = PATIENT if confirms or connection.heartbeat else WATCHFUL
         self._connection = use_our_transport(
             connection,
             write_timeout=self._write_timeout,
             answer_timeout=ANSWER_TIMEOUT,
-            socket_settings={**settings, **(given.get("socket_settings") or {})},
-            confirm_publish=False,  # py-amqp's own way waits for each message
+            socket_settings={**settings, **(transport_options.get("socket_settings") or {})},
+            confirm_publish=False,  # py-amqp would wait for the confirm of each message
         )
         self._errors = errors_of(connection)
         try:
             self._open()
         except BaseException as exc:
-            self.close()  # whatever it was: nobody else could
+            self.close()  # nobody else has the link and could close it
             if not isinstance(exc, self._errors):
                 raise
             raise Lost(failure(connection, exc)) from exc
@@ -141,9 +146,9 @@ class Link:
         self._write = self._write_tls if hasattr(amqp.sock, "pending") else amqp.sock.send
         #: Seconds between heartbeats, 0 for none.
         self.heartbeat = amqp.heartbeat
-        # So long may pass between two heartbeats of a broker that is well.
+        # A healthy broker may let this much time pass between two heartbeats.
         self._write_timeout = max(self._write_timeout, 1.5 * self.heartbeat)
-        #: All by time.monotonic().
+        #: All three by time.monotonic().
         self.opened_at = self.heard_at = self._heartbeat_at = time.monotonic()
 
     def _lose(self, exc: BaseException) -> Lost:
@@ -153,15 +158,17 @@ class Link:
     def send(self, message: Message | Packed, window: ConfirmWindow) -> None:
         """Write ``message`` to the socket and add it to ``window``.
 
-        Where it does not go out at once ``window`` gets the confirms that come meanwhile.
+        If the write takes time, ``window`` gets the confirms that arrive meanwhile.
 
         Raises:
-            Silent: for ``WRITE_TIMEOUT`` nothing moved, and nothing was heard.
+            Silent: for ``WRITE_TIMEOUT`` the write made no progress and nothing was received.
             Lost: the connection is gone; whether the broker got the message is not known.
         """
         mandatory = True
         if isinstance(message, Message):
-            mandatory = not (self._gone and len(message.body) >= LARGE and self._is_gone(message))
+            mandatory = not (
+                self._gone and len(message.body) >= UNRETURNED_BYTES and self._is_gone(message)
+            )
             key = (message.content_type, message.content_encoding, mandatory)
             encoder = self._encoders.get(key) or self._new_encoder(*key)
             frames: Any = encoder.encode(message.routing_key, message.correlation_id, message.body)
@@ -194,8 +201,8 @@ class Link:
     def _finish(self, rest: Any, window: ConfirmWindow) -> None:
         """Write the rest of a message as fast as the broker takes it.
 
-        A broker that blocks us stops reading, also in the middle of a large message. However long
-        that takes, the link is not lost as long as the broker is heard.
+        A broker that blocks the connection stops reading, even in the middle of a large message.
+        The link is not lost, however long that takes, as long as the broker sends something.
         """
         self._in_frame = True
         moved_at = time.monotonic()
@@ -218,23 +225,24 @@ class Link:
         self._in_frame = False
 
     def wait(self, timeout: float) -> None:
-        """Wait until there is something to read, ``timeout`` seconds at most.
+        """Wait until there is something to read, at most ``timeout`` seconds.
 
-        Alone among the methods it needs no lock: others may use, or close, the link meanwhile.
+        This is the only method that needs no lock: other threads may use, or close, the link
+        meanwhile.
         """
-        with suppress(*self._errors, ValueError):  # closed: the next user finds out
+        with suppress(*self._errors, ValueError):  # closed: the next user of the link notices
             self._await(EVENT_READ, timeout)
 
     def _await(self, events: int, timeout: float) -> bool:
-        """Wait for the socket, whether it is ready. gevent and eventlet replace the selectors."""
-        with selectors.DefaultSelector() as selector:
+        """Wait until the socket is ready for ``events``; False if it is not in time."""
+        with selectors.DefaultSelector() as selector:  # gevent and eventlet patch `selectors`
             selector.register(self._amqp.sock, events)
             return bool(selector.select(timeout))
 
     def keep_alive(self, window: ConfirmWindow) -> None:
         """Send a heartbeat if one is due and the socket takes it.
 
-        If it does not, the bytes before it have not left yet, and serve as well.
+        If the socket does not take it, earlier bytes are still leaving, and they serve as well.
 
         Raises:
             Lost: the connection is gone.
@@ -254,10 +262,10 @@ class Link:
         self.busy = False
 
     def _reply(self, *frame: Any) -> None:
-        """Write what py-amqp writes by itself: its consent to a channel or connection closed.
+        """Write what py-amqp writes by itself: the answer to a close of the channel or connection.
 
-        It is dropped where the socket would block, and in the middle of a frame of ours: the
-        exception that py-amqp raises next says why it was closed, and must get through.
+        If the socket would block, or a frame of ours is half written, the answer is dropped: the
+        exception that py-amqp raises next says why the broker closed, and must reach the caller.
         """
         if not self._in_frame:
             with suppress(*WOULD_BLOCK):
@@ -281,9 +289,9 @@ class Link:
         return encoder
 
     def read(self, window: ConfirmWindow, timeout: float = 0) -> bool:
-        """Take in what the broker sent, waiting for it ``timeout`` seconds; False if nothing.
+        """Read what the broker sent; False if nothing arrived within ``timeout`` seconds.
 
-        Its confirms go to ``window``.
+        Confirms go to ``window``.
 
         Raises:
             Lost: the connection is gone.
@@ -317,7 +325,7 @@ class Link:
         self._connection.collect(0.1)
 
     def goodbye(self, timeout: float) -> None:
-        """Close in order, so that the broker has taken in all that was sent."""
+        """Close with AMQP's handshake, so that the broker has processed everything sent before."""
         if self.busy or not self._connection.connected:
             self.close()
             return
@@ -329,7 +337,7 @@ class Link:
             logger.debug("closing the connection for sending results: %s", exc)
 
     def abandon(self) -> None:
-        """Let go of the connection without a word on it: it is the parent process's."""
+        """Let go of the connection without writing to it: it belongs to the parent process."""
         self._amqp.abandon()
 
     def _on_blocked(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What is sent."""
+"""The messages that a publisher sends."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,7 +6,7 @@ __all__ = ["Message", "Packed"]
 
 
 class Message(NamedTuple):
-    """A result on its way."""
+    """A result, ready to be sent."""
 
     routing_key: str
     correlation_id: str
@@ -16,11 +16,11 @@ class Message(NamedTuple):
 
 
 class Packed(Protocol):
-    """Any other message, encoded by whoever sends it."""
+    """Any other message, already encoded by its sender."""
 
     correlation_id: str
-    #: What its size is taken from.
+    #: Its length counts against the limit of the window in bytes.
     body: bytes
 
     def frames(self, channel: int) -> bytes:
-        """All of its frames, on that channel."""
+        """All frames of the message, for that channel."""

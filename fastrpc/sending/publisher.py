@@ -1,12 +1,12 @@
-"""Results on their way to the broker, kept until it has confirmed them.
+"""Sends results to the broker and keeps them until it has confirmed them.
 
-``AMQPPublisher``: a result is packed into one buffer and written at once; its confirm is read
-later, without waiting, and until then it is kept in the window. When the connection dies,
-another is made and what is in the window is sent again: the caller drops what it has already.
-While something is unconfirmed and nobody sends, a small thread watches; it ends when the
+``AMQPPublisher`` packs a result into one buffer and writes it at once. The window keeps the result
+until its confirm is read, which happens later and without waiting. When the connection is lost, the
+publisher opens another and sends everything in the window again; callers drop the duplicates. While
+results are unconfirmed and no thread sends, a watching thread reads the confirms. It ends when the
 window is empty.
 
-``KombuPublisher``: through the app's producer pool, for every other kombu transport.
+``KombuPublisher`` sends through the app's producer pool, for every other kombu transport.
 """
 
 from __future__ import annotations
@@ -34,74 +34,93 @@ __all__ = ["AMQPPublisher", "KombuPublisher"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Seconds between two looks of the watching thread.
+#: Seconds between two rounds of the watching thread.
 WATCH_INTERVAL = 0.2
 
-#: How long, in seconds, a sender that waits for room waits for the socket before it looks again:
-#: what it waits for may have been read meanwhile by another thread.
+#: How long, in seconds, a sender blocked by a full window waits for the socket before it checks the
+#: window again: another thread may have read the confirms meanwhile.
 ROOM_INTERVAL = 0.1
 
-#: While one thread waits for room, each other one may send a result at such intervals, in seconds,
-#: until ``OVERDRAFT`` times as many results are in the window: one that sends now and then need not
-#: wait because another one floods.
-PASS_INTERVAL, OVERDRAFT = 0.005, 2
+#: While one thread waits for room, every other thread may send one result at this interval, in
+#: seconds: a thread that sends now and then need not wait because another one floods.
+PASS_INTERVAL = 0.005
 
-#: Of each thread: ``next``, when it may pass by. Not a publisher's: to free one that belongs to a
-#: thread takes a lock of the interpreter, which sys._current_frames() may hold at a collection.
+#: Such results are sent until the window holds this many times its usual number.
+OVERDRAFT = 2
+
+#: For each thread: ``next``, the time from which it may send past the waiting one. Not an attribute
+#: of the publisher: freeing a thread-local takes a lock of the interpreter, and a garbage
+#: collection inside sys._current_frames(), which holds that lock, may free a publisher.
 _passing = threading.local()
 
-#: Sends between two looks for confirms.
+#: Sends between two reads of confirms.
 SENDS_PER_LOOK = 32
 
-#: Bytes in the window from which each send of a large result looks first: so that large bodies
-#: which are confirmed already are not kept. A look is dear only beside a small result.
-LOOK_BYTES, LARGE = 1 << 20, 1 << 16
+#: Once the window holds this many bytes, each send of a result of ``LOOK_FIRST_BYTES`` or more
+#: reads confirms first, so that large bodies are not kept after their confirm has arrived.
+MANY_BYTES = 1 << 20
 
-#: How long, in seconds, a send of ``LOOK_BYTES`` or more waits for a confirm while twice as much as
-#: its body is in the window: with a broker that keeps up few bodies are kept.
+#: The least size for which such a read is cheap, compared with the send itself.
+LOOK_FIRST_BYTES = 1 << 16
+
+#: While the window holds twice the size of a result of this many bytes or more, its send first
+#: waits for a confirm. If the broker keeps up, few such bodies are in memory.
+WAIT_FIRST_BYTES = 1 << 20
+
+#: How long, in seconds, it waits.
 MOMENT = 0.02
 
-#: After this many idle seconds the connection is looked at before it is written to.
+#: After this many idle seconds the connection is read before it is written to.
 IDLE = 1.0
 
 #: Least time, in seconds, allowed for closing the connection in order.
 LEAST_GOODBYE = 1.0
 
-#: What the broker says when it closes the channel at a message over its ``max_message_size``.
+#: A part of the broker's text when it closes the channel over a message larger than its
+#: ``max_message_size``.
 TOO_LARGE = "message size"
 
-#: Seconds without a word from the broker after which what is unconfirmed is sent again.
+#: If the broker sends nothing for this many seconds, unconfirmed results are sent again over a new
+#: connection.
 SILENCE = 30.0
 
-#: Seconds between heartbeats on the connection that follows a silent one. RabbitMQ sends one each
-#: half of that time, also while it blocks us, so that ``SILENCE`` means a dead path there. Other
-#: connections have none: RabbitMQ expects ours in turn. From a worker that is idle between two
-#: results nobody sends them, and RabbitMQ would hang up and log an error.
+#: Heartbeat, in seconds, of a connection that replaces a silent one. RabbitMQ then sends something
+#: every half of that time, even while it blocks the connection, so ``SILENCE`` means a dead path.
+#: Other connections have no heartbeats, because RabbitMQ would expect ours too. An idle worker has
+#: no thread that sends them, and RabbitMQ would close the connection and log an error.
 HEARTBEAT = 20
 
-#: A connection of this age, in seconds, is replaced before what the broker refused is sent again.
-#: RabbitMQ refuses all that comes for a quorum queue on a channel that was used for it first while
-#: the queue had no leader, for ever; on the channels opened after the election it takes it.
-#: The age is doubled each time, up to the second number, while the broker goes on refusing: then
-#: it has other reasons.
-REFUSED_FOR_GOOD, REFUSED_AT_MOST = 1.0, 8.0
+#: A connection of this age, in seconds, is replaced before refused results are sent again. If a
+#: channel is first used for a quorum queue while the queue has no leader, RabbitMQ refuses every
+#: later message to that queue on this channel; on channels opened after the election it accepts
+#: them.
+REFUSED_FOR_GOOD = 1.0
 
-#: Where ``confirm_window`` is not given: the first of these, and for persistent results as many as
-#: the broker confirms in a second, up to the other one. It confirms them once they are on disk, and
-#: that wait shall not slow down who sends. Transient results would only wait in the broker instead,
-#: and results for other callers behind them.
-LEAST_WINDOW, MOST_WINDOW = 1_000, 10_000
+#: While the broker keeps refusing, for other reasons then, that age is doubled each time, up to
+#: this one.
+REFUSED_AT_MOST = 8.0
+
+#: The size of the window unless ``confirm_window`` is given.
+LEAST_WINDOW = 1_000
+
+#: For persistent results it grows to what the broker confirms in a second, up to this number:
+#: RabbitMQ confirms them once they are on disk, and senders should not wait for the disk. Transient
+#: results would only queue up in the broker, ahead of the results for other callers.
+MOST_WINDOW = 10_000
 
 PERSISTENT = 2
 
-#: Least time, in seconds, over which that rate is measured.
+#: Least time, in seconds, over which the rate of confirms is measured.
 RATE_INTERVAL = 0.2
 
-#: How many times ``confirm_window`` refused results are kept, or how many where it is not given:
-#: enough for what a busy worker sends to a quorum queue in the seconds of an election.
-REFUSED_WINDOWS, MOST_REFUSED = 10, 20_000
+#: This many times ``confirm_window`` refused results are kept.
+REFUSED_WINDOWS = 10
 
-#: Refused messages, and their bytes, that are sent again in one go.
+#: The same unless ``confirm_window`` is given: as many as a busy worker sends to a quorum queue
+#: during the seconds of an election.
+MOST_REFUSED = 20_000
+
+#: How many refused messages, and how many bytes of them, are sent again in one slice.
 SLICE, SLICE_BYTES = 100, 1 << 20
 
 #: Seconds until the next slice.
@@ -109,9 +128,9 @@ SLICE_INTERVAL = 0.05
 
 
 class KombuPublisher:
-    """One publish through kombu for each result, retried under the retry policy."""
+    """Publishes each result through kombu, and retries under the retry policy."""
 
-    #: Nothing is held back.
+    #: ``publish`` waits; nothing is kept.
     unconfirmed = 0
 
     def __init__(
@@ -124,7 +143,7 @@ class KombuPublisher:
         self.stats = stats
 
     def publish(self, message: Message) -> None:
-        """Send one result; returns when it is on its way.
+        """Send one result; return when kombu has published it.
 
         Raises:
             kombu.exceptions.OperationalError: the retries are used up.
@@ -144,18 +163,18 @@ class KombuPublisher:
         self.stats.published += 1
 
     def drain(self, timeout: float) -> bool:
-        """Nothing is held back."""
+        """Nothing to wait for."""
         return True
 
     def close(self, timeout: float) -> None:
-        """The pool is the app's."""
+        """Nothing to close: the pool belongs to the app."""
 
     def after_fork(self) -> None:
-        """The pool is the app's."""
+        """Nothing to reset: the pool belongs to the app."""
 
 
 class AMQPPublisher:
-    """Pipelined publisher confirms over one connection of the process; thread-safe."""
+    """Sends with pipelined publisher confirms over one connection. Thread-safe."""
 
     def __init__(
         self,
@@ -174,29 +193,28 @@ class AMQPPublisher:
 
     def _begin(self) -> None:
         self._lock = Lock()
-        #: Held by the sender that waits for room, without the lock above; the next ones wait for
-        #: it, in turn. Whoever takes both takes this one first.
+        #: The sender that waits for room holds this lock, but not the one above; further senders
+        #: queue up for it. A thread that takes both locks takes this one first.
         self._room = Lock()
         self._link: Link | None = None
-        #: All that is not confirmed.
+        #: All unconfirmed messages.
         self._window = ConfirmWindow()
-        #: How many of them may be in flight.
+        #: How many messages may be in flight.
         self._size = self.options.confirm_window or LEAST_WINDOW
-        #: Confirms since the time by time.monotonic().
+        #: Confirms since a time by time.monotonic(), to measure their rate.
         self._confirms, self._confirms_since = 0, 0.0
         self._sent_at = 0.0
-        #: What the next link asks for.
+        #: The heartbeat of the next link.
         self._heartbeat = 0
-        #: The age at which a link is replaced on which the broker refuses results.
+        #: If the broker refuses results on a link of this age, the link is replaced.
         self._patience = REFUSED_FOR_GOOD
-        #: What the thread that looks for confirms while nobody sends was started with, if there
-        #: is one.
+        #: The argument that the watching thread was started with; None if there is no such thread.
         self._watcher: object = None
-        #: Seconds until its next look.
+        #: Seconds until its next round.
         self._pause = WATCH_INTERVAL
 
     def after_fork(self) -> None:
-        """Begin anew in the child: connection and window are the parent's."""
+        """Start afresh in the child: connection and window belong to the parent."""
         if self._link is not None:
             self._link.abandon()
         self._begin()
@@ -208,7 +226,7 @@ class AMQPPublisher:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the current thread is in the midst of a send: a signal handler finds it so."""
+        """Whether this thread is inside a send, which a signal handler or destructor interrupts."""
         return self._lock.mine or self._room.mine
 
     def holds(self, correlation_id: str) -> bool:
@@ -216,7 +234,7 @@ class AMQPPublisher:
         return self._window.holds(correlation_id)
 
     def look(self, timeout: float) -> None:
-        """Read confirms, and wait ``timeout`` seconds at most until there are more to read."""
+        """Read confirms; then wait until more can be read, at most ``timeout`` seconds."""
         with self._lock:
             self._tend()
         link = self._link
@@ -224,16 +242,16 @@ class AMQPPublisher:
             link.wait(timeout)
 
     def publish(self, message: Message | Packed) -> None:
-        """Send one message; returns when it is written, and keeps it until it is confirmed.
+        """Send one message, and keep it until it is confirmed. Returns once it is written.
 
-        Waits where the window is full, or where the broker asked us to (``connection.blocked``).
+        Waits while the window is full or the broker blocks the connection (``connection.blocked``).
 
         Raises:
             kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
-                the broker refuses us.
+                the broker refuses the connection.
         """
         if self.is_mine:
-            # A signal handler or a destructor, called in the middle of a send of this thread.
+            # Called by a signal handler or a destructor that interrupts a send of this thread.
             self._window.append(message)
             self.stats.published += 1
             self._ensure_watched()
@@ -272,7 +290,7 @@ class AMQPPublisher:
                     link.wait(ROOM_INTERVAL)
 
     def _publish(self, message: Message | Packed, windows: int = 1) -> bool:
-        """Send ``message`` if fewer than so many windows are full; returns whether it was sent."""
+        """Send ``message`` if ``windows`` times the window has room; return whether it was sent."""
         with self._lock:
             try:
                 sent = self._send_new(message, windows)
@@ -286,10 +304,11 @@ class AMQPPublisher:
     def _send_new(self, message: Message | Packed, windows: int) -> bool:
         now = time.monotonic()
         link = self._open_link()
-        # Before it is sent: once it is in the window a lost connection is no failure of it.
+        # Read before the send: once the message is in the window, a lost connection is not its
+        # failure.
         size, kept = len(message.body), self._window.bytes
-        if size >= LARGE and kept >= LOOK_BYTES:
-            self._look(link, MOMENT if size >= LOOK_BYTES and kept >= 2 * size else 0)
+        if size >= LOOK_FIRST_BYTES and kept >= MANY_BYTES:
+            self._look(link, MOMENT if size >= WAIT_FIRST_BYTES and kept >= 2 * size else 0)
         elif link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
         if not self._has_room(link, windows):
@@ -327,14 +346,15 @@ class AMQPPublisher:
         )
 
     def _drop_link(self, lost: Lost) -> bool:
-        """Have what was not confirmed on the link sent again, before anything new.
+        """Give up the link; its unconfirmed messages will be sent again, before any new one.
 
-        Returns whether that uses up a retry: no link was made, or the broker never answered on it.
+        Returns:
+            Whether that uses up a retry: no link was made, or the broker never answered on it.
         """
         link = self._link
         if link is None:
             return True
-        # Without heartbeats a blocked broker says nothing: no reason to worry anybody.
+        # Without heartbeats a blocked broker sends nothing, so its silence deserves no warning.
         as_expected = isinstance(lost, Silent) and link.blocked and not link.heartbeat
         logger.log(
             logging.WARNING if self.unconfirmed and not as_expected else logging.INFO,
@@ -344,7 +364,8 @@ class AMQPPublisher:
         )
         too_large = None
         if TOO_LARGE in str(lost):
-            # What it does not take it does not confirm: the largest of these is such a one.
+            # The broker does not say which message it was. It has not confirmed that message, so
+            # the largest unconfirmed one is at least as large.
             too_large = max(self._window, key=lambda message: len(message.body), default=None)
         self._window.lose()
         if too_large is not None:
@@ -355,7 +376,10 @@ class AMQPPublisher:
         return not link.answered
 
     def _replace(self, too_large: Message) -> None:
-        """Sent again, it would have the broker close every further connection."""
+        """Replace a message that the broker finds too large, or drop it.
+
+        If it was sent again, the broker would close every further connection too.
+        """
         logger.error(
             "the broker does not take the result of task %s, its %d bytes are too many",
             too_large.correlation_id,
@@ -363,18 +387,18 @@ class AMQPPublisher:
         )
         substitute = self.substitute(too_large)
         if substitute is not None and len(substitute.body) >= len(too_large.body):
-            substitute = None  # it is one already
+            substitute = None  # `too_large` is a substitute already
         self._window.replace(too_large, substitute)
 
     def _send(self, link: Link, message: Message | Packed) -> None:
-        if not self._window.in_flight:  # nothing was to be heard until now
+        if not self._window.in_flight:  # until now the broker had nothing to confirm
             link.heard_at = time.monotonic()
         link.send(message, self._window)
         if self._watcher is None:
             self._ensure_watched()
 
     def _send_again(self, link: Link) -> None:
-        """Send what was on a lost link, until the broker asks us to wait."""
+        """Send the messages of a lost link again, until the broker blocks the connection."""
         again = self._window.again
         while again and not link.blocked:
             self._send(link, again[0])
@@ -412,11 +436,11 @@ class AMQPPublisher:
             link.close()
             raise Silent(f"the broker has said nothing for {SILENCE:g} seconds")
 
-    # What the broker refused (basic.nack) is sent again by the watching thread alone: it holds up
-    # nobody who sends.
+    # Only the watching thread sends again what the broker refused (basic.nack), so that no sender
+    # waits for it.
 
     def _send_refused(self, link: Link) -> bool:
-        """Send a slice of those that are due; returns whether there are more."""
+        """Send a slice of the refused messages that are due; return whether more may be due."""
         size = 0
         for _ in range(SLICE):
             if self._is_worn_out(link) or not self._can_send_refused(link):
@@ -433,7 +457,7 @@ class AMQPPublisher:
         return not link.blocked and self._is_refused_due()
 
     def _is_refused_due(self) -> bool:
-        """Whether the first one is due by the retry policy. Drops those out of retries first."""
+        """Drop messages that are out of retries; return whether the next one is due."""
         refused = self._window.refused
         while refused:
             refused_at, refusals, _ = refused[0]
@@ -459,18 +483,19 @@ class AMQPPublisher:
     def _ensure_watched(self) -> None:
         if self._watcher is None and self.unconfirmed:
             watcher = object()
-            with suppress(RuntimeError):  # no more threads: the next send, or close(), looks
+            # If no thread can start any more, the next send, or close(), reads the confirms.
+            with suppress(RuntimeError):
                 start_thread(self._watch, watcher)
                 self._watcher = watcher
 
     def _watch(self, me: object) -> None:
-        """Look for confirms, and mend the connection, until nothing is unconfirmed."""
+        """Read confirms, and replace a lost connection, until nothing is unconfirmed."""
         pauses = backoff()
         pause = WATCH_INTERVAL
         while True:
             time.sleep(pause)
             with self._lock:
-                if self._watcher is None:  # who started us was interrupted before saying so
+                if self._watcher is None:  # _ensure_watched was interrupted after the start
                     self._watcher = me
                 if self._watcher is not me:
                     return
@@ -495,7 +520,7 @@ class AMQPPublisher:
             unheeded.goodbye(LEAST_GOODBYE)
 
     def _take_unheeded(self) -> Link | None:
-        """Take the link away if it has heartbeats: from now on nobody sends them."""
+        """Remove a link with heartbeats and return it: from now on no thread sends them."""
         link = self._link
         if link is None or not link.heartbeat:
             return None
@@ -503,7 +528,7 @@ class AMQPPublisher:
         return link
 
     def _tend(self, timeout: float = 0) -> Lost | None:
-        """Send again what has to be, read confirms; says if the link was lost over it."""
+        """Send again what is due, and read confirms. Returns the error if the link is lost."""
         try:
             link = self._open_link()
             self._send_again(link)
@@ -518,9 +543,9 @@ class AMQPPublisher:
         return None
 
     def _renew(self) -> Lost | None:
-        """Replace a link on which the broker goes on refusing results; says if that failed.
+        """Replace a link on which the broker keeps refusing results. Returns the error if it fails.
 
-        The new one is opened first, without the lock, so that nobody who sends waits for it.
+        The new link is opened first and without the lock, so that no sender waits for it.
         """
         if not self._window.refused:
             return None
@@ -537,7 +562,7 @@ class AMQPPublisher:
                 fresh.close()
                 return None
             with suppress(Lost):
-                self._look(link)  # what is confirmed by now is not sent twice
+                self._look(link)  # so that messages confirmed by now are not sent twice
             link.close()
             self._drop_link(Lost("the broker keeps refusing results on this connection"))
             self._link = fresh
@@ -545,7 +570,7 @@ class AMQPPublisher:
         return None
 
     def drain(self, timeout: float) -> bool:
-        """Wait until everything is confirmed, ``timeout`` seconds at most; says whether it is."""
+        """Wait until everything is confirmed, at most ``timeout`` seconds; return whether it is."""
         deadline = time.monotonic() + timeout
         pauses = backoff()
         while self.unconfirmed and (left := deadline - time.monotonic()) > 0:
@@ -553,7 +578,8 @@ class AMQPPublisher:
                 if not taken:
                     break
                 lost = self._tend(timeout=min(left, 0.1))
-                # To the end, so that nobody who sends without a pause keeps us waiting for ever.
+                # Without releasing the lock: a thread that keeps sending would otherwise keep this
+                # one waiting for ever.
                 while lost is None and self._window.in_flight and time.monotonic() < deadline:
                     lost = self._tend(timeout=0.1)
                 if not self.unconfirmed:
@@ -564,7 +590,7 @@ class AMQPPublisher:
         return not self.unconfirmed
 
     def close(self, timeout: float) -> None:
-        """Wait until everything is confirmed, ``timeout`` seconds at most, and hang up."""
+        """Wait until everything is confirmed, at most ``timeout`` seconds, and hang up."""
         deadline = time.monotonic() + timeout
         if not self.drain(timeout):
             logger.error(
@@ -574,8 +600,8 @@ class AMQPPublisher:
             )
         with self._room.within(LEAST_GOODBYE) as alone, self._lock.within(LEAST_GOODBYE) as taken:
             if not (alone and taken):
-                return  # it is not ours to close while somebody sends
-            self._window = ConfirmWindow()  # with what is given up, the watching thread ends
+                return  # another thread still sends over the link
+            self._window = ConfirmWindow()  # what is left is given up; the watching thread ends
             link, self._link = self._link, None
             if link is not None:
                 link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))

@@ -10,7 +10,7 @@ import pytest
 from fastrpc.options import Options
 from fastrpc.sending import lanes as lanes_module
 from fastrpc.sending import publisher as publisher_module
-from fastrpc.sending.lanes import LARGE, Lanes
+from fastrpc.sending.lanes import LARGE_LANE_BYTES, Lanes
 from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.stats import Stats
 from tests.support.publishing import Broker, apology, message
@@ -45,7 +45,7 @@ def test_each_has_its_connection_once_it_is_needed(make, broker):
     lanes = make()
     lanes.publish(message("small"))
     assert len(broker.links) == 1
-    lanes.publish(message("large", LARGE))
+    lanes.publish(message("large", LARGE_LANE_BYTES))
     assert len(broker.links) == 2
     assert (ids(lanes.small), ids(lanes.large)) == (["small"], ["large"])
     assert lanes.unconfirmed == 2
@@ -53,11 +53,11 @@ def test_each_has_its_connection_once_it_is_needed(make, broker):
 
 def test_a_small_one_passes_a_large_one_that_is_being_written(make, broker):
     lanes = make()
-    lanes.publish(message("first", LARGE))
+    lanes.publish(message("first", LARGE_LANE_BYTES))
     broker.link.confirm(1)
     go_on = threading.Event()
     broker.link.on_send = lambda: go_on.wait(10)
-    sending = Background(lambda: lanes.publish(message("large", LARGE)))
+    sending = Background(lambda: lanes.publish(message("large", LARGE_LANE_BYTES)))
     wait_until(lanes.large._lock.locked, 5, "it is being written")
     lanes.publish(message("small"))
     assert broker.got == ["first", "small"]
@@ -69,7 +69,7 @@ def test_a_small_one_passes_a_large_one_that_is_being_written(make, broker):
 class TestTheOrderOfOneTask:
     def test_a_small_one_follows_a_large_one(self, make):
         lanes = make()
-        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task", LARGE_LANE_BYTES))
         lanes.publish(message("task"))
         lanes.publish(message("another"))
         assert (ids(lanes.small), ids(lanes.large)) == (["another"], ["task", "task"])
@@ -79,7 +79,7 @@ class TestTheOrderOfOneTask:
         lanes.publish(message("task"))
         timer = threading.Timer(0.1, lambda: broker.links[0].confirm(1))
         timer.start()
-        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task", LARGE_LANE_BYTES))
         assert (ids(lanes.small), ids(lanes.large)) == ([], ["task"])
         timer.join()
 
@@ -87,20 +87,20 @@ class TestTheOrderOfOneTask:
         monkeypatch.setattr(lanes_module, "ORDER_PATIENCE", 0.1)
         lanes = make()
         lanes.publish(message("task"))
-        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task", LARGE_LANE_BYTES))
         assert ids(lanes.small) == ["task", "task"]
 
     def test_in_a_signal_handler_it_does_not_wait_at_all(self, make, broker):
         lanes = make()
         lanes.publish(message("task"))
-        broker.link.on_send = lambda: lanes.publish(message("task", LARGE))
+        broker.link.on_send = lambda: lanes.publish(message("task", LARGE_LANE_BYTES))
         lanes.publish(message("interrupted"))
         assert ids(lanes.small) == ["task", "interrupted"]
         assert [m.correlation_id for m in lanes.small._window.again] == ["task"]
 
     def test_what_a_lost_connection_has_to_send_again_counts(self, make, broker):
         lanes = make()
-        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task", LARGE_LANE_BYTES))
         broker.link.cut = True
         lanes.large.look(0)
         lanes.publish(message("task"))
@@ -110,14 +110,14 @@ class TestTheOrderOfOneTask:
     def test_without_confirms_all_take_one(self, make, broker):
         lanes = make(publisher_confirms=False)
         lanes.publish(message("task"))
-        lanes.publish(message("task", LARGE))
+        lanes.publish(message("task", LARGE_LANE_BYTES))
         assert len(broker.links) == 1
 
 
 def test_both_are_closed(make, broker):
     lanes = make()
     lanes.publish(message("small"))
-    lanes.publish(message("large", LARGE))
+    lanes.publish(message("large", LARGE_LANE_BYTES))
     for link in broker.links:
         link.confirm(1)
     lanes.close(5)
@@ -128,7 +128,7 @@ def test_both_are_closed(make, broker):
 def test_a_forked_child_leaves_both_alone(make, broker):
     lanes = make()
     lanes.publish(message("small"))
-    lanes.publish(message("large", LARGE))
+    lanes.publish(message("large", LARGE_LANE_BYTES))
     lanes.after_fork()
     assert [link.abandoned for link in broker.links] == [True, True]
     assert lanes.unconfirmed == 0
