@@ -1,1 +1,1 @@
-"""Sending tasks: one call, many calls, and what is collected in a batch."""
+"""Sends tasks: one call, many calls, or a batch."""

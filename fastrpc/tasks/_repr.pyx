@@ -1,16 +1,16 @@
-"""Celery's repr of arguments, for what is simple. Documented in _repr.pyi."""
+"""Celery's repr of simple arguments. Documented in _repr.pyi."""
 
 from libc.stdint cimport int64_t
 
 cdef enum:
-    # Levels of containers, however many Celery would show.
+    # The deepest nesting of containers that is described here, even if Celery would show more.
     MAX_LEVELS = 32
 
 cdef int64_t LARGEST = 0x7FFFFFFFFFFFFFFF
 
 
 cdef class _Pieces:
-    """The text so far, and how much more may come."""
+    """The parts of the text so far, and how many characters are left."""
 
     cdef list parts
     cdef Py_ssize_t left
@@ -20,7 +20,7 @@ cdef class _Pieces:
         self.parts.append(text)
         return self.left > 0
 
-    # All of them return False for what is not simple, or too long.
+    # These methods return False if the value is not simple or the text is too long.
 
     cdef bint add_value(self, value, int levels) except -1:
         kind = type(value)
@@ -72,7 +72,7 @@ cdef class _Pieces:
 
 
 def simple_repr(value, Py_ssize_t maxlen, int maxlevels):
-    """Celery's saferepr(value, maxlen, maxlevels) if nothing is left out and all is simple."""
+    """Celery's saferepr(value, maxlen, maxlevels) if the value is simple, else None."""
     cdef _Pieces pieces = _Pieces.__new__(_Pieces)
     pieces.parts = []
     pieces.left = maxlen

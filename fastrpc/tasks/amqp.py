@@ -1,4 +1,4 @@
-"""Celery's ``app.amqp`` over our producer: the messages are stock's, for less."""
+"""Celery's ``app.amqp`` with a faster producer; the messages are the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .producer import Producer
 
 __all__ = ["AMQP"]
 
-#: What Celery shows before it can be set, by ``task_repr_maxlevels``.
+#: The depth that Celery shows in versions that do not know the setting ``task_repr_maxlevels``.
 DEFAULT_MAXLEVELS = 3
 
 
@@ -31,7 +31,7 @@ class AMQP(celery.app.amqp.AMQP):
         *more: Any,
         **options: Any,
     ) -> Any:
-        """The message of a task, as stock makes it."""
+        """The message of a task, equal to Celery's own."""
         maxlevels = self.app.conf.get("task_repr_maxlevels", DEFAULT_MAXLEVELS)
         if type(maxlevels) is int:
             if options.get("argsrepr") is None:
@@ -44,10 +44,10 @@ class AMQP(celery.app.amqp.AMQP):
 
     @property
     def producer_pool(self) -> Any:
-        """Producers on connections of the app; within ``fastrpc.batch()`` that of the batch."""
-        of_batch = current_producers(self.app)
-        if of_batch is not None:
-            return of_batch
+        """The app's pool of producers; inside ``fastrpc.batch()`` the pool of the batch."""
+        batch_pool = current_producers(self.app)
+        if batch_pool is not None:
+            return batch_pool
         pool = super().producer_pool
         if pool.Producer is kombu.Producer:
             pool.Producer = partial(Producer, pipeline=Pipeline(pool.connections.connection))

@@ -1,4 +1,4 @@
-"""``fastrpc.batch()``: what a thread sends with an app leaves many at a time."""
+"""``fastrpc.batch()`` collects the tasks that a thread sends, and writes many at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .producer import Producer
 
 __all__ = ["Batch", "batch", "current_producers"]
 
-#: Messages that are written at once, at most.
+#: The largest number of messages in one write, by default.
 MAX_SIZE = 1000
 
 _current: ContextVar[Batch | None] = ContextVar("fastrpc_batch", default=None)
@@ -27,28 +27,28 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
         with fastrpc.batch(app):
             results = [add.apply_async((n, n)) for n in range(1000)]
 
-    What is collected leaves when ``max_size`` messages or 128 KiB are there, and at the end. An
-    exception inside discards the rest. With ``confirm_publish`` there is one wait for all that
-    leave together. Where the connection is lost, they are sent again as ``task_publish_retry`` and
-    its policy say. Needs ``fastrpc.install()``.
+    The collected messages are written when there are ``max_size`` of them, or 128 KiB, and at the
+    end of the ``with`` block. An exception in the block discards the rest. With
+    ``confirm_publish`` there is one wait for all messages of a write. If the connection is lost,
+    they are sent again as ``task_publish_retry`` and its policy say. Needs ``fastrpc.install()``.
 
     Raises:
-        NotAllSent: those that were to leave together may not have arrived.
+        NotAllSent: the messages of one write may not have arrived.
         TypeError: the app does not send tasks over fastrpc's transport.
     """
     return Batch(app, max_size)
 
 
 def current_producers(app: Any) -> Any:
-    """The producers of the batch that this thread collects for ``app``, or None."""
-    found = _current.get()
-    while found is not None and found.app is not app:
-        found = found.outer
-    return None if found is None else found.producers
+    """The pool of the batch that this thread collects for ``app``, or None."""
+    batch = _current.get()
+    while batch is not None and batch.app is not app:
+        batch = batch.outer
+    return None if batch is None else batch.producers
 
 
 class Batch:
-    """The context that ``batch()`` returns."""
+    """The context manager that ``batch()`` returns."""
 
     def __init__(self, app: Any, max_size: int = MAX_SIZE) -> None:
         if max_size < 1:
@@ -59,7 +59,7 @@ class Batch:
 
     def __enter__(self) -> Batch:
         if self._token is not None:
-            raise RuntimeError("a batch is entered once")
+            raise RuntimeError("a batch can be entered only once")
         pool = self.app.amqp.producer_pool
         self.connection = pool.connections.acquire(block=True)
         self.producer = BatchProducer(self)
@@ -82,10 +82,10 @@ class Batch:
             self.connection.release()
 
     def flush(self) -> None:
-        """Send what is collected.
+        """Send the collected messages.
 
         Raises:
-            NotAllSent: it may not have arrived.
+            NotAllSent: they may not have arrived.
         """
         if self.producer.collected is not None:
             self.producer.collected.flush()
@@ -113,17 +113,17 @@ class BatchProducer(Producer):
     channel = property(_get_channel, Producer._set_channel)
 
     def __exit__(self, *exc_info: Any) -> None:
-        """Stay: the batch gives the connection back."""
+        """Keep the connection: the batch releases it."""
 
 
 class OneProducer:
-    """A pool of the batch's producer alone."""
+    """A pool that holds nothing but the batch's producer."""
 
     def __init__(self, producer: BatchProducer, pool: Any) -> None:
         self._producer, self._pool = producer, pool
 
     def acquire(self, block: bool = False, timeout: float | None = None) -> BatchProducer:
-        """The producer; it need not be released."""
+        """The batch's producer, which need not be released."""
         return self._producer
 
     def __getattr__(self, name: str) -> Any:
@@ -131,7 +131,7 @@ class OneProducer:
 
 
 class Sent:
-    """A message that is not confirmed."""
+    """A message in the window that waits for its confirm."""
 
     __slots__ = ("id",)
     body = b""
@@ -146,7 +146,7 @@ class Collected(PublishBatch):
     def __init__(self, channel: Channel, producer: BatchProducer) -> None:
         super().__init__(channel, producer.batch.max_size)
         self.producer = producer
-        #: The last message, and what it was published with.
+        #: The last message, and the arguments with which it was published.
         self.last: tuple[Any, tuple[Any, ...]] | None = None
 
     def publish(self, message: Any, *options: Any) -> None:
@@ -155,10 +155,10 @@ class Collected(PublishBatch):
         super().publish(message, *options)
 
     def flush(self) -> None:
-        """Write what is collected, again after a lost connection.
+        """Write the collected messages, and write them again if the connection is lost.
 
         Raises:
-            NotAllSent: it may not have arrived.
+            NotAllSent: they may not have arrived.
         """
         if not self.kept:
             return
@@ -179,7 +179,7 @@ class Collected(PublishBatch):
             self._forget()
 
     def write_and_confirm(self) -> None:
-        """Write what is collected; with ``confirm_publish`` wait until the broker has it all."""
+        """Write the collected messages; with ``confirm_publish`` wait for all of their confirms."""
         channel = self.producer.channel
         if not self._connection().confirm_publish:
             self.write()

@@ -1,4 +1,4 @@
-"""``fastrpc.apply_many()``: the messages of ``apply_async``, thousands at a time."""
+"""``fastrpc.apply_many()`` sends the messages of ``apply_async``, thousands at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .producer import is_replaced
 
 __all__ = ["apply_many"]
 
-#: Options of ``apply_async`` that mean the same for each message.
+#: Options of ``apply_async`` whose effect is the same for every message.
 COMMON = frozenset(
     {
         *("queue", "exchange", "routing_key", "priority", "serializer", "ignore_result"),
@@ -37,7 +37,7 @@ COMMON = frozenset(
     }
 )
 TASK_METHODS = ("apply_async", "shadow_name", "AsyncResult", "_get_exec_options")
-#: Methods on the way from ``apply_async`` to the message. Tracing tools replace some of them.
+#: The functions between ``apply_async`` and the message. Tracing tools replace some of them.
 METHODS = (
     *((Task, name) for name in TASK_METHODS),
     (Celery, "send_task"),
@@ -47,7 +47,7 @@ METHODS = (
 )
 #: Signals that would have to be sent for each message.
 SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
-#: The last part of a task's body, where nothing follows the task.
+#: The last part of a task's body if no other task follows.
 NOTHING_FOLLOWS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 Call = tuple[Any, Any]
@@ -59,19 +59,20 @@ def apply_many(
     kwargslist: Iterable[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> ResultSet:
-    """Send a task many times, or many signatures: as ``apply_async`` for each, many in one write.
+    """Send one task many times, or many signatures.
 
-    Iterables are consumed lazily, a batch at a time. Needs ``fastrpc.install()``.
+    The messages are those of ``apply_async``, but many leave in one write. Iterables are consumed
+    lazily, a batch at a time. Needs ``fastrpc.install()``.
 
     Args:
         task: A task, or an iterable of signatures.
         argslist: The positional arguments of each call; None if there are only ``kwargslist``.
-        kwargslist: The keyword arguments of each call, as many.
-        options: Those of ``apply_async``, for every call.
+        kwargslist: The keyword arguments of each call, as many as ``argslist`` has items.
+        options: Options of ``apply_async``, which apply to every call.
 
     Raises:
-        NotAllSent: something failed on the way; also an argument that ``apply_async`` refuses. It
-            holds the results of what was sent before, and says what is in doubt.
+        NotAllSent: an error occurred, for example an argument that ``apply_async`` refuses. The
+            exception holds the results of the tasks sent before, and names those in doubt.
     """
     task = stands_for(task)
     if isinstance(task, Task):
@@ -139,7 +140,7 @@ class Sending:
                 except NotAllSent:
                     raise
                 except Exception as exc:
-                    # What was called before is sent, as by a loop of apply_async.
+                    # The tasks before the error are still sent, as by a loop of apply_async.
                     failure = exc
         except NotAllSent as exc:
             failure, in_doubt = failure or exc.__cause__ or exc, exc.in_doubt
@@ -155,7 +156,8 @@ class Sending:
 
 
 class Model:
-    """The first message, made by Celery, in which only the call changes."""
+    """The first message, which Celery made. It is sent again for each call with only the id and the
+    arguments changed."""
 
     def __init__(self, task: Task, collected: Collected, result: Any, options: Any) -> None:
         assert collected.last is not None
@@ -180,44 +182,30 @@ class Model:
         collected: Collected | None,
         options: Any,
     ) -> Model | None:
-        """One for calls of ``task``, or None if somebody watches, or more than the call changes."""
-        app = task.app
+        """The model for further calls of ``task``; None if each must go through ``apply_async``.
+
+        ``args``, ``kwargs`` and ``result`` are those of the first call.
+        """
+        if collected is None or collected.last is None:
+            return None
         options = {**task._get_exec_options(), **options}
-        if (
-            collected is None
-            or collected.last is None
-            or not all(is_own(vars(owner).get(name), owner.__module__) for owner, name in METHODS)
-            or is_replaced()
-            or any(getattr(type(task), n) is not getattr(Task, n) for n in TASK_METHODS)
-            or type(app).send_task is not Celery.send_task
-            or not vars(task).keys().isdisjoint(TASK_METHODS)
-            or "send_task" in vars(app)
-            or type(app.amqp) is not AMQP
-            or getattr(app.amqp.create_task_message, "__func__", None) is not AMQP.as_task_v2
-            or not is_own(app.amqp.send_task_message, celery.app.amqp.__name__)
-            or any(signal.receivers for signal in SIGNALS)
-            or not {name for name in options if options[name] is not None} <= COMMON
-            or getattr(task, "_dump_pydantic_arguments", None) is not None
-            or not all(type(route) is MapRoute for route in app.amqp.router.routes or ())
-            or app.current_worker_task
-            or app.conf.task_send_sent_event
-            or app.conf.task_compression
-        ):
+        if is_traced() or is_customized(task) or varies(task, options):
             return None
         model = cls(task, collected, result, options)
-        headers, properties = dict(model.headers), dict(model.message.properties)
-        body = encoded_body(model.message)
-        model.fill(result.id, args, kwargs)
-        same = (headers, properties, body) == (
-            model.headers,
-            model.message.properties,
-            model.message.body,
-        )
-        named = {name for name, value in headers.items() if value == result.id}
-        return model if same and named == {"id", "root_id"} else None
+        return model if model.reproduces(result.id, args, kwargs) else None
+
+    def reproduces(self, id: str, args: Any, kwargs: Any) -> bool:
+        """Whether ``fill`` makes the same message of a call as Celery has made of it."""
+        message = self.message
+        headers, properties = dict(self.headers), dict(message.properties)
+        body = encoded_body(message)
+        self.fill(id, args, kwargs)
+        is_same = (headers, properties, body) == (self.headers, message.properties, message.body)
+        with_id = {name for name, value in headers.items() if value == id}
+        return is_same and with_id == {"id", "root_id"}
 
     def fill(self, id: str, args: Any, kwargs: Any) -> None:
-        """Make it the message of a call."""
+        """Turn the model into the message of a call."""
         args, kwargs = args or (), kwargs or {}
         if not isinstance(args, (list, tuple)):
             raise TypeError("task args must be a list or tuple")
@@ -231,7 +219,7 @@ class Model:
         _, _, message.body = encode((args, kwargs, NOTHING_FOLLOWS), self.serializer)
 
     def send(self, args: Any, kwargs: Any) -> Any:
-        """Collect the message of a call; returns its result."""
+        """Collect the message of a call; return its AsyncResult."""
         if self.check is not None:
             self.check(*(args or ()), **(kwargs or {}))
         task, collected = self.task, self.collected
@@ -245,12 +233,49 @@ class Model:
         return result
 
 
+def is_traced() -> bool:
+    """Whether a replaced function or a signal's receiver has to see each message."""
+    return (
+        is_replaced()
+        or not all(is_own(vars(owner).get(name), owner.__module__) for owner, name in METHODS)
+        or any(signal.receivers for signal in SIGNALS)
+    )
+
+
+def is_customized(task: Task) -> bool:
+    """Whether the task or its app overrides a method between ``apply_async`` and the message."""
+    app = task.app
+    return (
+        any(getattr(type(task), name) is not getattr(Task, name) for name in TASK_METHODS)
+        or not vars(task).keys().isdisjoint(TASK_METHODS)
+        or type(app).send_task is not Celery.send_task
+        or "send_task" in vars(app)
+        or type(app.amqp) is not AMQP
+        or getattr(app.amqp.create_task_message, "__func__", None) is not AMQP.as_task_v2
+        or not is_own(app.amqp.send_task_message, celery.app.amqp.__name__)
+    )
+
+
+def varies(task: Task, options: dict[str, Any]) -> bool:
+    """Whether more than the id and the arguments may differ between two messages of ``task``."""
+    app = task.app
+    given = {name for name, value in options.items() if value is not None}
+    return bool(
+        not given <= COMMON
+        or getattr(task, "_dump_pydantic_arguments", None) is not None
+        or not all(type(route) is MapRoute for route in app.amqp.router.routes or ())
+        or app.current_worker_task
+        or app.conf.task_send_sent_event
+        or app.conf.task_compression
+    )
+
+
 def is_own(method: Any, module: str) -> bool:
-    """Whether a method is a function of that module, and not one that somebody has put there."""
+    """Whether ``method`` is a function that ``module`` defines, not a replacement."""
     return type(method) is FunctionType and method.__globals__["__name__"] == module
 
 
 def describe(value: Any, maxsize: int, maxlevels: int) -> str:
-    """What Celery shows of arguments."""
+    """Celery's repr of arguments, for the headers of the message."""
     text = simple_repr(value, maxsize, maxlevels)
     return saferepr(value, maxsize, maxlevels) if text is None else text

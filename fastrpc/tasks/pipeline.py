@@ -1,6 +1,7 @@
-"""``confirm_publish="pipelined"``: tasks that are kept until the broker has confirmed them.
+"""``confirm_publish="pipelined"``: each task is kept until the broker has confirmed it.
 
-The publisher of results does the work, with a connection and a window of its own.
+An ``AMQPPublisher``, which also sends results, does the work. This one has its own connection and
+window.
 """
 
 from __future__ import annotations
@@ -17,17 +18,21 @@ from ..wire._frames import FrameBuffer
 
 __all__ = ["Pipeline"]
 
-#: delivery_mode of results; the tasks bring theirs.
+#: Tasks carry their own delivery mode. The publisher's makes its window follow the rate at which
+#: the broker confirms.
 PERSISTENT = 2
 
 
 class Task:
-    """The message of a task, encoded."""
+    """The encoded message of a task."""
 
     __slots__ = ("_frames", "body", "correlation_id")
 
     def __init__(self, connection: Any, message: Any, exchange: Any, key: Any, mandatory: bool):
-        """Raises TableError, struct.error: it cannot be encoded."""
+        """
+        Raises:
+            TableError, struct.error: the message cannot be encoded.
+        """
         self.correlation_id = message.properties.get("correlation_id")
         self.body: Any = encoded_body(message)
         self._frames = FrameBuffer()
@@ -36,36 +41,38 @@ class Task:
         self._frames.body(1, self.body, connection.frame_max)
 
     def frames(self, channel: int) -> bytes:
-        """All of its frames, on that channel."""
+        """All frames of the message, for that channel."""
         self._frames.set_channel(channel)
         with self._frames.view() as view:
-            return bytes(view)  # an error's traceback may keep them
+            return bytes(view)  # a copy: the traceback of a failed write may keep it
 
 
 class Pipeline:
-    """The tasks on their way to one broker. Makes its publisher when the first is sent.
+    """Sends tasks to one broker with pipelined confirms. Makes its publisher for the first task.
 
-    It knows no app: kombu's pools, which outlive apps, hold it.
+    It holds no reference to an app, because kombu's pools hold it and outlive apps.
     """
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self._publisher: AMQPPublisher | None = None
-        self._making = threading.Lock()
+        self._making_lock = threading.Lock()
 
     def publish(self, channel: Any, message: Any, exchange: Any, key: Any, mandatory: bool) -> None:
-        """Send a task, and keep it until it is confirmed; waits only where the window is full.
+        """Send a task, and keep it until it is confirmed. Waits only while the window is full.
 
         Raises:
-            kombu.exceptions.OperationalError: the broker cannot be reached, or refuses us.
+            kombu.exceptions.OperationalError: the broker cannot be reached, or refuses the
+                connection.
             TableError, struct.error: a header or property cannot be encoded; nothing was sent.
         """
         task = Task(channel.connection, message, exchange, key, mandatory)
-        channel.connection.frame_writer.flush()  # the declaration of the reply queue
+        # Writes the declaration of the reply queue, which must reach the broker before the task.
+        channel.connection.frame_writer.flush()
         (self._publisher or self._make_publisher()).publish(task)
 
     def _make_publisher(self) -> AMQPPublisher:
-        with self._making:
+        with self._making_lock:
             if self._publisher is None:
                 self._publisher = AMQPPublisher(
                     self, PERSISTENT, Options(), Stats(), lambda too_large: None
@@ -78,16 +85,16 @@ class Pipeline:
         return self.connection.clone(heartbeat=heartbeat)
 
     def flush(self) -> None:
-        """Wait until all is confirmed, as long as for results at most, and hang up."""
+        """Wait until all tasks are confirmed, at most for ``shutdown_timeout``, and hang up."""
         if self._publisher is not None:
             self._publisher.close(Options.shutdown_timeout)
 
     def leave(self, timeout: float) -> bool:
-        """The process ends: all is flushed, and nothing open."""
+        """Nothing to do at the end of the process: ``flush`` has closed the connection."""
         return True
 
     def after_fork(self) -> None:
-        """Begin anew in the child; what is open belongs to the parent."""
-        self._making = threading.Lock()
+        """Start afresh in the child: the open connection belongs to the parent."""
+        self._making_lock = threading.Lock()
         if self._publisher is not None:
             self._publisher.after_fork()

@@ -1,4 +1,4 @@
-"""kombu's producer with a short way from a message to the channel."""
+"""kombu's producer with a fast path from a message to the channel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pipeline import Pipeline
 
 __all__ = ["Producer", "is_replaced"]
 
-#: What ``publish()`` takes itself; all else are properties of the message.
+#: The arguments of ``publish()`` itself; all others are properties of the message.
 OPTIONS = frozenset(
     {
         *("routing_key", "delivery_mode", "mandatory", "immediate", "priority", "content_type"),
@@ -23,7 +23,7 @@ OPTIONS = frozenset(
         *("retry_policy", "declare", "expiration", "timeout", "confirm_timeout"),
     }
 )
-#: kombu's methods that the short way stands in for.
+#: kombu's methods that the fast path replaces.
 METHODS = ("publish", "_publish", "_prepare", "_delivery_details", "maybe_declare")
 STOCK = {name: vars(kombu.Producer).get(name) for name in METHODS}
 PROVED = f"{kombu.VERSION.major}.{kombu.VERSION.minor}" in TRIED["kombu"] and all(
@@ -33,44 +33,44 @@ PROVED = f"{kombu.VERSION.major}.{kombu.VERSION.minor}" in TRIED["kombu"] and al
 
 
 def is_replaced() -> bool:
-    """Whether somebody has put a method of their own into kombu's producer, as tracing tools do.
+    """Whether a method of kombu's producer was replaced, as tracing tools do.
 
-    Also true of a kombu that the short way was not tried with.
+    Also true for a version of kombu that the fast path was not tried with.
     """
     methods = vars(kombu.Producer)
     return not PROVED or any(methods.get(name) is not STOCK[name] for name in METHODS)
 
 
 class Producer(kombu.Producer):
-    """``kombu.Producer``: what needs nothing but a write is written at once.
+    """``kombu.Producer`` that writes a message at once if it needs nothing but a write.
 
-    The message is the same. kombu's own ``publish`` sends what needs more, as an entity to be
-    declared, and what failed because the connection is lost and may be tried again.
+    The message is the same. kombu's own ``publish`` sends a message that needs more, for example an
+    entity to be declared. It also retries a message whose connection was lost.
     """
 
     def __init__(self, *args: Any, pipeline: Pipeline | None = None, **kwargs: Any) -> None:
-        """``pipeline`` takes the messages where the connection is a pipelined one."""
+        """``pipeline`` sends the messages if the connection has ``confirm_publish="pipelined"``."""
         super().__init__(*args, **kwargs)
         self.pipeline = pipeline
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
-        """Publish a message, see ``kombu.Producer.publish``."""
+        """Publish a message; see ``kombu.Producer.publish``."""
         channel = None if args or is_replaced() else self._ready_channel(options)
         if channel is None:
             return super().publish(body, *args, **options)
         try:
             return self._publish_on(channel, body, options)
         except Exception as exc:
-            if not options.get("retry") or not isinstance(exc, self._may_pass()):
+            if not options.get("retry") or not isinstance(exc, self._recoverable_errors()):
                 raise
         return super().publish(body, *args, **options)
 
-    def _may_pass(self) -> tuple[type[BaseException], ...]:
+    def _recoverable_errors(self) -> tuple[type[BaseException], ...]:
         connection = self.connection
         return (*connection.recoverable_connection_errors, *connection.recoverable_channel_errors)
 
     def _ready_channel(self, options: dict[str, Any]) -> Any:
-        """An open channel, if the message with these options can be written on it at once."""
+        """An open channel on which a message with these options can be written at once, or None."""
         if (
             options.get("content_type")
             or options.get("compression")

@@ -358,7 +358,7 @@ class TestBatch:
 
     def test_it_is_entered_once(self, sender):
         batch = fastrpc.batch(sender().app)
-        with batch, pytest.raises(RuntimeError, match="entered once"):
+        with batch, pytest.raises(RuntimeError, match="entered only once"):
             batch.__enter__()
 
     def test_where_the_transport_is_not_ours(self):
