@@ -1,1 +1,1 @@
-"""kombu and py-amqp over our frames."""
+"""kombu's transports and py-amqp's connections, with our frame reader and writer."""

@@ -1,4 +1,4 @@
-"""Many messages in one write: kombu's batch protocol, ``Producer.batch()`` since kombu 5.7."""
+"""Many messages in one write: the batch protocol of kombu 5.7 and later (``Producer.batch()``)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from .writer import AT_ONCE, encoded_body
 
 __all__ = ["PublishBatch"]
 
-#: kombu has it since 5.7.
+#: kombu's exception; older versions than 5.7 do not have it.
 BatchPublishError: type[Exception] = getattr(
     kombu.exceptions, "BatchPublishError", kombu.exceptions.KombuError
 )
 
 
 class PublishBatch:
-    """Messages of one channel, kept until ``max_size`` of them or :data:`AT_ONCE` bytes are there.
+    """Keeps the messages of one channel until there are ``max_size`` of them, or :data:`AT_ONCE`
+    bytes.
 
-    Not thread-safe: kombu gives each thread its own.
+    Not thread-safe: kombu gives each thread a batch of its own.
     """
 
     def __init__(self, channel: Any, max_size: int) -> None:
         self.channel, self.max_size = channel, max_size
-        #: The correlation ids of the messages that are kept.
+        #: The correlation ids of the kept messages.
         self.kept: list[Any] = []
         self._frames = FrameBuffer()
         self._pid = os.getpid()
@@ -47,7 +48,7 @@ class PublishBatch:
         """Encode a message; it is written by a later ``flush``.
 
         Raises:
-            TableError, struct.error: it cannot be encoded and is no part of the batch.
+            TableError, struct.error: the message cannot be encoded, and is not part of the batch.
         """
         self._check_usable()
         channel = self.channel.channel_id
@@ -68,7 +69,7 @@ class PublishBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is kept.
+        """Write the kept messages.
 
         Raises:
             kombu.exceptions.BatchPublishError: the write failed; which messages arrived is unknown.
@@ -86,7 +87,8 @@ class PublishBatch:
             self._forget()
 
     def write(self) -> None:
-        """Write what is kept, and keep it. A fork writes nothing: its parent does."""
+        """Write the kept messages, and keep them. In a forked child nothing is written: the parent
+        writes them."""
         if self._pid == os.getpid():
             connection = self._connection()
             connection.look_in()
@@ -94,17 +96,17 @@ class PublishBatch:
             self.channel.published += len(self.kept)
 
     def move(self, channel: Any) -> None:
-        """Write to another channel from now on, also what is kept."""
+        """Use another channel from now on, for the kept messages too."""
         self.channel = channel
         self._frames.set_channel(channel.channel_id)
 
     def discard(self) -> None:
-        """Forget what has not been written."""
+        """Forget the messages that were not written."""
         self._closed = "aborted"
         self._forget()
 
     def close(self) -> None:
-        """Forget what has not been written, for good."""
+        """Forget the messages that were not written, and take no more."""
         self.discard()
         self._closed = "closed"
 

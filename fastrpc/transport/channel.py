@@ -1,4 +1,4 @@
-"""kombu's channel over our writer: publishing and acknowledging without py-amqp's detours."""
+"""kombu's channel, publishing and acknowledging through our writer instead of py-amqp's."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .batch import PublishBatch
 __all__ = ["Channel"]
 
 
-def done() -> Any:
-    """A promise that is kept."""
-    kept = promise()
-    kept()
-    return kept
+def fulfilled() -> Any:
+    """A promise that is already fulfilled."""
+    result = promise()
+    result()
+    return result
 
 
 class Channel(pyamqp.Channel):
-    """``kombu.transport.pyamqp.Channel`` whose messages are packed and written at once."""
+    """``kombu.transport.pyamqp.Channel`` that encodes and writes a message in one step."""
 
     connection: Any
     _confirm_selected: bool
 
-    #: Collects what is published, as long as there is one.
+    #: If set, it collects the messages that are published.
     batch: PublishBatch | None = None
     #: Messages published since confirm_select(): the delivery tag of the last one.
     published = 0
@@ -45,18 +45,18 @@ class Channel(pyamqp.Channel):
         confirm_timeout: float | None = None,
         argsig: str = "Bssbb",
     ) -> Any:
-        """Send a message, as py-amqp's: the same bytes, the same errors.
+        """Send a message: the same bytes and the same errors as with py-amqp.
 
-        What the broker has said is read first, where the socket says that there is something.
+        If the socket has something to read, that is handled first.
 
         Raises:
-            RecoverableConnectionError: the connection is closed, or took nothing for ``timeout``
-                seconds.
+            RecoverableConnectionError: the connection is closed, or the write made no progress for
+                ``timeout`` seconds.
             TableError, struct.error: a header or property cannot be encoded; nothing was sent.
         """
         if self.batch is not None:
             self.batch.publish(msg, exchange, routing_key, mandatory, immediate)
-            return done()
+            return fulfilled()
         connection = self.connection
         if not connection:
             raise RecoverableConnectionError("basic_publish: connection closed")
@@ -71,7 +71,7 @@ class Channel(pyamqp.Channel):
         except TimeoutError as exc:
             raise RecoverableConnectionError("basic_publish: timed out") from exc
         self.published += 1
-        return done()
+        return fulfilled()
 
     basic_publish = _basic_publish
 
@@ -82,13 +82,14 @@ class Channel(pyamqp.Channel):
         return answer
 
     def confirm_mode(self) -> None:
-        """Turn on confirm mode unless it is on."""
+        """Turn on confirm mode, unless it is already on."""
         if not self._confirm_selected:
             self._confirm_selected = True
             self.confirm_select()
 
     def basic_publish_confirm(self, *args: Any, **kwargs: Any) -> Any:
-        """Publish and wait for the confirm, as py-amqp. The messages of a batch wait together."""
+        """Publish and wait for the confirm, as py-amqp does. A batch waits once for all of its
+        messages."""
         if self.batch is None:
             return super().basic_publish_confirm(*args, **kwargs)
         self.confirm_mode()
@@ -96,11 +97,11 @@ class Channel(pyamqp.Channel):
 
     @property
     def supports_batch_publish(self) -> bool:
-        """Not with ``confirm_publish``: each message is waited for, as on stock."""
+        """False with ``confirm_publish``: kombu then waits for the confirm of each message."""
         return self.connection is not None and not self.connection.confirm_publish
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """What kombu's ``Producer.batch()`` collects messages in."""
+        """A batch for kombu's ``Producer.batch()``."""
         return PublishBatch(self, max_size)
 
     def deliver(
@@ -115,13 +116,13 @@ class Channel(pyamqp.Channel):
         message.body_size = message.body_received = len(body)
         message.ready = True
         if self.auto_decode and "content_encoding" in properties:
-            # What has no such encoding, as "binary" is none, stays as it is.
+            # The body stays as it is if the encoding is not one of text, for example "binary".
             with suppress(LookupError, TypeError, ValueError):
                 message.body = body.decode(properties["content_encoding"])
         self._on_basic_deliver(*arguments, message)
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, argsig: str = "Lb") -> None:
-        """Acknowledge one delivery, or all up to it.
+        """Acknowledge one delivery, or all deliveries up to it.
 
         Raises:
             RecoverableConnectionError: the connection is closed.

@@ -1,8 +1,8 @@
-"""py-amqp's connection, whose frames come through our reader and leave through our writer.
+"""py-amqp's connection with our frame reader and our frame writer.
 
-Handshake, SASL, TLS, heartbeats, channels and all methods stay py-amqp's; only how bytes
-become frames and deliveries, and the other way round, is ours. Once the reader owns the bytes
-nothing else may read the socket, so it does from the first one on.
+Handshake, SASL, TLS, heartbeats, channels and all methods are py-amqp's. Only the decoding of bytes
+to frames and deliveries, and the encoding, is ours. Nothing but the frame reader may read the
+socket, because it buffers; so it reads from the first byte on.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from .writer import FrameWriter
 
 __all__ = ["Connection", "PendingAnswer"]
 
-#: From this many seconds on a read's timeout stays set on the socket.
+#: A read's timeout of this many seconds or more stays set on the socket.
 STICKY_TIMEOUT = 1.0
 
-#: Seconds that a TLS peer has to answer our goodbye.
+#: Bounds the TLS shutdown handshake, in seconds: it would block for ever on a silent peer.
 HANG_UP_TIMEOUT = 0.1
 
-#: What py-amqp's handlers raise of a method that is cut short, unknown, or for no channel.
+#: The exceptions of py-amqp's handlers for a method that is truncated, unknown, or on a channel
+#: that is not open.
 MALFORMED = (LookupError, TypeError, ValueError, struct.error)
 
-#: Errors of a read that only mean «not now».
+#: Errors of a read that only mean that there is nothing to read now.
 NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
 
 
@@ -48,10 +49,10 @@ class Connection(pyamqp.Connection):
     _transport: Any
     frame_writer: FrameWriter
 
-    #: How often drain_events() of any connection has served something.
+    #: How often drain_events() of any connection has handled something.
     served = 0
 
-    #: Called when more was read than was served: no readable socket will tell an event loop of it.
+    #: Called when more was read than was handled. An event loop cannot see that at the socket.
     on_rest: Callable[[], None] | None = None
     #: Called when the connection ends.
     on_collect: Callable[[], None] | None = None
@@ -63,15 +64,15 @@ class Connection(pyamqp.Connection):
         answer_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
-        """``answer_timeout``: seconds that the answer to a method may take; py-amqp waits for
-        ever, and so does None."""
+        """``answer_timeout``: how long, in seconds, the broker may take to answer a method. None
+        waits for ever, as py-amqp does."""
         kwargs.setdefault("frame_writer", FrameWriter)
         super().__init__(*args, **kwargs)
-        #: ``confirm_publish="pipelined"``: tasks do not wait for their confirm.
+        #: ``confirm_publish="pipelined"``: senders of tasks do not wait for confirms.
         self.pipelined = self.confirm_publish == "pipelined"
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
-        #: Held by the thread that reads. Handlers may read again, in the same thread.
+        #: Held by the thread that reads. Its handlers may read again.
         self.reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
         self._seen_served = 0
@@ -81,14 +82,14 @@ class Connection(pyamqp.Connection):
         self.reader.frame_max = self.frame_max
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Serve what comes, until something was for a consumer or a waiting method.
+        """Handle what arrives, until something was for a consumer or a waiting method.
 
-        Where nothing is awaited on this connection, and another one has served something since the
-        last call, only what has arrived is served. Celery's workers on gevent and eventlet look at
-        the connection of their events between any two tasks, for 0.1 s.
+        If this connection awaits nothing, and another one has handled something since the last
+        call, this method does not wait for more to arrive. Celery's workers on gevent and eventlet
+        drain the connection of their events for 0.1 s after each task, which would slow them down.
 
         Raises:
-            socket.timeout: nothing whole arrived in ``timeout`` seconds.
+            socket.timeout: no whole frame or delivery arrived within ``timeout`` seconds.
         """
         if timeout and self._seen_served != Connection.served and not self.awaits():
             timeout = 0
@@ -99,7 +100,7 @@ class Connection(pyamqp.Connection):
             self._seen_served = Connection.served
 
     def awaits(self) -> bool:
-        """Whether a consumer, a listener, a method or the handshake waits for what comes."""
+        """Whether a consumer, a listener, a method or the handshake waits for something."""
         channels: list[Any] = list((self.channels or {}).values())
         return not self._handshake_complete or any(
             channel._pending
@@ -109,10 +110,10 @@ class Connection(pyamqp.Connection):
         )
 
     def blocking_read(self, timeout: float | None = None) -> Any:
-        """Serve one frame or delivery, from the buffer before the socket.
+        """Handle one frame or delivery; those in the buffer come before the socket.
 
         Raises:
-            socket.timeout: nothing whole arrived in ``timeout`` seconds.
+            socket.timeout: no whole frame or delivery arrived within ``timeout`` seconds.
             ProtocolError: the peer does not speak AMQP 0-9-1.
         """
         if timeout is None:
@@ -133,15 +134,16 @@ class Connection(pyamqp.Connection):
         return self.dispatch(kind)
 
     def look_in(self) -> None:
-        """Serve one frame or delivery if one is there, and nobody else reads.
+        """Handle one frame or delivery if it has arrived and no other thread reads.
 
-        Before each publish: the broker may have blocked the connection, or closed the channel.
+        Called before each publish: the broker may have blocked the connection or closed the
+        channel.
         """
         reading = self.reading_lock
         if self.reader.receiving or (reading.locked() and not reading.mine):
             return
         if self.reader.buffered or self.readable():
-            with suppress(TimeoutError):  # part of a frame, or another thread reads
+            with suppress(TimeoutError):  # only part of a frame arrived, or another thread reads
                 self.drain_events(timeout=0)
 
     def tell_of_rest(self) -> None:
@@ -150,14 +152,14 @@ class Connection(pyamqp.Connection):
             self.on_rest()
 
     def fill(self, timeout: float | None = None, stay: bool = True) -> int:
-        """Read once from the socket, as much as is there.
+        """Read once from the socket, as much as is there; return the number of bytes.
 
-        With ``stay`` a timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket, which
-        saves two system calls for each read; writes then fail after that time without progress,
-        too.
+        With ``stay``, a timeout of ``STICKY_TIMEOUT`` seconds or more stays set on the socket. That
+        saves two system calls for each read, but it also limits how long a write may make no
+        progress.
 
         Raises:
-            TimeoutError: nothing came in ``timeout`` seconds.
+            TimeoutError: nothing arrived within ``timeout`` seconds.
         """
         if timeout == 0:
             if got := self.fill_now():
@@ -166,7 +168,7 @@ class Connection(pyamqp.Connection):
         return self._fill(timeout, stay)
 
     def fill_now(self) -> int:
-        """Read from the socket what is there, without waiting; returns how many bytes."""
+        """Read what the socket has, without waiting; return the number of bytes."""
         transport = self.transport
         sock = transport.sock
         try:
@@ -199,24 +201,25 @@ class Connection(pyamqp.Connection):
                 sock.settimeout(before)
 
     def readable(self, busy_wait: float = 0) -> bool:
-        """Whether ``fill`` would find bytes at once (TLS may hold some decrypted).
+        """Whether ``fill`` would return at once. TLS may hold decrypted bytes.
 
-        Looks again and again for ``busy_wait`` seconds before it says no.
+        Polls for ``busy_wait`` seconds before it returns False.
         """
         sock = self.transport.sock
         pending = getattr(sock, "pending", None)
         return bool(pending and pending()) or readable(sock.fileno(), busy_wait)
 
     def collect(self) -> None:
-        """Hang up. The TLS goodbye is bounded: a silent peer would block it for ever."""
+        """Hang up without AMQP's handshake."""
         transport = self._transport
         if transport is not None and transport.sock is not None:
-            with suppress(OSError):  # it is closed already
+            with suppress(OSError):  # the socket is already closed
                 transport.sock.settimeout(HANG_UP_TIMEOUT)
         try:
             super().collect()
         except AttributeError:
-            # An exception was thrown into the making of a channel. The socket is closed by now.
+            # An exception was thrown into the constructor of a channel, which lacks an attribute
+            # now. The socket is already closed.
             self._transport = self.connection = self.channels = None
         self._end()
 
@@ -226,7 +229,7 @@ class Connection(pyamqp.Connection):
             on_collect()
 
     def abandon(self) -> None:
-        """Close our copy of the socket and nothing else: it is another process's connection."""
+        """Close only this process's copy of the socket: the connection belongs to another one."""
         transport, self._transport = self._transport, None
         if transport is not None and transport.sock is not None:
             sock, transport.sock = transport.sock, None
@@ -234,10 +237,10 @@ class Connection(pyamqp.Connection):
         self._end()
 
     def dispatch(self, kind: int) -> Any:
-        """Serve what the reader shows: ``on_delivery``, or py-amqp's handlers for all else.
+        """Handle the reader's current event: ``on_delivery`` for a delivery, else py-amqp.
 
         Raises:
-            ProtocolError: py-amqp can make nothing of it.
+            ProtocolError: py-amqp cannot handle the frame.
         """
         reader = self.reader
         if kind == DELIVERY:
@@ -249,7 +252,7 @@ class Connection(pyamqp.Connection):
         """Give a frame (type, channel, payload) to py-amqp's handlers.
 
         Raises:
-            ProtocolError: py-amqp can make nothing of it.
+            ProtocolError: py-amqp cannot handle the frame.
         """
         try:
             return self.on_inbound_frame(frame)
@@ -260,7 +263,7 @@ class Connection(pyamqp.Connection):
             ) from exc
 
     def on_delivery(self) -> Any:
-        """Give the delivery that the reader shows to the consumers of its channel."""
+        """Give the reader's current delivery to the consumers of its channel."""
         reader = self.reader
         if reader.body_dropped:
             raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
@@ -274,9 +277,9 @@ class Connection(pyamqp.Connection):
 
 
 class PendingAnswer:
-    """The answer to a method for which nobody waits.
+    """The answer to a method that no thread waits for.
 
-    RabbitMQ serves the methods of a channel one by one: until it comes nothing else does.
+    RabbitMQ handles the methods of a channel one by one: no other answer arrives before this one.
     """
 
     def __init__(self, channel: Any, method: tuple[int, int]) -> None:

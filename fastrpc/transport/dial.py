@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 __all__ = ["ANSWER_TIMEOUT", "connect", "errors_of", "failure", "is_refusal"]
 
-#: How long, in seconds, each answer of the broker may take.
+#: How long, in seconds, the broker may take for each answer.
 ANSWER_TIMEOUT = 10.0
 
 #: The least time, in seconds, that the remaining URLs share, even after the deadline.
@@ -45,7 +45,7 @@ def errors_of(connection: Any) -> tuple[type[Exception], ...]:
 
 
 def failure(connection: Any, exc: BaseException) -> str:
-    """Why ``connection`` could not be opened, and its URL without the password."""
+    """The reason why ``connection`` could not be opened, and its URL without the password."""
     return f"{str(exc) or repr(exc)} ({connection.as_uri()})"
 
 
@@ -53,7 +53,7 @@ def is_refusal(exc: BaseException | None) -> bool:
     """Whether the broker, or TLS, refuses our configuration, so that a retry would fail too."""
     while exc is not None:
         if isinstance(exc, NotAllowed):
-            return "is down" not in str(exc)  # a vhost that is only starting
+            return "is down" not in str(exc)  # such a virtual host is only starting
         if isinstance(exc, (AccessRefused, SSLCertVerificationError)):
             return True
         exc = exc.__cause__

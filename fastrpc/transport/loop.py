@@ -1,4 +1,4 @@
-"""A connection under kombu's event loop, which looks at sockets and not into our read buffer."""
+"""Runs a connection in kombu's event loop, which sees the socket but not our read buffer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from amqp.exceptions import RecoverableConnectionError
 
 __all__ = ["Alarm", "LoopReader"]
 
-#: Seconds after which no other delivery is served before the loop has looked at its timers, its
-#: other sockets and whether to shut down.
-AT_MOST = 0.01
+#: After this many seconds of deliveries the loop gets its turn, for its timers, its other sockets
+#: and a request to shut down.
+LONGEST_TURN = 0.01
 
 
 class Alarm:
-    """A file descriptor that is readable while set: the loop does not sleep then."""
+    """A file descriptor that is readable while the alarm is set: then the loop does not sleep."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -42,10 +42,11 @@ class Alarm:
 
 
 class LoopReader:
-    """Serves a connection in the loop's turns.
+    """Reads a connection when the loop calls it.
 
-    What a delivery asks the loop for is done before the next one is served: of a solo pool that is
-    the acknowledgement of the task that ran. So no task begins before the last is acknowledged.
+    A delivery may put callbacks on the loop: those of a solo pool acknowledge the task that ran.
+    They run before the next delivery is handled, so no task begins before the last one is
+    acknowledged.
     """
 
     def __init__(self, connection: Any, loop: Any) -> None:
@@ -53,30 +54,30 @@ class LoopReader:
         self.alarm = Alarm()
 
     def on_readable(self) -> None:
-        """Serve what is there.
+        """Handle everything that has arrived.
 
         Raises:
-            RecoverableConnectionError: the connection is lost, as whatever py-amqp raises.
+            RecoverableConnectionError: the connection is lost. py-amqp raises other exceptions too.
         """
         connection = self.connection
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         with connection.reading_lock.within(0) as taken:
-            some_are_left = taken and self._serve(monotonic() + AT_MOST)
+            some_are_left = taken and self._serve(monotonic() + LONGEST_TURN)
         if some_are_left:
             self.alarm.set()
-        else:  # what is left is part of a frame, if anything
+        else:  # at most a part of a frame is left in the buffer
             self.alarm.clear()
 
     def _serve(self, until: float) -> bool:
-        """Returns whether it has stopped, at the time ``until``, before all was served."""
+        """Handle what arrives; return whether the time ``until`` came before all was handled."""
         connection, loop = self.connection, self.loop
         reader = connection.reader
         while True:
             if loop._ready:
-                for item in loop._pop_ready():
-                    if item:
-                        item()
+                for callback in loop._pop_ready():
+                    if callback:
+                        callback()
             if kind := reader.next():
                 connection.dispatch(kind)
                 if monotonic() >= until:
@@ -85,6 +86,6 @@ class LoopReader:
                 return False
 
     def close(self) -> None:
-        """The connection has ended."""
+        """Remove the alarm from the loop: the connection has ended."""
         self.loop.remove(self.alarm.fileno())
         self.alarm.close()

@@ -1,4 +1,4 @@
-"""kombu's AMQP transports over our connection, and where they are used."""
+"""kombu's AMQP transports over our connection, and the URL schemes that they replace."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class Transport(pyamqp.Transport):
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         connection.transport.raise_on_initial_eintr = True
-        served = LoopReader(connection, loop)
-        loop.add_reader(connection.sock, served.on_readable)
-        loop.add_reader(served.alarm.fileno(), served.on_readable)
-        connection.on_collect = served.close
-        connection.on_rest = served.alarm.set
+        reader = LoopReader(connection, loop)
+        loop.add_reader(connection.sock, reader.on_readable)
+        loop.add_reader(reader.alarm.fileno(), reader.on_readable)
+        connection.on_collect = reader.close
+        connection.on_rest = reader.alarm.set
         connection.tell_of_rest()
 
 
 class SSLTransport(Transport, pyamqp.SSLTransport):
-    """The same over TLS."""
+    """kombu's AMQP transport over our connection and TLS."""
 
 
 OURS: dict[Any, type[pyamqp.Transport]] = {

@@ -1,4 +1,4 @@
-"""The one way out of a connection: every frame goes through one buffer, under one lock."""
+"""Writes all frames of a connection through one buffer, under one lock."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..wire._frames import FrameBuffer
 
 __all__ = ["FrameWriter", "encoded_body"]
 
-#: Bytes of a body that are copied into the buffer at a time.
+#: A body is copied into the buffer in parts of this many bytes.
 AT_ONCE = 128 * 1024
 
 METHOD = 1
 
 
 class FrameWriter:
-    """Stands in for py-amqp's ``frame_writer``: the same bytes, a message in one write.
+    """Replaces py-amqp's ``frame_writer``: the same bytes, but a message leaves in one write.
 
-    A write that fails or is interrupted may have sent half of a message: the connection then counts
-    as lost, and later writes raise :class:`BrokenPipeError`. An exception before it leaves nothing
-    behind, also one that is thrown into the thread.
+    A write that fails or is interrupted may have sent half of a message. The connection then counts
+    as lost, and later writes raise :class:`BrokenPipeError`. An exception before the write leaves
+    nothing behind, even if it was thrown into the thread.
     """
 
     def __init__(self, connection: Any, transport: Any) -> None:
@@ -29,9 +29,9 @@ class FrameWriter:
         self._transport = transport
         self._frames = FrameBuffer()
         self._lock = Lock()
-        #: A write has begun and is not complete. The next writer finds it so only if it failed.
+        #: A write has begun and is not complete. If the next writer finds it set, the write failed.
         self._writing = False
-        #: Bytes in the buffer that wait for the next write: whole methods.
+        #: Bytes of whole methods at the start of the buffer, which leave with the next write.
         self._waiting = 0
         #: The arguments of the last of these methods.
         self._later: bytes | None = None
@@ -44,7 +44,7 @@ class FrameWriter:
         args: bytes | str | None,
         content: Any,
     ) -> None:
-        """Write one frame, or one method with its content."""
+        """Write one frame, or one method and its content."""
         body = encoded_body(content) if content else b""
         with self._lock:
             frames = self._begin()
@@ -58,7 +58,8 @@ class FrameWriter:
             self._finish(channel, body)
 
     def write_later(self, channel: int, method_sig: tuple[int, int], args: bytes) -> None:
-        """Write a method frame in front of what is written next, once for each ``args``."""
+        """Write a method frame ahead of the next write; a repeated call with the same ``args``
+        object adds nothing."""
         with self._lock:
             frames = self._begin()
             if not frames or self._later is not args:
@@ -93,7 +94,7 @@ class FrameWriter:
             self._finish(channel, b"")
 
     def flush(self) -> None:
-        """Write what waits for the next write."""
+        """Write the methods of ``write_later`` now."""
         with self._lock:
             waiting = self._begin()
             if waiting:
@@ -102,7 +103,7 @@ class FrameWriter:
                 self._done()
 
     def send(self, frames: FrameBuffer) -> None:
-        """Write whole frames that were encoded elsewhere, all at once. They stay as they are."""
+        """Write whole frames that were encoded elsewhere, in one write. Does not change them."""
         with self._lock:
             waiting = self._begin()
             self._writing = True
@@ -112,7 +113,7 @@ class FrameWriter:
             self._done()
 
     def _begin(self) -> FrameBuffer:
-        """The buffer, with nothing in it but what waits for the next write."""
+        """The buffer, with nothing in it but the methods of ``write_later``."""
         if self._writing:
             self._transport.connected = False
             raise BrokenPipeError(errno.EPIPE, "a write on this connection has failed before")
@@ -120,7 +121,7 @@ class FrameWriter:
         return self._frames
 
     def _finish(self, channel: int, body: Any) -> None:
-        """Write what was begun, and its body behind it."""
+        """Write the buffer and then ``body``, in body frames."""
         frame_max = self._connection.frame_max
         if len(body) <= AT_ONCE:
             self._frames.body(channel, body, frame_max)
@@ -150,12 +151,13 @@ class FrameWriter:
     def _done(self) -> None:
         self._waiting = 0
         self._frames.clear()
-        self._connection.bytes_sent += 1  # frames, in truth: heartbeat_tick() wants a change
+        # Counts writes, not bytes: heartbeat_tick() needs only to see a change.
+        self._connection.bytes_sent += 1
         self._writing = False
 
 
 def encoded_body(message: Any) -> bytes | bytearray | memoryview:
-    """The body as bytes; text gets the encoding that the message names, or UTF-8, as in py-amqp."""
+    """The body as bytes. Text is encoded as the message says, or in UTF-8, as in py-amqp."""
     body = message.body
     if isinstance(body, str):
         encoding = message.properties.setdefault("content_encoding", "utf-8")

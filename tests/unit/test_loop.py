@@ -12,7 +12,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.asynchronous import Hub
 
 from fastrpc._lock import Lock
-from fastrpc.transport.loop import AT_MOST, LoopReader
+from fastrpc.transport.loop import LONGEST_TURN, LoopReader
 from fastrpc.wire._poll import readable
 from fastrpc.wire._reader import FrameReader
 from tests.support.amqp_bytes import frame
@@ -85,7 +85,7 @@ def test_what_a_delivery_asks_for_is_done_before_the_next(served, connection, hu
 
 def test_the_loop_gets_its_turn_while_much_arrives(served, connection):
     connection.peer.sendall(numbered(1) + numbered(2))
-    connection.on_frame = lambda: time.sleep(2 * AT_MOST)
+    connection.on_frame = lambda: time.sleep(2 * LONGEST_TURN)
     served.on_readable()
     assert connection.done == [1]
     assert wants_a_turn(served)
