@@ -1,1 +1,1 @@
-"""Receives results and matches them: from the socket to the AsyncResult that waits."""
+"""Receives results and hands them to the AsyncResults that wait for them."""

@@ -1,4 +1,4 @@
-"""Results through our own frame reader, acknowledged a batch at a time."""
+"""Receives results over AMQP with our own frame reader, and acknowledges many at a time."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .matcher import READY_STATES, body_format, load_large
 
 __all__ = ["AMQPIntake"]
 
-#: Different (content type, encoding, headers) whose format is remembered.
+#: How many different (content type, encoding, headers) are remembered with their format.
 MAX_FORMATS = 64
 
-#: Seconds between two questions to a channel on which nothing was consumed anew since the last one.
+#: Seconds between two questions to a channel on which no new queue was consumed meanwhile.
 QUESTION_INTERVAL = 30.0
 
 #: Consumer priority: a newer connection outranks an older one that the broker has not yet noticed
@@ -35,32 +35,32 @@ _connections = itertools.count()
 
 
 class AMQPIntake(Intake):
-    """Results through our own frame reader, acknowledged a batch at a time."""
+    """Receives results over AMQP with our own frame reader, and acknowledges many at a time."""
 
     watchable = True
 
     def _open_channels(self) -> None:
-        # Its own channel: an error on the channel of the declarations must not end it.
+        # Results have a channel of their own, which survives an error of a declaration.
         self.channel = self.connection.channel()
         self.channel.basic_qos(0, self.options.prefetch, False)
-        # The broker may not know yet that the connection before this one is lost.
         self._priority = next(_connections)
         self._amqp = self.connection.connection
-        # py-amqp locks its writes, but no two threads may use one TLS connection at a time.
+        # Writes take a lock, but two threads must not use one TLS connection at the same time.
         self.readers_only = isinstance(self._amqp.sock, SSLSocket)
         heartbeat = self._amqp.heartbeat or 4 * INTERVAL
         self._heartbeat_at = 0.0
-        #: When the channel is asked next whether it still answers, or must have answered.
+        #: When the channel is asked next whether it still answers; after a question, when it must
+        #: have answered.
         self._ask_at = 0.0
         self._answer: PendingAnswer | None = None
-        #: Something was consumed since the last question.
+        #: Whether a queue was consumed since the last question.
         self._consumed_anew = True
         self.interval = min(READERS_ONLY_INTERVAL if self.readers_only else INTERVAL, heartbeat / 4)
-        # Greenlets would not get to run meanwhile.
+        # A busy wait would keep other greenlets from running.
         green = detect_environment() != "default"
         self._busy_wait = 0.0 if green else self.options.busy_wait
         self._reader = self._amqp.reader
-        #: Frames that an event loop has read and left to ``tend``.
+        #: Frames that an event loop has read, and that ``tend`` will handle.
         self._frames: deque[tuple[int, int, bytes]] = deque()
         self._formats: dict[tuple[bytes | None, bytes | None, bytes | None], bytes] = {}
         self._loop = DeliveryLoop(
@@ -73,7 +73,7 @@ class AMQPIntake(Intake):
             load_text=load_large,
             sink=self,
         )
-        #: What comes while an answer is awaited.
+        # Deliveries that arrive while py-amqp waits for an answer are kept for `pump`.
         self._amqp.on_delivery = self._loop.keep
 
     def _declare(self, name: str, patience: float) -> bool:
@@ -83,9 +83,10 @@ class AMQPIntake(Intake):
             with self.answered_within(patience):
                 return super()._declare(name, patience)
         except TimeoutError:
-            late = PendingAnswer(self._declaring, spec.Queue.DeclareOk)
-            with self.answered_within(timeout - patience):  # unless nothing at all is answered
-                self._declaring = self.connection.channel()
+            late = PendingAnswer(self._declaring_channel, spec.Queue.DeclareOk)
+            # This fails if the broker answers nothing on any channel.
+            with self.answered_within(timeout - patience):
+                self._declaring_channel = self.connection.channel()
             self._set_aside(name, "its declaration is not answered", late)
             return False
 
@@ -103,9 +104,9 @@ class AMQPIntake(Intake):
         )
 
     def _on_cancel(self, consumer_tag: str) -> None:
-        # The queue was deleted, or moved to another node: make it, and consume it, again.
+        # The queue was deleted, or moved to another node: declare it and consume it again.
         if consumer_tag not in self.queues:
-            return  # we deleted it ourselves
+            return  # this process deleted it
         self.consumed.discard(consumer_tag)
         self._declare_and_consume(consumer_tag)
 
@@ -113,7 +114,7 @@ class AMQPIntake(Intake):
         if self._busy_wait:
             self._amqp.readable(min(self._busy_wait, timeout))
         try:
-            # The socket of TLS is Python code, which may lose what it read to an exception.
+            # A TLS socket is Python code: an exception thrown into it may lose bytes that it read.
             if self.readers_only:
                 self._loop.guarded(self._amqp.fill, timeout)
             else:
@@ -122,14 +123,18 @@ class AMQPIntake(Intake):
             if self.put_off is None:
                 self._loop.guarded(self._ask_channel)
             return False
-        self._amqp.bytes_recv += 1  # a sign of life: heartbeat() asks for it
+        self._amqp.bytes_recv += 1  # heartbeat_tick() needs to see a change
         return True
 
     def _ask_channel(self) -> None:
-        """While nothing comes: one queue that RabbitMQ waits for holds up all that are consumed.
+        """Ask whether the channel still answers. Called while nothing arrives.
 
-        It waits for one that is consumed anew: so the channel is asked after that, and now and then
-        otherwise, as each answer wakes up several of the broker's processes.
+        RabbitMQ handles ``basic.consume`` by waiting for the queue, and delivers nothing else on
+        the channel meanwhile. So the channel is asked after each new consumer. Otherwise it is
+        asked seldom, because each answer wakes several of the broker's processes.
+
+        Raises:
+            RecoverableConnectionError: the last question was not answered in time.
         """
         now = time.monotonic()
         if now < self._ask_at and not (self._consumed_anew and self._answer is None):
@@ -149,7 +154,7 @@ class AMQPIntake(Intake):
 
     def nudge(self) -> None:
         if not self.readers_only:
-            # Any question will do: its answer ends the read.
+            # Any method that the broker answers will do: the answer ends the read.
             self._loop.guarded(self._write_qos)
 
     def _write_qos(self) -> None:
@@ -171,7 +176,7 @@ class AMQPIntake(Intake):
 
     @property
     def short_way(self) -> bool:
-        """Whether messages may pass the matcher by on their way to who waits for them."""
+        """Whether deliveries may take the fast path, without the matcher."""
         return self.matcher.knows_plain_json and not self.matcher.watchers.listening
 
     def pump(self) -> None:
@@ -179,7 +184,7 @@ class AMQPIntake(Intake):
         try:
             loop.run(self.short_way, time.monotonic())
         finally:
-            # Zeroed at once: a callback may have had us pump in the midst of it.
+            # Read and zeroed in one step: a callback inside run() may have called pump() too.
             taken, loop.taken = loop.taken, 0
             duplicates, loop.duplicates = loop.duplicates, 0
             self.taken += taken
@@ -187,7 +192,7 @@ class AMQPIntake(Intake):
             stats.duplicates += duplicates
 
     def deliver(self, delivery: Delivery) -> None:
-        """Hand a message that does not go the short way to the matcher."""
+        """Give the matcher a delivery that cannot take the fast path."""
         if delivery.dropped:
             exc = BadMessage("too large", f"{delivery.dropped} bytes, see max_body")
             self.matcher.refuse(delivery.correlation_id, exc)
@@ -200,7 +205,7 @@ class AMQPIntake(Intake):
         )
 
     def dispatch(self, kind: int) -> None:
-        """Have py-amqp serve what is no message of ours; what it does may write, and wait."""
+        """Let py-amqp handle an event that is not a delivery of results. It may write and wait."""
         if self.put_off is None:
             self._amqp.dispatch(kind)
         else:
@@ -222,7 +227,7 @@ class AMQPIntake(Intake):
             loop.acked_tag = loop.last_tag
 
     def write_acknowledgement(self) -> None:
-        """Acknowledge, in one frame, all that was delivered: so much is not acknowledged by now."""
+        """Acknowledge all deliveries in one frame. The loop calls this when many are due."""
         if self.put_off is None:
             self._write_acknowledgement()
         else:
@@ -260,7 +265,7 @@ class AMQPIntake(Intake):
         now = time.monotonic()
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self.interval
-            # Seldom: a write wakes the broker at the cost of whoever waits for a result.
+            # Not more often: each write wakes the broker, which delays the results on their way.
             self.acknowledge()
             self._amqp.heartbeat_tick()
 
@@ -275,7 +280,7 @@ def _compression(table: bytes | None) -> str:
         return ""
     try:
         headers = loads_table(table)
-    except (TableError, ValueError, OverflowError, OSError):  # the latter three: impossible dates
+    except (TableError, ValueError, OverflowError, OSError):  # the last three: impossible dates
         return "unreadable headers"
     return str(headers.get("compression") or "")
 

@@ -1,8 +1,8 @@
-"""A way in: one connection, and one consumer for each reply queue.
+"""An intake: one connection with one consumer for each reply queue.
 
-All queues are declared before the first is consumed: results that come while an answer of the
-broker is awaited take a longer way. Only the thread that holds the reading role may call a way in,
-but for ``catch_up``.
+All queues are declared before the first is consumed, because results that arrive while py-amqp
+waits for an answer cannot take the fast path. Except for ``catch_up``, only the thread with the
+reading role may call an intake.
 """
 
 from __future__ import annotations
@@ -26,45 +26,46 @@ __all__ = ["Intake"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Longest time, in seconds, that a reader goes without looking after its connection.
+#: The longest time, in seconds, between two calls of ``tend`` by a reader.
 INTERVAL = 1.0
 
-#: The same where nobody but the reader may consume from the new queue of another thread.
+#: The same if only the reader may use the connection: no other thread can then consume its own new
+#: queue.
 READERS_ONLY_INTERVAL = 0.05
 
 #: Least time, in seconds, allowed for each answer while a connection is being opened.
 LEAST_ANSWER_TIMEOUT = 0.05
 
-#: Seconds between two tries to get at a reply queue whose node is down.
+#: Seconds between two attempts to declare a reply queue whose node is down.
 DOWN_INTERVAL = 1.0
 
-#: Seconds that the other queues wait for one whose declaration is not answered, while a connection
-#: is opened.
+#: How long, in seconds, the other queues wait for an unanswered declaration while a connection is
+#: being opened.
 OPENING_PATIENCE = 2.0
 
-#: The same while somebody reads, whose own timeout must be kept.
+#: The same while a thread reads, which has its own deadline.
 READING_PATIENCE = 0.1
 
 
 class Intake:
-    """What both ways in share: the connection and the set of queues consumed."""
+    """The common part of both intakes: the connection, and which queues are consumed."""
 
-    #: Whether nobody but the reader may touch the connection.
+    #: Whether only the reader may use the connection.
     readers_only = True
 
-    #: Longest time, in seconds, that the reader may go without looking after the connection.
+    #: The longest time, in seconds, between two calls of ``tend`` by the reader.
     interval = READERS_ONLY_INTERVAL
 
     #: Whether an event loop can watch the socket, ``fileno()``, and read from it.
     watchable = False
 
-    #: Set while an event loop reads, which serves deliveries only: called when there is something
-    #: else to do, which ``tend`` and ``acknowledge`` do later, in a thread.
+    #: Set while an event loop reads. The loop handles deliveries only. This is called if there is
+    #: other work, which ``tend`` and ``acknowledge`` do later, in a thread.
     put_off: Callable[[], None] | None = None
 
     @property
     def spoiled(self) -> bool:
-        """Whether an exception parted something on the connection, which must be given up."""
+        """Whether an exception interrupted the use of the connection, which is now unusable."""
         return False
 
     def __init__(
@@ -75,37 +76,39 @@ class Intake:
         self.queues = queues
         self.options = options
         self.consumed: set[str] = set()
-        #: Those that exist and cannot be had: on a node of the cluster that is down (None), or
-        #: whose declaration has no answer yet.
+        #: Unreachable queues. None: the node of the queue is down. Otherwise the broker has not yet
+        #: answered the declaration.
         self.away: dict[str, PendingAnswer | None] = {}
+        #: When the queues of dead nodes are tried again.
         self._away_at = 0.0
-        #: Messages that waited in the queues when they were opened, and that came since.
+        #: How many messages were in the queues when they were declared.
         self.backlog = 0
+        #: How many messages were delivered.
         self.taken = 0
         self._consume_lock = Lock()
-        #: What a lost or refused connection raises.
+        #: The exceptions of a lost or refused connection.
         self.errors = errors_of(connection)
 
     def open(self, timeout: float) -> None:
-        """Connect, within about ``timeout`` seconds, and have every reply queue exist."""
+        """Connect within about ``timeout`` seconds, and declare every reply queue."""
         end = time.monotonic() + timeout
         connect(self.connection, timeout)
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
-            self._declaring = self.connection.default_channel
+            self._declaring_channel = self.connection.default_channel
             self._open_channels()
             for name in self.queues.names:
-                # Less for each further one: a node that went has taken all of its queues along.
+                # Less patience for each further one: all queues of a dead node are unreachable.
                 self._declare(name, OPENING_PATIENCE / (1 + len(self.away)))
 
     @property
     def behind(self) -> bool:
-        """Whether there are queues that are not consumed, and could be."""
+        """Whether a reachable queue is not consumed yet."""
         return len(self.consumed) + len(self.away) != len(self.queues)
 
     def catch_up(self) -> None:
-        """Consume all the queues that were declared since.
+        """Consume the queues that were declared since the connection was opened.
 
-        A signal handler that interrupts this leaves them to the reader.
+        If a signal handler interrupts this method and calls it, the reader consumes them later.
         """
         if self._consume_lock.mine:
             return
@@ -116,7 +119,7 @@ class Intake:
                 logger.debug("cannot consume from %s, the reader will reconnect: %s", name, exc)
 
     def consume(self, name: str) -> None:
-        """Let the results of queue ``name``, which exists, come this way too."""
+        """Consume the queue ``name``, which exists."""
         with self._consume_lock:
             if name not in self.consumed and name not in self.away:
                 self._consume(name)
@@ -131,9 +134,9 @@ class Intake:
         self.consume(name)
 
     def _declare(self, name: str, patience: float) -> bool:
-        """Have ``name`` exist; one that cannot be had is set aside and must not stop the others."""
+        """Declare ``name``; return False if it is unreachable, which must not stop the others."""
         try:
-            self.backlog += self.queues.declare(name, self._declaring)
+            self.backlog += self.queues.declare(name, self._declaring_channel)
             return True
         except NotFound as exc:
             self._set_aside(name, exc)
@@ -147,7 +150,7 @@ class Intake:
         self.queues.doubt(name)
 
     def _look_for_away(self) -> None:
-        """Consume the queues again that are back."""
+        """Consume the queues that are reachable again."""
         if not self.away:
             return
         due = time.monotonic() >= self._away_at
@@ -159,17 +162,20 @@ class Intake:
                 self._declare_and_consume(name)
 
     def close(self) -> None:
-        """Hang up; what was not acknowledged stays in the queues."""
-        with suppress(*self.errors):  # it is lost already: that is why it is closed
+        """Hang up. Unacknowledged messages stay in the queues."""
+        with suppress(*self.errors):  # the connection may be lost already
             self.connection.collect(0.1)
 
     @contextmanager
     def answered_within(self, timeout: float) -> Iterator[None]:
-        """Within, each answer of the broker may take ``timeout`` seconds, where we can say so."""
+        """In this context the broker may take ``timeout`` seconds for each answer.
+
+        Has no effect on an intake that cannot limit that time.
+        """
         yield
 
     def nudge(self) -> None:
-        """Have the reader, another thread, return soon, where one read may be long."""
+        """Make the reader, which is another thread, return soon from a long read."""
 
     def goodbye(self, timeout: float, delete_queues: bool) -> None:
         """Close in order, within ``timeout`` seconds."""
@@ -177,12 +183,12 @@ class Intake:
         with self.answered_within(timeout):
             self.acknowledge()
             if delete_queues:
-                self.queues.delete(self._declaring)
+                self.queues.delete(self._declaring_channel)
         with self.answered_within(max(end - time.monotonic(), LEAST_ANSWER_TIMEOUT)):
             self.connection.close()
 
     def abandon(self) -> None:
-        """Let go of the connection without a word on it: it is the parent process's."""
+        """Let go of the connection without writing to it: it belongs to the parent process."""
 
     def _open_channels(self) -> None:
         raise NotImplementedError
@@ -191,7 +197,7 @@ class Intake:
         raise NotImplementedError
 
     def read(self, timeout: float) -> bool:
-        """Wait for something to arrive; False if nothing did within ``timeout`` seconds."""
+        """Read from the socket; return False if nothing arrived within ``timeout`` seconds."""
         raise NotImplementedError
 
     def readable(self) -> bool:
@@ -199,30 +205,30 @@ class Intake:
         raise NotImplementedError
 
     def fileno(self) -> int:
-        """The descriptor of the socket that results come by, where it is ``watchable``."""
+        """The descriptor of the socket, if the intake is ``watchable``."""
         raise NotImplementedError
 
     @property
     def holds_some(self) -> bool:
-        """Whether something was read that was not handed over."""
+        """Whether something was read and not delivered yet."""
         raise NotImplementedError
 
     def pump(self) -> None:
-        """Hand all that was read to the matcher."""
+        """Deliver everything that was read to the matcher."""
         raise NotImplementedError
 
     @property
     def owes_acknowledgement(self) -> bool:
-        """Whether something was handed over and is not acknowledged yet."""
+        """Whether a delivered message is not acknowledged yet."""
         return False
 
     def acknowledge(self) -> None:
-        """Acknowledge all that was handed over."""
+        """Acknowledge all delivered messages."""
 
     def tend(self) -> None:
-        """Look after the connection: heartbeats, and the queues that were away.
+        """Maintain the connection: heartbeats, and queues that were unreachable.
 
-        Raises one of ``errors`` if the peer has been silent for too long.
+        Raises one of ``errors`` if the broker has been silent for too long.
         """
         self._heartbeat()
         self._look_for_away()

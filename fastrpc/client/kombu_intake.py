@@ -1,7 +1,4 @@
-"""Results through a plain kombu consumer, each acknowledged by itself.
-
-For every kombu transport that is not AMQP's.
-"""
+"""Receives results through a kombu consumer, for every kombu transport that does not speak AMQP."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ __all__ = ["KombuIntake"]
 
 
 class KombuIntake(Intake):
-    """Results through a plain kombu consumer, each acknowledged by itself."""
+    """Receives results through a kombu consumer, and acknowledges each one."""
 
     def _open_channels(self) -> None:
         self.channel = self.connection.default_channel
@@ -28,7 +25,7 @@ class KombuIntake(Intake):
             channel=self.channel,
             auto_declare=False,
             on_message=lambda message: self._messages.append((name, message)),
-            # One that kombu cannot decompress; raised here, it would come again and again.
+            # kombu cannot decompress the message. If this raised, it would be redelivered for ever.
             on_decode_error=lambda message, exc: self._messages.append((name, message)),
         )
         consumer.consume()
@@ -54,8 +51,8 @@ class KombuIntake(Intake):
             name, message = self._messages.popleft()
             try:
                 self._deliver(name, message)
-            except BaseException:
-                self._messages.appendleft((name, message))  # thrown into this thread
+            except BaseException:  # thrown into this thread: the message must not be lost
+                self._messages.appendleft((name, message))
                 raise
             message.ack()
             self.matcher.stats.received += 1
@@ -71,7 +68,7 @@ class KombuIntake(Intake):
             body_format(
                 message.content_type or "",
                 message.content_encoding or "utf-8",
-                # kombu has opened the body, if it could.
+                # kombu has decompressed the body, unless there are errors.
                 str(message.headers.get("compression") or "") if message.errors else "",
             ),
             name,

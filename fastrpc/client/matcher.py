@@ -157,7 +157,8 @@ class ResultMatcher:
     # -- waiting -----------------------------------------------------------------------------
 
     def add(self, result: Any, weak: bool = False) -> bool:
-        """Register ``result`` (an AsyncResult) as waiting; if its body is kept, make it ready.
+        """Register ``result`` (an AsyncResult) as waiting; if its final state is kept, make it
+        ready.
 
         Returns:
             False if it would wait for ever, see ``check_obtainable``.
@@ -170,7 +171,7 @@ class ResultMatcher:
         # Each call of the table is atomic, but the reader may change the table between two of them.
         # So look again until the waiter is registered.
         while (state := table.add(task_id, waiter)) == UNCLAIMED:
-            # peek() removes nothing: an exception thrown into this thread must not lose a result.
+            # peek() removes nothing, so an exception thrown into this thread loses no result.
             kept = table.peek(task_id)
             meta = None if kept is None else self._decode_kept(task_id, kept)
             if kept is None or meta is None:
@@ -320,7 +321,7 @@ class ResultMatcher:
         return None
 
     def deliver_message(self, task_id: str, message: Any) -> None:
-        """Match a kombu message; as ``deliver``."""
+        """Match a kombu message, as ``deliver`` does."""
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body)
         format = body_format(message.content_type or "", message.content_encoding or "utf-8")
         self.deliver(task_id.encode("utf-8", "surrogatepass"), body, format)

@@ -1,13 +1,13 @@
-"""The names of the reply queues: for each thread, or greenlet, that runs.
+"""The names of the reply queues, one set for each running thread or greenlet.
 
-Celery derives the name of a thread's reply queue from the thread's ident and keeps it in
-``app._local``, which is thread-local. The idents of greenlets are hardly ever used again, so each
-request of a server would leave a queue behind. Here the names of a thread that has ended go to the
-next one that begins, with the queues: a process has as many as it has had threads at one time.
-What was still on its way to the earlier thread arrives all the same.
+Celery derives the name of a thread's reply queue from the thread's ident, and keeps it in the
+thread-local ``app._local``. Idents of greenlets are hardly ever used again, so each request of a
+server would leave a queue behind. Here a new thread takes the names, and the queues, of a thread
+that has ended. A process thus has as many queues as it had threads at one time, and results for the
+ended thread still arrive.
 
-A task that sends another has a second queue. Most such tasks never ask for the result, so what the
-broker keeps in that queue is bounded.
+A thread that runs a task has a second queue, for the results of tasks that it sends from there.
+Most tasks never ask for these results, so the broker keeps only a limited number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .._borrowed import task_join_will_block
 
 __all__ = ["Lease", "QueueNames", "is_unread", "owner_of"]
 
-#: Ends the name of a queue for the results of tasks that were sent inside a task.
+#: The end of the name of a queue for the results of tasks that were sent inside a task.
 UNREAD = ".unread"
 
 
@@ -31,25 +31,25 @@ def is_unread(name: str) -> bool:
 
 
 def owner_of(name: str) -> str:
-    """The name of the thread's first queue, given that of either."""
+    """The name of a thread's first queue, given the name of its first or second one."""
     return name.removesuffix(UNREAD)
 
 
 class Lease:
-    """The names of one thread's reply queues; they are free again when the thread has ended."""
+    """The names of one thread's reply queues. They become free when the thread has ended."""
 
     __slots__ = ("_free", "handed_out", "lent", "name")
 
     def __init__(self, name: str, free: list[str]) -> None:
         self.name = name
         self._free = free
-        #: Those that a task may have been sent with.
+        #: The names that tasks may have been sent with.
         self.handed_out: tuple[str, ...] = ()
-        #: The queue of another, which what is sent now answers to.
+        #: The reply queue of another process, if tasks sent now shall be answered there.
         self.lent: str | None = None
 
     def hand_out(self) -> str:
-        """The name of the queue for what is sent now."""
+        """The name of the reply queue for a task that is sent now."""
         if self.lent is not None:
             return self.lent
         name = self.name + UNREAD if task_join_will_block() else self.name
@@ -62,10 +62,10 @@ class Lease:
 
 
 class QueueNames:
-    """Stands in for ``app._local``, and for ``app.thread_oid`` with it.
+    """Replaces ``app._local``, and so decides what ``app.thread_oid`` returns.
 
     Args:
-        local: The thread-local object that Celery, or its tests, keep other things in.
+        local: The former ``app._local``, in which Celery, or its tests, keep other things.
     """
 
     def __init__(self, local: Any) -> None:
@@ -73,7 +73,7 @@ class QueueNames:
 
     @classmethod
     def of(cls, app: Any) -> QueueNames:
-        """Those of ``app``, for the life of the app."""
+        """The names of ``app``, for the life of the app."""
         if not isinstance(app._local, cls):
             app._local = cls(app._local)
         names: QueueNames = app._local
@@ -90,7 +90,7 @@ class QueueNames:
         try:
             lease: Lease = local.fastrpc_lease
         except AttributeError:
-            # The first task of an app is given its name before there is a backend.
+            # The first task of an app gets its reply queue before Celery makes the backend.
             given = vars(local).pop("oid", None)
             lease = local.fastrpc_lease = Lease(given or self._next(), self._free)
             if given:
@@ -103,7 +103,7 @@ class QueueNames:
         return str(uuid())
 
     def after_fork(self) -> None:
-        """All names are the parent's."""
+        """Forget all names: they belong to the parent."""
         vars(self)["_free"] = []
         for name in ("oid", "fastrpc_lease"):
             vars(self._local).pop(name, None)

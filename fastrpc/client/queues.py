@@ -1,10 +1,10 @@
-"""The reply queues of this process, when one must be declared (again), and how they go.
+"""The reply queues of this process: when each must be declared, and how they are deleted.
 
-A queue that was declared can be gone at the next call: it expired unused, somebody deleted
-it, the broker lost it. So every call repeats the declaration ahead of the task, on the same
-channel; only the first on a connection waits for the answer, the others ask for none
-(``no-wait``, AMQP 0-9-1 1.7.2.1) and cost no round trip. A declaration without an answer
-does not renew RabbitMQ's ``x-expires``, so a waiting one is due well before that time is up.
+A declared queue may be gone at the next call: it expired unused, or was deleted, or the broker lost
+it. So every call repeats the declaration ahead of the task, on the same channel. Only the first
+call on a connection waits for the answer. The others ask for none (``no-wait``, AMQP 0-9-1
+1.7.2.1), so they cost no round trip. But such a declaration does not renew RabbitMQ's
+``x-expires``, so one that waits for the answer is due well before the queue expires.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["ReplyQueues", "make_queue"]
 
 logger = logging.getLogger("fastrpc")
 
-#: The part of ``x-expires`` after which a waiting declaration renews it.
+#: After this part of ``x-expires`` a call waits for the answer to its declaration, which renews it.
 RENEW_AFTER = 0.25
 
 #: How often a quorum queue may deliver a result again before it drops it. Each reconnection of a
@@ -40,10 +40,14 @@ RENEW_AFTER = 0.25
 #: older versions as no redelivery at all.
 DELIVERY_LIMIT = 2**31 - 1
 
-#: RabbitMQ takes a millisecond or so to delete a durable queue, one after the other for each
-#: channel. From this many on a second channel halves the time, and so on.
+#: For each this many queues, one more channel deletes them: RabbitMQ takes about a millisecond to
+#: delete a durable queue, and deletes the queues of one channel one after the other.
 DELETED_ON_ONE_CHANNEL = 32
+
+#: At most this many channels delete queues.
 MOST_DELETING_CHANNELS = 4
+
+#: One of this many deletions waits for the broker's answer, which shows that the broker works.
 DELETED_FOR_AN_ANSWER = 256
 
 
@@ -62,10 +66,10 @@ def make_queue(
     arguments: dict[str, Any] = {"x-queue-type": queue_type}
     if queue_type == "quorum":
         arguments["x-delivery-limit"] = DELIVERY_LIMIT
-    if is_unread(name):  # the oldest go first
+    if is_unread(name):  # over the limit the broker drops the oldest results
         arguments["x-max-length"] = max_unread
         arguments["x-max-length-bytes"] = max_unread_bytes
-    elif max_bytes is not None:  # the newest are refused, and whoever sends them keeps them
+    elif max_bytes is not None:  # over the limit the broker refuses results; workers keep them
         arguments["x-max-length-bytes"] = max_bytes
         arguments["x-overflow"] = "reject-publish"
     return queue_class(
@@ -80,14 +84,14 @@ def make_queue(
 
 
 class ReplyQueues:
-    """The queues this process gets its results on: one for each thread that sends tasks.
+    """The reply queues of this process, one or two for each thread that sends tasks.
 
     Args:
         make: Makes the queue of a name, unbound.
         expires: Seconds after which the broker drops an unused queue, or None.
-        connect: Makes an unopened kombu connection, to delete the queues over.
+        connect: Makes an unopened kombu connection, over which the queues can be deleted.
 
-    They outlive the app where it is collected, so nothing here may lead back to it.
+    The object outlives its app, so it must not hold a reference to the app.
     """
 
     def __init__(
@@ -114,33 +118,34 @@ class ReplyQueues:
         self._encoded.clear()
 
     def use_at_least(self, *names: str) -> None:
-        """Have queues to wait on, also where this process has sent no task yet."""
+        """Use the queues ``names`` if this process has none, because it has sent no task yet."""
         if not self._renew_at:
             self._renew_at.update(dict.fromkeys(names, 0.0))
 
     def doubt(self, name: str) -> None:
-        """Have the next call wait for the broker's word on ``name``."""
+        """Make the next call wait for the answer to its declaration of ``name``."""
         if name in self._renew_at:
             self._renew_at[name] = 0.0
 
     def declare_for_call(self, name: str, channel: Any, again: bool = True) -> None:
-        """Make sure that ``name`` exists when what is published next on ``channel`` arrives.
+        """Declare ``name`` so that it exists when the next message on ``channel`` arrives.
 
-        Without ``again`` a declaration that the broker has answered is not repeated.
+        Without ``again``, a declaration that the broker has answered is not repeated.
 
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
-            ReplyQueueRefused: the broker does not make it.
+            ReplyQueueRefused: the broker refuses to make it.
         """
-        if channel.connection is None:  # closed while the producer was kept, as stock says
+        if channel.connection is None:  # closed in the pool; kombu raises the same error
             raise RecoverableConnectionError("channel disconnected")
         client = channel.connection.client
         if name in client.declared_entities and time.monotonic() < self._renew_at.get(name, 0.0):
             if not again or not speaks_amqp(channel):
                 return
-            # A connection that died while nobody looked is made anew below, as stock does. What
-            # is written after the peer's FIN is accepted, and lost: the task would go over the
-            # next connection then, the declaration would not.
+            # If the connection died in the pool, maybe_declare() below reconnects, as it does for
+            # rpc://. Do not write the declaration to a connection that the peer has closed: the
+            # kernel accepts the bytes and they are lost. The task is then published on the next
+            # connection, without the declaration.
             with suppress(*client.recoverable_connection_errors):
                 if not hung_up(channel.connection.sock.fileno()):
                     self._repeat(name, channel)
@@ -151,7 +156,7 @@ class ReplyQueues:
         self._declared(name, queue.channel)
 
     def _repeat(self, name: str, channel: Any) -> None:
-        """Declare ``name`` once more without waiting; its arguments are encoded only once."""
+        """Declare ``name`` again without waiting. The arguments are encoded only once."""
         arguments = self._encoded.get(name)
         if arguments is None:
             queue: Any = self.make(name)
@@ -161,17 +166,18 @@ class ReplyQueues:
                 "BsbbbbbF", (0, name, passive, queue.durable, exclusive, auto_delete, nowait, table)
             )
         writer = channel.connection.frame_writer
-        if isinstance(writer, FrameWriter):  # in one write with the task
+        if isinstance(writer, FrameWriter):
+            # The declaration leaves in one write with the task.
             writer.write_later(channel.channel_id, spec.Queue.Declare, arguments)
         else:
             writer(1, channel.channel_id, spec.Queue.Declare, arguments, None)
 
     def declare(self, name: str, channel: Any) -> int:
-        """Declare ``name`` now; returns the number of messages in it.
+        """Declare ``name`` now; return the number of messages in it.
 
         Raises:
             ReplyQueueMismatch: a queue of that name exists with other arguments.
-            ReplyQueueRefused: the broker does not make it.
+            ReplyQueueRefused: the broker refuses to make it.
         """
         with explained_refusal(name):
             _, messages, _ = self.make(name)(channel).queue_declare()
@@ -183,17 +189,19 @@ class ReplyQueues:
         self._renew_at[name] = time.monotonic() + (self.expires or float("inf")) * RENEW_AFTER
 
     def delete(self, channel: Any) -> None:
-        """Delete all queues of this process, with whatever is in them."""
+        """Delete all queues of this process, and the messages in them."""
         names = self.names
-        self.clear()  # first: the broker says so of those that are consumed
+        # Cleared first: the broker sends basic.cancel for each deleted queue that is consumed, and
+        # a queue of this process would then be declared again.
+        self.clear()
         try:
             channels = [channel]
             more = min(len(names) // DELETED_ON_ONE_CHANNEL, MOST_DELETING_CHANNELS - 1)
             if more and speaks_amqp(channel):
                 channels += [channel.connection.channel() for _ in range(more)]
             for n, name in enumerate(names):
-                # A channel is served in order: its last answer stands for all before it. Some more
-                # show that the broker is at work, however many there are.
+                # RabbitMQ handles a channel's methods in order, so the answer to the last deletion
+                # is enough. A few more answers show that the broker works, however many there are.
                 left = len(names) - n
                 answered = left <= len(channels) or not left % DELETED_FOR_AN_ANSWER
                 self.make(name)(channels[n % len(channels)]).delete(nowait=not answered)
@@ -202,10 +210,10 @@ class ReplyQueues:
             raise
 
     def leave(self, timeout: float) -> bool:
-        """Delete them over a connection of their own, within about ``timeout`` seconds.
+        """Delete all queues over a new connection, within about ``timeout`` seconds.
 
         Returns:
-            Whether the broker did it; otherwise they are left to ``x-expires``.
+            Whether the broker has deleted them. If not, they expire (``x-expires``).
         """
         if not self._renew_at:
             return True
@@ -228,7 +236,7 @@ def explained_refusal(name: str) -> Iterator[None]:
         yield
     except PreconditionFailed as exc:
         if exc.method_sig not in (None, spec.Queue.Declare):
-            raise  # of what was published before on the channel
+            raise  # the error is about an earlier message on the channel
         if "inequivalent" not in exc.reply_text:
             raise ReplyQueueRefused(
                 f"the broker refuses to make the reply queue {name}: {exc.reply_text}; "
@@ -242,5 +250,5 @@ def explained_refusal(name: str) -> Iterator[None]:
 
 
 def speaks_amqp(channel: Any) -> bool:
-    """Whether ``channel`` is AMQP's own, not an imitation over some other store."""
+    """Whether ``channel`` is a real AMQP channel, not one that kombu emulates."""
     return bool(channel.connection.client.transport.driver_type == "amqp")

@@ -1,15 +1,15 @@
-"""Who reads the socket, and who sleeps until their result is there.
+"""Reads results from the socket: one thread reads, the others sleep until their result is there.
 
-One connection serves the process. A waiting thread that finds no reader becomes the reader: it
-reads, hands every result to whoever waits for it, and goes on until its own is there; then it hands
-the role to one of the sleepers. A thread that finds a reader sleeps, and is woken when its own
-result is there, or to become the reader. There is no background thread. Locks are ``threading``'s,
-so gevent and eventlet work once they have patched it. Among greenlets one reads for as long as
-anything is waited for, as Celery's own backends do there: ``then`` calls back without anybody
-waiting.
+The process has one connection. A waiting thread that finds no reader becomes the reader. It reads,
+delivers every result to its waiters, and continues until its own result is there. Then it hands the
+role to a sleeping thread. A thread that finds a reader sleeps. It is woken when its own result is
+there, or to become the reader. There is no background thread. The locks are ``threading``'s, so
+gevent and eventlet can patch them. Under gevent and eventlet a greenlet reads for as long as any
+result is waited for, as in Celery's own backends, so that ``then`` calls back without a ``get()``.
 
-The reader mends a lost connection: it reconnects, within its caller's deadline, and consumes the
-same queues again. What was not acknowledged comes a second time and is known.
+The reader replaces a lost connection: it reconnects, within its caller's deadline, and consumes the
+same queues again. The broker then delivers unacknowledged results a second time, and the table
+recognises them.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ __all__ = ["ResultConsumer"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Least time allowed for connecting, even where the caller's own timeout is shorter.
+#: Least time, in seconds, for an attempt to connect, even if the caller's timeout is shorter.
 LEAST_CONNECT_TIMEOUT = 0.2
 
 #: A back-off pause shorter than this never makes a wait give up before it has tried to connect.
 LEAST_PAUSE = 0.01
 
-#: Each attempt to connect may take this many seconds, less with a shorter timeout of the caller.
+#: How long, in seconds, an attempt to connect may take; less if the caller's timeout is shorter.
 CONNECT_TIMEOUT = 10.0
 
-#: What was handed over is acknowledged this many seconds later, if no reader did it before.
+#: Delivered results are acknowledged after this many seconds, if no reader has done it before.
 ACKNOWLEDGE_AFTER = 1.0
 
 #: How long, in seconds, closing the connection may take.
 GOODBYE_TIMEOUT = 2.0
 
-#: How long, in seconds, a first look waits for what the queues hold already.
+#: How long, in seconds, the first look waits for the messages that are already in the queues.
 BACKLOG_TIMEOUT = 2.0
 
 
@@ -70,9 +70,9 @@ class ResultConsumer:
         queues: The reply queues to consume.
         options: The settings of the backend.
         stats: Counters to keep.
-        matcher: What takes in the messages.
-        watchers: Who waits for which result.
-        role: The right to read.
+        matcher: Matches the messages with the results that wait.
+        watchers: The waits that are told when a result is ready.
+        role: The reading role.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class ResultConsumer:
         self._begin()
 
     def after_fork(self) -> None:
-        """Begin anew in the child, leaving the parent's connection alone."""
+        """Start afresh in the child: the open connection belongs to the parent."""
         if self._intake is not None:
             self._intake.abandon()
         self._begin()
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
-        #: Until then a thread counts as being on its way to acknowledge, by time.monotonic().
+        #: Until this time, by time.monotonic(), a thread that will acknowledge is taken to exist.
         self._acknowledger_until = 0.0
         self._pauses = backoff()
         self._connect_at = 0.0
@@ -115,8 +115,9 @@ class ResultConsumer:
 
         Raises:
             celery.exceptions.TimeoutError: its deadline passed.
-            kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
-            RuntimeError: this thread is in the midst of a read (a signal handler, a destructor).
+            kombu.exceptions.OperationalError: the broker refuses the connection; a retry would fail
+                too.
+            RuntimeError: called in a signal handler or a destructor that interrupts a read.
         """
         self.queues.use_at_least(wait.queue)
         self.consume_new()
@@ -136,7 +137,7 @@ class ResultConsumer:
             self._acknowledge_soon()
 
     def read_in_background(self, queue: str) -> None:
-        """Have a thread, which should be a greenlet, read as long as anything is waited for."""
+        """Start a thread, which should be a greenlet, that reads while any result is waited for."""
         if self._background is None or not self._background.is_alive():
             self._background = threading.Thread(
                 target=self._read_while_waited_for,
@@ -158,7 +159,7 @@ class ResultConsumer:
 
     @property
     def intake(self) -> Intake | None:
-        """The way in; None while there is no connection. Its owner is who reads."""
+        """The intake; None while there is no connection. Only the reader may change it."""
         return self._intake
 
     @property
@@ -167,13 +168,13 @@ class ResultConsumer:
         return self._role.reading
 
     def look(self, queue: str) -> int:
-        """Take in what has arrived, without waiting for more.
+        """Deliver what has arrived, without waiting for more.
 
-        The first look connects, and does wait for what is in the queues already. In a signal
-        handler or a destructor that interrupts a read it leaves the reading to what it interrupts.
+        The first look connects, and waits for the messages that are already in the queues. In a
+        signal handler or a destructor that interrupts a read, this does nothing.
 
         Returns:
-            How many messages waited in the queues at that first look, else 0.
+            At the first look, how many messages were in the queues; else 0.
 
         Raises:
             kombu.exceptions.OperationalError: the first look could not connect.
@@ -181,13 +182,13 @@ class ResultConsumer:
         if self._role.interrupted:
             return 0
         try:
-            # Whoever reads takes in whatever arrives.
+            # If another thread reads, it delivers everything that arrives.
             return self._role.run(self._look, queue) or 0
         finally:
             self._acknowledge_soon()
 
     def _acknowledge_soon(self) -> None:
-        """Have what was handed over be acknowledged also if nobody reads for a while."""
+        """Start a thread that acknowledges delivered results, in case no thread reads soon."""
         intake, now = self._intake, time.monotonic()
         if self._role.reading or intake is None or not intake.owes_acknowledgement:
             return
@@ -195,40 +196,41 @@ class ResultConsumer:
             return
         self._acknowledger_until = now + 2 * ACKNOWLEDGE_AFTER
         try:
-            # Thread.start() is Python code, which an exception thrown in may part.
+            # Not Thread.start(): that is Python code, which a thrown-in exception could interrupt.
             start_thread(self._acknowledge_later)
-        except RuntimeError:  # no more threads: the main thread has ended, and this one goes on
+        except RuntimeError:  # no thread can start any more, because the main thread has ended
             self._role.run(self.acknowledge)
 
     def _acknowledge_later(self) -> None:
         time.sleep(ACKNOWLEDGE_AFTER)
         self._acknowledger_until = 0.0
-        self._role.run(self.acknowledge)  # a reader does it itself, before it waits
+        self._role.run(self.acknowledge)  # does nothing if a thread reads: that one acknowledges
 
-    # -- Celery's names, for those who drive a consumer themselves ------------------------------
+    # -- Celery's API, for code that drives a consumer itself ------------------------------------
 
     def start(self, initial_task_id: str | None = None, **kwargs: Any) -> None:
-        """Connect and consume the reply queue of this thread, if nobody does yet.
+        """Connect and consume the reply queue of this thread, unless that is done already.
 
         Raises:
-            kombu.exceptions.OperationalError: the broker cannot be reached, or refuses us.
+            kombu.exceptions.OperationalError: the broker cannot be reached, or refuses the
+                connection.
         """
         self.look(self.app.thread_oid)
 
     consume_from = start
 
     def cancel_for(self, task_id: str) -> None:
-        """Nothing to cancel: one queue serves the thread, whatever it waits for."""
+        """Nothing to cancel: the queue of a thread serves all of its results."""
 
     def stop(self) -> None:
-        """Hang up; the reply queues stay, and whoever waits next connects again."""
+        """Hang up. The reply queues stay, and the next wait connects again."""
         self.close(delete_queues=False)
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Take in what arrives, waiting for it ``timeout`` seconds; None waits for ever.
+        """Wait until a message arrives, and deliver it. A ``timeout`` of None waits for ever.
 
         Raises:
-            socket.timeout: nothing arrived.
+            socket.timeout: nothing arrived within ``timeout`` seconds.
         """
         received = self.stats.received
         wait = Wait(timeout, None, self.app.thread_oid)
@@ -244,10 +246,10 @@ class ResultConsumer:
     def drain_events_until(
         self, p: Any, timeout: float | None = None, on_interval: Any = None
     ) -> Iterator[None]:
-        """Take in what arrives until the promise ``p`` is ready, and yield once in a while.
+        """Deliver what arrives until the promise ``p`` is ready. Yields about once a second.
 
         Raises:
-            socket.timeout: it is not ready within ``timeout`` seconds.
+            socket.timeout: the promise is not ready within ``timeout`` seconds.
         """
         wait = Wait(timeout, None, self.app.thread_oid)
         while not p.ready:
@@ -262,10 +264,10 @@ class ResultConsumer:
     # -- reading: only with the reading role --------------------------------------------------
 
     def read(self, wait: Wait, patience: float = INTERVAL) -> None:
-        """Read until there is news for ``wait``, or nothing more comes, for a while at most.
+        """Read until there is news for ``wait``, or nothing more arrives, or ``patience`` is over.
 
         Args:
-            patience: How long it may take, in seconds, once there is a connection.
+            patience: Seconds, counted from the call. Connecting may take longer.
         """
         end = time.monotonic() + wait.remaining(patience)
         while not wait.news:
@@ -275,7 +277,7 @@ class ResultConsumer:
             try:
                 if intake.behind:
                     intake.catch_up()
-                # The same time at each read, if it can be: one that changes costs system calls.
+                # The same timeout at each read where possible: a change costs system calls.
                 arrived = self.take_in(intake, wait.remaining(min(patience, intake.interval)))
                 if self._intake is intake:  # a callback may have reconnected, or forked
                     intake.tend()
@@ -292,7 +294,7 @@ class ResultConsumer:
         if intake is None:
             return self._first_look(queue)
         try:
-            # An exception that was thrown in may have left something that was read.
+            # A read that was interrupted by an exception may have left something to deliver.
             if intake.holds_some or intake.readable():
                 self.take_in(intake, 0)
             if self._intake is intake:
@@ -313,15 +315,15 @@ class ResultConsumer:
         return intake.backlog
 
     def take_in(self, intake: Intake, timeout: float) -> bool:
-        """Deliver what is buffered, else what the socket has within ``timeout`` seconds.
+        """Deliver what is buffered; if that is nothing, read once, for at most ``timeout`` seconds.
 
         Returns:
-            Whether anything came.
+            Whether anything was delivered or read.
         """
         stats = self.stats
         received = stats.received
         try:
-            if intake.holds_some:  # what a reader before us left behind comes before the socket
+            if intake.holds_some:  # an earlier reader may have left something in the buffer
                 intake.pump()
                 if stats.received != received:
                     return True
@@ -335,7 +337,7 @@ class ResultConsumer:
             self.matcher.tidy(time.monotonic())
 
     def acknowledge(self) -> None:
-        """Acknowledge all that was handed over."""
+        """Acknowledge all delivered messages."""
         intake = self._usable_intake()
         if intake is None:
             return
@@ -347,12 +349,13 @@ class ResultConsumer:
     # -- the connection -----------------------------------------------------------------------
 
     def consume_new(self) -> None:
-        """Have the intake, if there is one, consume the queues that were declared since.
+        """Consume the queues that were declared since the intake was opened, if there is one.
 
-        Of all threads: the one that waits for a result need not be the one that sent the task.
+        This includes the queues of other threads: the thread that waits for a result need not be
+        the one that sent the task.
         """
         intake = self._intake
-        # A signal handler that interrupts a read leaves it to the reader.
+        # If this is a signal handler that interrupts a read, the reader does it afterwards.
         if intake is None or not intake.behind or self._role.interrupted:
             return
         if intake.readers_only:
@@ -369,12 +372,12 @@ class ResultConsumer:
         return intake
 
     def _connect(self, wait: Wait) -> Intake | None:
-        """Connect, trying until the deadline of ``wait``; None if that passed."""
+        """Connect, and retry until the deadline of ``wait``; return None if that has passed."""
         while True:
             remaining = wait.remaining()
             pause = max(self._connect_at - time.monotonic(), 0.0)
             if pause >= max(remaining, LEAST_PAUSE):
-                # Kept for the next wait: one of many short waits must be the one that connects.
+                # `_connect_at` stays as it is, so that one of many short waits does connect.
                 time.sleep(remaining)
                 return None
             time.sleep(pause)
@@ -394,7 +397,11 @@ class ResultConsumer:
                 return None
 
     def _open(self, timeout: float) -> Intake:
-        """Connect once and consume, or raise OperationalError."""
+        """Connect once and consume the queues.
+
+        Raises:
+            kombu.exceptions.OperationalError: the connection failed, or the broker refused it.
+        """
         intake = make_intake(self.app, self.queues, self.options, self.matcher)
         try:
             intake.open(timeout)
@@ -402,30 +409,33 @@ class ResultConsumer:
         except intake.errors as exc:
             raise OperationalError(failure(intake.connection, exc)) from exc
         finally:
-            # However it ended: a connection that nobody reads would keep results to itself.
+            # After any exception: the broker would deliver results to a connection that no thread
+            # reads.
             if self._intake is not intake:
                 intake.close()
         intake.catch_up()
         return intake
 
     def lost(self, intake: Intake, why: Exception | str) -> None:
-        """Give up a connection; who reads next makes another."""
+        """Give up a connection. The next reader opens another."""
         logger.warning("lost the connection for results, reconnecting: %s", str(why) or repr(why))
         intake.close()
-        if self._intake is intake:  # else a callback that waited has reconnected already
+        if self._intake is intake:  # else a callback has waited for a result and reconnected
             self._intake = None
-        self.stats.reconnects += 1  # last: who sees it finds the old connection gone
+        # Last, so that a thread that sees the new count finds the old connection gone.
+        self.stats.reconnects += 1
 
     def close(
         self, delete_queues: bool, timeout: float = GOODBYE_TIMEOUT, for_good: bool = False
     ) -> bool:
-        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them.
+        """Hang up; with ``delete_queues``, delete the reply queues and the messages in them.
 
-        Takes ``timeout`` seconds at the most; what cannot be deleted is left to ``x-expires``. With
-        ``for_good`` no other thread reads from now on: it would make the queues again.
+        Takes at most ``timeout`` seconds. Queues that cannot be deleted expire (``x-expires``).
+        With ``for_good`` no other thread can read afterwards, because it would declare the queues
+        again.
 
         Returns:
-            Whether all was done.
+            Whether everything was done.
         """
         role, wait = self._role, Wait(timeout)
         if role.interrupted:
@@ -434,7 +444,7 @@ class ResultConsumer:
         try:
             intake = self._intake
             if role.reading and intake is not None:
-                with suppress(*intake.errors):  # lost: the reader learns of it, too
+                with suppress(*intake.errors):  # the connection is lost; the reader notices it too
                     intake.nudge()
             while True:
                 closed: list[bool] = []
@@ -451,7 +461,8 @@ class ResultConsumer:
     def _close(self, delete_queues: bool, wait: Wait, closed: list[bool]) -> None:
         intake, self._intake = self._usable_intake(), None
         in_order = intake is None or self._say_goodbye(intake, delete_queues, wait.remaining())
-        if delete_queues and (left := wait.remaining()):  # nobody waited, or goodbye failed
+        # Queues are left if there was no connection, or if the goodbye failed.
+        if delete_queues and (left := wait.remaining()):
             in_order = self.queues.leave(left)
         closed.append(in_order)
 
@@ -466,7 +477,7 @@ class ResultConsumer:
 
 
 def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher) -> Intake:
-    """The way in that fits the broker of ``app``; not yet connected."""
+    """The intake that fits the broker of ``app``; not yet connected."""
     heartbeat = options.heartbeat if options.heartbeat is not None else app.conf.broker_heartbeat
     connection = app.connection_for_read(heartbeat=heartbeat)
     if is_amqp(connection):

@@ -1,4 +1,4 @@
-"""The client's side of one app: whoever has to do with results on their way in finds it here."""
+"""The client's side of one app: everything that receives results."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
 __all__ = ["ClientSide", "Members", "client_side", "is_leaf"]
 
-#: How many ids of results that were handed out are remembered, at least.
+#: At least this many ids of delivered results are remembered, to recognise duplicates.
 LEAST_REMEMBERED = 10_000
 
-#: ``id(app)`` -> its client's side, which keeps the app alive.
+#: ``id(app)`` -> its client's side. A side keeps its app alive, so an id is not used again.
 _sides: WeakValueDictionary[int, ClientSide] = WeakValueDictionary()
 
 
 def client_side(app: Any, make: Callable[[], ClientSide]) -> ClientSide:
-    """The client's side of ``app``, made by ``make()`` where there is none. The caller has a lock.
+    """The client's side of ``app``; ``make()`` makes it if there is none. The caller holds a lock.
 
-    One for each app: two consumers of one reply queue would take each other's results. Celery makes
-    a second backend when two threads ask for the first one at once, or when a result is unpickled.
+    There is one for each app, because two consumers of one reply queue would take each other's
+    results. An app may have several backends: Celery makes a second one when two threads ask for
+    the first at the same time, or when a result is unpickled.
     """
     side = _sides.get(id(app))
     if side is None:
@@ -43,7 +44,7 @@ def client_side(app: Any, make: Callable[[], ClientSide]) -> ClientSide:
 
 
 class ClientSide:
-    """The one owner of what comes in for an app: queues, table, matcher, reader and counters.
+    """Owns all that receives results for an app: queues, table, matcher, reader and counters.
 
     Args:
         app: The Celery app; its broker settings are used.
@@ -52,7 +53,7 @@ class ClientSide:
         expires: ``result_expires`` in seconds, or None.
         accept: Content types that may be decoded (``result_accept_content``).
         to_python: Celery's ``Backend.meta_from_decoded``.
-        consumer_class: What reads: ResultConsumer, or a subclass.
+        consumer_class: The class of the reader: ResultConsumer, or a subclass.
     """
 
     def __init__(
@@ -71,17 +72,18 @@ class ClientSide:
         #: The names of this app's reply queues, for each thread.
         self.names = QueueNames.of(app)
         self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
-        #: The thread in which the process ends.
+        #: The thread that ends the process, once it has begun to.
         self._ended_in: int | None = None
         self.table = PendingTable(
             max_unclaimed=options.max_unclaimed,
             max_unclaimed_bytes=options.max_unclaimed_bytes,
-            # All that the broker may send again after a cut has to be known, and all that is kept.
+            # Enough for all results that the broker may send again after a lost connection, and for
+            # all that are kept.
             max_done=max(LEAST_REMEMBERED, 2 * options.prefetch, options.max_claimed),
         )
-        #: Who waits for which AsyncResult, and for which messages.
+        #: Which waits are told of which AsyncResults and messages.
         self.watchers = Watchers()
-        #: Who reads the socket.
+        #: Which thread reads the socket.
         self.role = ReadingRole(self.watchers)
         self.matcher = ResultMatcher(
             self.table,
@@ -97,31 +99,31 @@ class ClientSide:
         self.reader = consumer_class(
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
         )
-        #: The event loops that wait, once there were any: the asyncio part is imported for them.
+        #: The waits of event loops (``client.aio``); None until the first ``await``.
         self.loops: Any = None
 
     # -- calling a task ------------------------------------------------------------------------
 
     def renew(self, task_id: str) -> None:
-        """A task with this id is sent: what comes for it is not what was handed out before."""
+        """A task with this id is sent: forget a result that was delivered for that id before."""
         self.matcher.renew(task_id)
 
     def expect(self, channel: Any) -> None:
-        """Have the reply queue exist when the task that is published next on ``channel`` arrives.
+        """Declare the reply queue, so that it exists when the next task on ``channel`` arrives.
 
-        Inside a task only the first one is declared: nearly all that tasks send is never waited
-        for, and must not pay for it.
+        Inside a task the declaration is not repeated for each call: tasks hardly ever wait for the
+        tasks that they send, which should not pay for that.
 
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
-            fastrpc.errors.ReplyQueueRefused: the broker does not make it.
+            fastrpc.errors.ReplyQueueRefused: the broker refuses to make it.
         """
         if self._ended_in not in (None, threading.get_ident()):
-            return  # the process ends, nobody would delete it
+            return  # the process ends, so the queue would not be deleted
         lease = self.names.lease()
         lease.hand_out()
         again = not task_join_will_block()
-        # All of them: a signature has the name that was right when it was made.
+        # All names of the thread: a signature keeps the name that was current when it was made.
         for name in lease.handed_out:
             self.queues.declare_for_call(name, channel, again and not is_unread(name))
         self.reader.consume_new()
@@ -129,9 +131,9 @@ class ClientSide:
     # -- waiting -------------------------------------------------------------------------------
 
     def add(self, result: Any, weak: bool, read: bool) -> None:
-        """Let ``result`` become ready when its final state arrives.
+        """Make ``result`` ready when its final state arrives.
 
-        With ``read`` and among greenlets also while nobody waits for it.
+        With ``read``, under gevent or eventlet, a greenlet reads even while no other one waits.
         """
         if result.on_ready.ready:
             return
@@ -142,15 +144,18 @@ class ClientSide:
     def ready_members(
         self, members: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
     ) -> Iterator[Any]:
-        """As ``ready_ones``, where a member may be a group: ready once all that is in it is."""
-        within = Members(members)
-        leaves = self.ready_ones(within.leaves, timeout, on_interval, on_message)
-        if within.are_leaves:
+        """Like ``ready_ones``, for members that may be groups.
+
+        A group is ready once all results in it are.
+        """
+        nested = Members(members)
+        leaves = self.ready_ones(nested.leaves, timeout, on_interval, on_message)
+        if nested.are_leaves:
             yield from leaves
             return
-        yield from within.empty
+        yield from nested.empty
         for leaf in leaves:
-            yield from within.ready_with(leaf)
+            yield from nested.ready_with(leaf)
 
     def ready_ones(
         self, results: Iterable[Any], timeout: float | None, on_interval: Any, on_message: Any
@@ -158,12 +163,13 @@ class ClientSide:
         """Yield each of ``results`` once it is ready, until all are.
 
         Raises:
-            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
-            fastrpc.errors.ResultDropped: one came, but is no longer kept.
+            celery.exceptions.TimeoutError: not all were ready within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: a result arrived, but is no longer kept.
         """
         waiting: dict[int, Any] = {}
         for node in results:
-            if node._cache or node.on_ready.ready:  # ready once, and forgotten: no more will come
+            # A result without a `_cache` that was ready before was forgotten since.
+            if node._cache or node.on_ready.ready:
                 yield node
             else:
                 waiting[id(node)] = node
@@ -173,7 +179,7 @@ class ClientSide:
         matcher = self.matcher
         wait = Wait(timeout, on_message, self.names.lease().name, on_interval)
         try:
-            # Within: an exception thrown in may follow any call.
+            # Inside the `try`, because an exception may be thrown in right after any call.
             self.begin(nodes, wait)
             while waiting:
                 self.reader.until_news(wait)
@@ -184,31 +190,33 @@ class ClientSide:
                     if waiting.pop(id(node), None) is not None:
                         yield node
         finally:
-            # Compiled, and called at once: what is thrown in here comes after it.
+            # One compiled call: an exception that is thrown in here is raised after it.
             matcher.fulfiller.give_up(nodes, wait)
 
     def begin(self, nodes: list[Any], wait: Wait, obtainable: bool = True) -> None:
-        """Have ``wait`` hear of each of ``nodes``, until ``Fulfiller.give_up``.
+        """Tell ``wait`` when each of ``nodes`` becomes ready, until ``Fulfiller.give_up``.
 
         Raises:
-            fastrpc.errors.ResultDropped: one has to be ``obtainable``, but came and is no longer
+            fastrpc.errors.ResultDropped: with ``obtainable``, if a result arrived but is no longer
                 kept.
         """
         matcher = self.matcher
         self.watchers.watch(nodes, wait)
         for node in nodes:
-            # Once more, now that it is watched: another wait for it may just have ended.
+            # Registered again, after watch(): another wait for the same result may just have ended
+            # and discarded it.
             waits = matcher.add(node)
-            # The reader fills in a result before its id counts as handed out.
-            if node._cache:  # it came before it was watched
+            # The reader sets `_cache` before the id becomes DONE.
+            if node._cache:  # it became ready before it was watched
                 wait.hear(node)
             elif obtainable and not waits:
                 matcher.check_obtainable(node.id)
 
     def _declare_for_wait(self) -> None:
-        """Have the queues of this thread exist whose names a signature took that others send."""
+        """Declare the queues whose names this thread gave to signatures that others may send."""
         names = self.names.lease().handed_out
-        # The first ones are declared when the intake opens, within the deadline.
+        # If these are the first queues, they are declared when the intake opens, within the
+        # deadline.
         self.queues.use_at_least(*names)
         for name in names:
             if name not in self.queues:
@@ -218,7 +226,7 @@ class ClientSide:
     # -- looking -------------------------------------------------------------------------------
 
     def look(self) -> int:
-        """Take in what has arrived; see ``ResultConsumer.look``."""
+        """Deliver what has arrived; see ``ResultConsumer.look``."""
         return self.reader.look(self.names.lease().name)
 
     def is_kept(self, task_id: str) -> bool:
@@ -226,11 +234,11 @@ class ClientSide:
         return self.matcher.is_kept(task_id)
 
     def forget(self, task_id: str) -> None:
-        """Drop what is kept of ``task_id``; asking for a result that came is an error from here."""
+        """Drop the kept state of ``task_id``. To ask for a result that arrived is then an error."""
         self.matcher.forget(task_id)
 
     def counters(self) -> dict[str, Any]:
-        """What came in since this process began; see docs/stats.md."""
+        """Counters since this process began; see docs/stats.md."""
         return {
             **self.stats.as_dict(),
             "fulfilled": self.matcher.fulfiller.fulfilled,
@@ -243,13 +251,13 @@ class ClientSide:
     # -- the end -------------------------------------------------------------------------------
 
     def close(self, delete_queues: bool) -> None:
-        """Hang up; with ``delete_queues`` the reply queues go, with all that is in them."""
+        """Hang up; with ``delete_queues``, delete the reply queues and the messages in them."""
         self.reader.close(delete_queues, GOODBYE_TIMEOUT)
 
     def leave(self, delete_queues: bool, timeout: float) -> bool:
-        """The same at the end of the process, within ``timeout`` seconds.
+        """Do the same at the end of the process, within ``timeout`` seconds.
 
-        Daemon threads may still run; they get no more results.
+        Daemon threads may still run, but get no more results.
 
         Returns:
             Whether the broker answered.
@@ -258,7 +266,7 @@ class ClientSide:
         return self.reader.close(delete_queues, timeout, for_good=True)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
+        """Start afresh in a forked child: the open connections belong to the parent."""
         self.stats.reset()
         self._ended_in = None
         self.names.after_fork()
@@ -277,19 +285,18 @@ def is_leaf(node: Any) -> bool:
 
 
 class Members:
-    """Members of a set, each ready once all the results in it are: a result, or a group of such.
+    """The members of a ResultSet: results of tasks, and groups of them on any level.
 
-    Args:
-        members: Results of tasks, and groups, on any level.
+    A member is ready once all results in it are.
     """
 
     def __init__(self, members: Iterable[Any]) -> None:
         members = list(members)
         #: Whether no member is a group.
         self.are_leaves = all(map(is_leaf, members))
-        #: The results of tasks in them, each once.
+        #: The results of tasks in all members, each once.
         self.leaves = members
-        #: Groups with nothing in them.
+        #: Groups without any result.
         self.empty: list[Any] = []
         self._owners: dict[int, list[Any]] = {}
         self._missing: Counter[int] = Counter()
@@ -309,7 +316,7 @@ class Members:
         self.leaves = list(leaves.values())
 
     def ready_with(self, leaf: Any) -> Iterator[Any]:
-        """The members that are ready now that ``leaf`` is; once for each leaf."""
+        """The members that become ready with ``leaf``. Call it once for each leaf."""
         if self.are_leaves:
             yield leaf
         for owner in self._owners.get(id(leaf), ()):
@@ -326,7 +333,7 @@ def _leaves_of(node: Any) -> list[Any]:
 
 
 def open_channel(producer: Any) -> Any:
-    """The channel of a producer; one from the pool may have lost its connection meanwhile."""
+    """The channel of a producer, opened again if the producer lost its connection in the pool."""
     channel = producer.channel
     if channel.connection is None and producer.__connection__ is not None:
         producer.revive(producer.__connection__.default_channel)

@@ -174,7 +174,7 @@ def test_bad_messages_while_answers_are_awaited(private_broker, make_client, sen
         publish(app, oid, properties.pop("body"), **properties)
         wait_until(intake.readable, 5, f"{what}: it has come")
         assert not intake.holds_some, what
-        intake._declaring.basic_qos(0, 1, False)
+        intake._declaring_channel.basic_qos(0, 1, False)
         assert intake.holds_some, what  # it came before the answer
         answer(sender, oid, [result], what)
         assert result.get(timeout=10) == what

@@ -205,7 +205,7 @@ class TestConsuming:
         first = way.connection.default_channel
         assert "its declaration is not answered" in caplog.text
         # The channel serves nothing before its answer, so the other queues use another channel.
-        assert way.intake._declaring is not first
+        assert way.intake._declaring_channel is not first
         assert way.broker.declared == ["a", "b"]
         way.intake.catch_up()
         assert way.consumed() == ["b"]
