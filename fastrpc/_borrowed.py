@@ -72,7 +72,7 @@ BORROWED = (
     Borrowed("celery._state:pop_current_task", "the parent of a chord's body", "canvas"),
     Borrowed(
         "celery._state:task_join_will_block",
-        "inside a task, where few wait for what they send",
+        "true inside a task, where hardly any result is waited for",
         "backend, client.names, client.side",
     ),
     Borrowed("celery.app.base:Celery#_local", "where thread_oid keeps the names", "client.names"),
@@ -187,8 +187,9 @@ def dates_are_always_utc() -> bool:
 
 @contextmanager
 def running(app: Any, request: Any) -> Iterator[None]:
-    """Have a task of ``request`` run in this thread: what is sent has it for its parent."""
-    task = app.tasks["celery.accumulate"]  # any will do
+    """Let a task with ``request`` seem to run in this thread: it becomes the parent of the tasks
+    that are sent in this context."""
+    task = app.tasks["celery.accumulate"]  # any registered task will do
     push_current_task(task)
     task.request_stack.push(request)
     try:
@@ -201,7 +202,7 @@ def running(app: Any, request: Any) -> Iterator[None]:
 def forget_own_pools(app: Any) -> None:
     """In a forked child: forget the pooled connections that the app keeps.
 
-    Not ``app._after_fork``: in children of billiard, where it is due, billiard calls it.
+    Does not call ``app._after_fork``: billiard calls it in its own children, where it is needed.
     """
     app._pool = None
     if "amqp" in vars(app):

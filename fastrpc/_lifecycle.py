@@ -28,7 +28,8 @@ __all__ = ["Closeable", "Estate", "bequeath", "making", "register"]
 
 logger = logging.getLogger("fastrpc")
 
-#: How long, in seconds, a process that ends waits in all for brokers that do not answer.
+#: How long, in seconds and for all backends together, a process that ends waits for brokers that do
+#: not answer.
 PATIENCE = 0.6
 
 #: How long, in seconds, removing one estate may take while the process goes on.
@@ -39,10 +40,10 @@ class Estate(Protocol):
     """The reply queues that a collected app has left at the broker."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of queues."""
 
     def leave(self, timeout: float) -> bool:
-        """Remove them, within ``timeout`` seconds; return whether the broker answered."""
+        """Delete the queues, within ``timeout`` seconds; return whether the broker answered."""
 
 
 class Closeable(Protocol):
@@ -62,17 +63,17 @@ class Closeable(Protocol):
         """Start afresh in a forked child: the open connections belong to the parent."""
 
 
-_living: WeakSet[Closeable] = WeakSet()
+_closeables: WeakSet[Closeable] = WeakSet()
 _making_lock = threading.Lock()
 #: Estates of collected apps that are still to be removed.
 _estates: deque[Estate] = deque()
 #: Idents of the threads that are removing an estate.
-_under_way: set[int] = set()
+_removing: set[int] = set()
 
 
 def register(closeable: Closeable) -> None:
     """Tell ``closeable``, as long as it lives, of forks and of the end of the process."""
-    _living.add(closeable)
+    _closeables.add(closeable)
 
 
 def making() -> threading.Lock:
@@ -89,53 +90,54 @@ def _inherit(estate: Estate) -> None:
     if not len(estate):
         return
     _estates.append(estate)
-    if _under_way:
+    if _removing:
         return  # the running thread will remove it
     # Garbage collection may run this anywhere, with any lock held, so it must not wait; and
     # Thread.start() waits.
-    with suppress(RuntimeError):  # no thread can start any more: the process ends
+    with suppress(RuntimeError):  # no thread can start any more, because the process ends
         _thread.start_new_thread(_remove_estates, ())
 
 
 def _remove_estates() -> None:
-    me = _thread.get_ident()
+    this_thread = _thread.get_ident()
     while _estates:
-        _under_way.add(me)
+        _removing.add(this_thread)
         try:
             estate = _estates.popleft()
         except IndexError:  # another thread was faster
             return
         else:
-            _told(estate.leave, ESTATE_TIMEOUT)
+            _call_and_log(estate.leave, ESTATE_TIMEOUT)
         finally:
             # Before _estates is checked again: _inherit does the two steps in the reverse order.
-            _under_way.discard(me)
+            _removing.discard(this_thread)
 
 
 def _close_all(**kwargs: Any) -> None:
-    # Results first, each backend within its own time.
+    # Results first, each backend within its own ``shutdown_timeout``.
     _flush_all()
     patience = PATIENCE
-    everyone: list[Closeable | Estate] = [*_living, *_estates]
+    everyone: list[Closeable | Estate] = [*_closeables, *_estates]
     for leaving in everyone:
         began = time.monotonic()
-        if not _told(leaving.leave, max(patience, 0.0)):
-            # Only silent brokers use it up: a process may have many apps.
+        if not _call_and_log(leaving.leave, max(patience, 0.0)):
+            # Only brokers that do not answer use up the patience: a process may have many apps.
             patience -= time.monotonic() - began
     _estates.clear()
     end = time.monotonic() + max(patience, 0.0)
-    while _under_way and time.monotonic() < end:
+    while _removing and time.monotonic() < end:
         time.sleep(0.01)
 
 
 def _flush_all(**kwargs: Any) -> None:
-    for closeable in list(_living):
-        _told(closeable.flush)
+    for closeable in list(_closeables):
+        _call_and_log(closeable.flush)
 
 
-def _told(tell: Callable[..., Any], *args: Any) -> Any:
+def _call_and_log(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, or None if it raises: that is logged."""
     try:
-        return tell(*args)
+        return function(*args)
     except Exception as exc:  # the other backends must still send what is outstanding
         logger.error("closing a result backend failed", exc_info=exc)
     return None
@@ -146,16 +148,16 @@ def _after_fork_in_child() -> None:
     _making_lock = threading.Lock()
     forget_pools()
     _estates.clear()
-    _under_way.clear()
-    _hear_of_multiprocessing()
-    for closeable in list(_living):
+    _removing.clear()
+    _close_in_multiprocessing_children()
+    for closeable in list(_closeables):
         try:
             closeable.after_fork()
         except Exception as exc:  # the others must not keep using the parent's connections
             logger.error("resetting a result backend after a fork failed", exc_info=exc)
 
 
-def _hear_of_multiprocessing() -> None:
+def _close_in_multiprocessing_children() -> None:
     """Close the backends in multiprocessing's children too.
 
     They end without running atexit handlers, and forget finalizers that the parent registered.

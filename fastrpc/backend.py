@@ -1,7 +1,7 @@
-"""``fastrpc://``: Celery's result backend API over the reply queues of the process.
+"""``fastrpc://``: Celery's result backend API over reply queues.
 
-The way of a result: the worker's ``store_result`` -> ``worker`` -> ``sending`` -> the caller's
-reply queue -> ``client`` -> the AsyncResult that waits.
+The path of a result: ``store_result`` in the worker -> ``fastrpc.worker`` -> ``fastrpc.sending`` ->
+the caller's reply queue -> ``fastrpc.client`` -> the AsyncResult that waits.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ __all__ = ["RPCBackend"]
 
 NO_CHORDS = """\
 The fastrpc result backend does not support chords, nor a group chained into a task, which
-Celery turns into a chord, unless the option chords is on (fastrpc://?chords=1): then their
-results meet in a queue of the broker. All workers that run the header's tasks need fastrpc:// too.
-Or call the group, get() its results and send the next task with them; or give the tasks of the
-chord a backend that stores results, such as redis://."""
+Celery turns into a chord, unless the option chords is on (fastrpc://?chords=1). It collects the
+results of the header in a queue of the broker; all workers that run the header's tasks then need
+fastrpc:// too. Without it, call the group, get() its results and send the next task with them, or
+give the tasks of the chord a backend that stores results, such as redis://."""
 
 CHORDS_NEED_AMQP = """\
-The fastrpc result backend joins chords in a queue of RabbitMQ: this broker does not speak AMQP."""
+The fastrpc result backend joins chords in a queue of RabbitMQ, and this broker does not speak \
+AMQP."""
 
 NO_SAVED_GROUPS = """\
-{} is not supported by the fastrpc backend: it keeps no groups, the caller has the results.
-In the same process hand on the GroupResult, or its as_tuple() for result_from_tuple(); for another
+{} is not supported by the fastrpc backend, which does not store groups: the caller has the results.
+In the same process pass on the GroupResult, or its as_tuple() for result_from_tuple(). For another
 process, give the tasks a backend that stores results, such as redis://."""
 
 
@@ -71,12 +72,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
     retry_policy: dict[str, Any] = RetryPolicy().as_dict()
 
     class Consumer(kombu.Consumer):
-        """A consumer that declares nothing by itself."""
+        """A consumer that does not declare its queues."""
 
         auto_declare = False
 
     class Queue(kombu.Queue):
-        """A queue whose declaration kombu does not cache; ``queues`` knows when it is due."""
+        """A queue whose declaration kombu does not cache: ``client.queues`` does that."""
 
         can_cache_declaration = False
 
@@ -93,18 +94,18 @@ class RPCBackend(AsyncBackendMixin, Backend):
     ) -> None:
         super().__init__(app, serializer=serializer, **kwargs)
         keep_reply_queue()
-        # One object serves all threads of the process, whatever result_backend_thread_safe
-        # says: Celery would make one for each thread otherwise.
+        # One backend serves all threads of the process, whatever result_backend_thread_safe says.
+        # Otherwise Celery would make one for each thread.
         self.thread_safe = True
         self.auto_delete = auto_delete
         self.persistent = self.prepare_persistent(persistent)
         self.delivery_mode = 2 if self.persistent else 1
-        # Results go through the default exchange, straight to the queue of that name.
+        # The default exchange routes a result to the queue that its routing key names.
         self.exchange = self.Exchange(None)
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
-        # Makes the queue of a name. Not a method: queues outlive the backend.
+        # Makes the queue of a name. Not a method, because queues outlive the backend.
         self._make_queue = partial(
             make_queue,
             queue_class=self.Queue,
@@ -139,12 +140,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     @property
     def client(self) -> ClientSide:
-        """What results come in by, for those who do not wait in a thread (``fastrpc.aio``)."""
+        """The client's side of the app, for ``fastrpc.aio``."""
         return self._client
 
     @property
     def result_consumer(self) -> Any:
-        """What reads results, Celery's name for it."""
+        """The reader of results, under Celery's name."""
         return self._client.reader
 
     def _options(self) -> Options:
@@ -176,18 +177,19 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return self.binding
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Have the reply queue exist before the task is sent.
+        """Declare the reply queue before the task is sent.
 
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
-            fastrpc.errors.ReplyQueueRefused: the broker does not make it.
+            fastrpc.errors.ReplyQueueRefused: the broker refuses to make it.
         """
         self._client.renew(task_id)
         self._client.expect(open_channel(producer))
 
     @contextmanager
     def answering_to(self, reply_to: str) -> Iterator[None]:
-        """What this thread sends meanwhile answers to the queue ``reply_to``, not to its own."""
+        """In this context the tasks that this thread sends are answered to the queue ``reply_to``,
+        not to the thread's own."""
         lease = self._client.names.lease()
         before, lease.lent = lease.lent, reply_to
         try:
@@ -208,12 +210,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
             max_unread=0,
             max_unread_bytes=0,
         )
-        # One process gets all that is in it. (A quorum queue knows no exclusive consumers.)
+        # Only one process may consume the queue. (Quorum queues have no exclusive consumers.)
         queue.queue_arguments["x-single-active-consumer"] = True
         return queue
 
     def _make_chords(self) -> Chords:
-        # Most processes do without.
+        # Imported here, because most processes do not use chords.
         from .canvas import Chords
 
         with making():
@@ -223,7 +225,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     @property
     def chord_expires(self) -> float | None:
-        """Seconds after which the queue of a chord goes that nobody touches, or None."""
+        """Seconds after which the broker drops the unused queue of a chord, or None."""
         own = self.app.conf.get("result_chord_expires")
         expires: float | None = self.expires if own is None else self.prepare_expires(own)
         return expires
@@ -243,35 +245,35 @@ class RPCBackend(AsyncBackendMixin, Backend):
             raise NotImplementedError(CHORDS_NEED_AMQP)
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
-        """Make the queue of a chord; its header is sent next.
+        """Declare the queue of a chord, before Celery sends its header.
 
         Raises:
             NotImplementedError: see ``ensure_chords_allowed``.
-            fastrpc.errors.ReplyQueueRefused: the broker does not make the queue.
+            fastrpc.errors.ReplyQueueRefused: the broker refuses to make the queue.
         """
         self.ensure_chords_allowed()
         group_id, results = header_result_args
         (self._chords or self._make_chords()).declare(group_id, results, body)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        """The header of a chord has so many parts."""
+        """Set the number of parts in the header of a chord."""
         (self._chords or self._make_chords()).set_size(group_id, chord_size)
 
     def get_state(self, task_id: str) -> str:
-        """The state of a task; within a task PENDING, without a look at the broker.
+        """The state of a task. Inside a task it is always PENDING, and the broker is not asked.
 
-        Celery asks before it fails the rest of a chain that is part of a chord, so that no part is
-        returned twice. Here a part that comes twice is dropped.
+        There Celery asks before it fails the rest of a chain that is part of a chord, so that no
+        part is returned twice. This backend drops a part that arrives twice.
         """
         state: str = states.PENDING if task_join_will_block() else super().get_state(task_id)
         return state
 
     def add_to_chord(self, group_id: str, result: Any) -> None:
-        """One more part will come: that of ``result``."""
+        """Announce one more part of the chord, the one of ``result``."""
         (self._chords or self._make_chords()).add(group_id, result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
-        """A header task has ended: send its part, and see whether it was the last."""
+        """A task of the header has ended: send its part, and check whether it was the last."""
         (self._chords or self._make_chords()).return_part(request, state, result)
 
     # -- storing a result ----------------------------------------------------------------------
@@ -288,12 +290,13 @@ class RPCBackend(AsyncBackendMixin, Backend):
             request = current_task.request
         except AttributeError:
             raise RuntimeError(f"fastrpc backend missing task request for {task_id!r}") from None
-        # Within a task Celery also stores what became of another: of the body of a failed chord.
+        # Inside a task Celery also stores the results of others, for example of the body of a
+        # failed chord.
         is_own = request.id in (None, task_id)
         return request.reply_to, (is_own and request.correlation_id) or task_id
 
     def on_reply_declare(self, task_id: str) -> None:
-        """Nothing is declared when a result is sent: the caller did it."""
+        """Nothing to declare: the caller has declared its reply queue."""
 
     def store_result(
         self,
@@ -304,7 +307,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Send a state and its result to the caller; returns ``result``.
+        """Send a state and its result to the caller; return ``result``.
 
         Raises:
             kombu.exceptions.EncodeError: the result cannot be serialized.
@@ -321,13 +324,13 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def _to_result(
         self, task_id: str, state: str, result: Any, traceback: Any, request: Any
     ) -> dict[str, Any]:
-        """The meta that is sent; what a subclass makes of it is what the caller gets."""
+        """The meta that is sent. A subclass may override this, and the caller gets its meta."""
         return self._meta.build(
             task_id, state, self.encode_result(result, state), traceback, request
         )
 
     def _make_publisher(self) -> Lanes | KombuPublisher:
-        # Whoever only sends tasks does without.
+        # Imported here, because a process that only sends tasks does not send results.
         from .sending.lanes import make_publisher
 
         with making():
@@ -347,9 +350,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def add_pending_result(
         self, result: Any, weak: bool = False, start_drainer: bool = True
     ) -> Any:
-        """Let ``result`` become ready when its final state arrives.
+        """Make ``result`` ready when its final state arrives.
 
-        With ``start_drainer`` and among greenlets also while nobody waits for it, as in Celery.
+        With ``start_drainer``, under gevent or eventlet, a greenlet reads even while no other one
+        waits, as in Celery.
         """
         self._client.add(result, weak=weak, read=start_drainer)
         return result
@@ -358,12 +362,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return [self.add_pending_result(result, weak=weak) for result in results]
 
     def remove_pending_result(self, result: Any) -> Any:
-        """``result`` waits no longer; what arrives for its id is kept for others."""
+        """Stop ``result`` from waiting. A message for its id is kept for other AsyncResults."""
         self._client.matcher.discard(result)
         return result
 
     def on_result_fulfilled(self, result: Any) -> None:
-        """Nothing to cancel: one queue serves the thread, whatever it waits for."""
+        """Nothing to cancel: the queue of a thread serves all of its results."""
 
     def wait_for_pending(
         self,
@@ -378,9 +382,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """Wait until ``result`` is ready and return its value.
 
         Raises:
-            celery.exceptions.TimeoutError: not within ``timeout`` seconds.
-            fastrpc.errors.ResultDropped: it came, but is no longer kept.
-            Exception: with ``propagate``, what the task raised.
+            celery.exceptions.TimeoutError: it was not ready within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: it arrived, but is no longer kept.
+            Exception: with ``propagate``, the exception of the task.
         """
         self._ensure_not_eager()
         for _ in self._client.ready_ones([result], timeout, on_interval, on_message):
@@ -402,12 +406,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
     ) -> Iterator[tuple[str, Any]]:
         """Yield ``(task id, meta)`` of each result of a ResultSet as it becomes ready.
 
-        A nested group comes as ``(group id, its results)``, once all that is in it is ready, on
-        every level: there is one wait, with one deadline. A result that was forgotten is left out.
+        A nested group is yielded as ``(group id, its results)`` once all results in it are ready,
+        on every level. There is one wait, with one deadline. A forgotten result is left out.
 
         Raises:
-            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
-            fastrpc.errors.ResultDropped: one came, but is no longer kept.
+            celery.exceptions.TimeoutError: not all were ready within ``timeout`` seconds.
+            fastrpc.errors.ResultDropped: a result arrived, but is no longer kept.
         """
         self._ensure_not_eager()
         for node in self._client.ready_members(result.results, timeout, on_interval, on_message):
@@ -426,10 +430,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
         max_iterations: int | None = None,
         READY_STATES: frozenset[str] = states.READY_STATES,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield ``(task id, meta)`` of those of ``task_ids`` that are ready, as they become so.
+        """Yield ``(task id, meta)`` of each of ``task_ids`` as it becomes ready.
 
         Raises:
-            celery.exceptions.TimeoutError: not all within ``timeout`` seconds.
+            celery.exceptions.TimeoutError: not all were ready within ``timeout`` seconds.
         """
         results = {task_id: self.app.AsyncResult(task_id) for task_id in task_ids}
         if max_iterations:
@@ -448,8 +452,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """The newest known state of a task, without waiting; PENDING if there is none.
 
         Raises:
-            BacklogLimitExceeded: this process had not yet consumed its results, and more than
-                ``backlog_limit`` messages were found; they are being read, look again.
+            BacklogLimitExceeded: this was the first look of the process, and more than
+                ``backlog_limit`` messages were found. They are being read, so try again.
         """
         client = self._client
         waiters = client.table.waiters(task_id)
@@ -465,7 +469,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return self._client.is_kept(task_id)
 
     def on_out_of_band_result(self, task_id: str, message: Any) -> None:
-        """Keep a kombu message nobody waits for, for later."""
+        """Keep the result in a kombu message that was received for another task."""
         self._client.matcher.deliver_message(task_id, message)
         message.ack()
 
@@ -475,17 +479,17 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return self.is_cached(task_id)
 
     def forget(self, task_id: str) -> None:
-        """Drop whatever is kept for ``task_id``; a result that came is not handed out again."""
+        """Drop what is kept for ``task_id``. A result that arrived is not delivered again."""
         self._client.forget(task_id)
 
     # -- the rest of Celery's API --------------------------------------------------------------
 
     def as_uri(self, include_password: bool = True) -> str:
-        """Always ``rpc://``: Celery's worker tests for it, and there is no password in it."""
+        """Always ``rpc://``: Celery's worker compares with it, and it contains no password."""
         return "rpc://"
 
     def revive(self, channel: Any) -> None:
-        """Nothing to do: connections are looked after where they are used."""
+        """Nothing to do: the reader and the publisher reopen their connections themselves."""
 
     def reload_task_result(self, task_id: str) -> None:
         raise NotImplementedError("reload_task_result is not supported by the fastrpc backend")
@@ -525,7 +529,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         )
 
     def leave(self, timeout: float) -> bool:
-        """``close``, where the process ends: of all that was sent the broker has been told.
+        """Hang up at the end of the process, after ``flush``.
 
         Returns:
             Whether the broker answered within ``timeout`` seconds.
@@ -533,23 +537,25 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return self._client.leave(self.auto_delete, timeout)
 
     def close(self) -> None:
-        """Hang up, once the results sent are confirmed (for ``shutdown_timeout`` at most).
-
-        The reply queues of this process are deleted, unless ``auto_delete=False``.
-        """
+        """``flush``, then hang up and delete the reply queues, unless ``auto_delete=False``."""
         try:
             self.flush()
         finally:
             self._client.close(delete_queues=self.auto_delete)
 
     def drain(self, timeout: float) -> bool:
-        """Wait until the results sent are confirmed, ``timeout`` seconds at most."""
+        """Wait until all results are confirmed, at most ``timeout`` seconds.
+
+        Returns:
+            Whether they are.
+        """
         return self._publisher is None or self._publisher.drain(timeout)
 
     def flush(self) -> None:
-        """Wait until the results sent are confirmed, for ``shutdown_timeout`` at most.
+        """Wait until all results are confirmed, at most for ``shutdown_timeout``.
 
-        The chords of which parts were sent are looked at before, for as long again at most.
+        Before that, the chords whose parts this process has sent are checked, which may take as
+        long again.
         """
         if self._chords is not None:
             self._chords.close(self.options.shutdown_timeout)
@@ -557,7 +563,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             self._publisher.close(self.options.shutdown_timeout)
 
     def after_fork(self) -> None:
-        """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
+        """Start afresh in a forked child: the open connections belong to the parent."""
         self._client.after_fork()
         if self._publisher is not None:
             self._publisher.after_fork()

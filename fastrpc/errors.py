@@ -29,10 +29,10 @@ class FastRPCError(Exception):
 class ResultDropped(FastRPCError):
     """The result was received, but is no longer kept.
 
-    ``get()`` raises it at once, because it would wait for ever. Either the result was dropped over
-    ``max_unclaimed`` or ``max_unclaimed_bytes``, or because it stayed unclaimed for longer than
-    ``result_expires``; or it was forgotten, or handed out before, and is not among the last
-    ``max_claimed``.
+    ``get()`` raises it at once, because it would wait for ever. The result may have been dropped:
+    over ``max_unclaimed`` or ``max_unclaimed_bytes``, or because it stayed unclaimed for longer
+    than ``result_expires``. Or it was forgotten. Or another AsyncResult got it before, and it is
+    not among the last ``max_claimed`` results.
     """
 
 
@@ -75,19 +75,19 @@ class BadOption(FastRPCError, ValueError):
 
 
 class ReplyQueueRefused(FastRPCError):
-    """The broker refuses to declare the reply queue, and would refuse again.
+    """The broker refuses to declare the reply queue, so a retry would fail too.
 
     The reason is a limit of the virtual host, or a ``result_expires`` that it does not accept.
     """
 
 
 class ReplyQueueMismatch(ReplyQueueRefused):
-    """The reply queue exists on the broker with other arguments than ours."""
+    """The reply queue exists on the broker with other arguments."""
 
 
 class ResultTooLarge(FastRPCError):
-    """A result is larger than the broker accepts (RabbitMQ's ``max_message_size``), or this process
-    (``max_body``).
+    """A result is larger than the broker accepts (RabbitMQ's ``max_message_size``), or than this
+    process accepts (``max_body``).
 
     The caller gets this exception in place of the result.
     """
@@ -98,7 +98,7 @@ class BacklogLimitExceeded(FastRPCError):
 
 
 class ProtocolError(FastRPCError, UnexpectedFrame):
-    """The peer sent bytes that are not AMQP 0-9-1, or more than was agreed on.
+    """The peer sent bytes that are not AMQP 0-9-1, or a frame or a message that is too large.
 
     The connection is unusable afterwards: each further read raises the same error. The class
     derives from py-amqp's ``UnexpectedFrame``, so code that handles a lost connection handles it

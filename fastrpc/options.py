@@ -27,21 +27,21 @@ MOST = 2**63 - 1
 class Options:
     """Checked options; sizes in bytes, times in seconds."""
 
-    #: When a failed send is tried again; keys and meaning are Celery's.
+    #: When a failed send is retried; keys and meaning are Celery's.
     retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
     #: Deliveries the broker may send ahead of our acknowledgements.
     prefetch: int = 4000
-    #: How many results that were not asked for yet are kept, undecoded.
+    #: How many unclaimed results are kept, undecoded.
     max_unclaimed: int = 1_000_000
     #: The same limit in bytes.
     max_unclaimed_bytes: int = 256 * MIB
-    #: How many results are kept after they were handed out, so that they can be fetched again.
+    #: How many results are kept after ``get()``, so that another AsyncResult can fetch them.
     max_claimed: int = 1000
     #: The same limit in bytes.
     max_claimed_bytes: int = 4 * MIB
-    #: How much a reply queue holds at the broker before more is refused; None sets no limit.
+    #: How many bytes a reply queue holds before the broker refuses more; None sets no limit.
     max_queue_bytes: int | None = 1024 * MIB
-    #: How many unread results the broker keeps for each thread, of tasks sent inside a task.
+    #: How many unread results of tasks that were sent inside a task the broker keeps for a thread.
     max_unread: int = 1000
     #: The same limit in bytes.
     max_unread_bytes: int = 16 * MIB
@@ -57,12 +57,12 @@ class Options:
     heartbeat: float | None = None
     #: Keep results until the broker has confirmed them.
     publisher_confirms: bool = True
-    #: How many results may be unconfirmed. None is 1,000; for persistent results it follows the
-    #: rate at which the broker confirms.
+    #: How many results may be unconfirmed. None means 1,000; with persistent results the number
+    #: then follows the rate at which the broker confirms.
     confirm_window: int | None = None
-    #: The limit in bytes.
+    #: The same limit in bytes.
     confirm_window_bytes: int = 64 * MIB
-    #: How long a process that ends waits for outstanding confirms.
+    #: How long a process waits for outstanding confirms when it ends.
     shutdown_timeout: float = 10.0
 
     @classmethod

@@ -99,7 +99,8 @@ class ClientSide:
         self.reader = consumer_class(
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
         )
-        #: The waits of event loops (``client.aio``); None until the first ``await``.
+        #: The event loops that wait for results; None until the first ``await``, which imports
+        #: ``client.aio``.
         self.loops: Any = None
 
     # -- calling a task ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def pack(routing_key: str, correlation_id: str, meta: dict[str, Any], serializer
 def too_large_failure(message: Message, backend: Any) -> Message | None:
     """The failure that replaces a result that is too large for the broker.
 
-    None if the state was not final: the task goes on.
+    None for a state that is not final: it is dropped, and the result is still to come.
     """
     accept = frozenset({message.content_type})
     meta = decode(message.body, message.content_type, message.content_encoding, accept)

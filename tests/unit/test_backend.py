@@ -633,7 +633,7 @@ def test_one_that_fails_to_close_does_not_stop_the_others(end, monkeypatch, capl
     ended: list = []
     monkeypatch.setattr(KombuPublisher, "close", fail)
     backends = [make_app().backend for _ in range(3)]
-    monkeypatch.setattr(_lifecycle, "_living", backends)
+    monkeypatch.setattr(_lifecycle, "_closeables", backends)
     publishers = [backend._make_publisher() for backend in backends]
     getattr(_lifecycle, end)()
     assert ended == publishers
