@@ -462,7 +462,7 @@ static void lose(pending *p, pending_entry *e)
     p->evicted++;
 }
 
-/* e stays WAITING. */
+/* Drops the body of e, a progress state. e stays WAITING. */
 static void drop_advice(pending *p, pending_entry *e)
 {
     leave(p, e);
@@ -474,7 +474,7 @@ static uint64_t apply_caps(pending *p, pending_entry *newest)
     order *advice = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
     uint64_t most = p->limits.max_unclaimed_bytes, evicted = p->evicted;
     if (newest->state == PENDING_WAITING) {
-        /* If the results alone leave it no room, dropping other progress states would not help. */
+        /* If the results alone leave no room for it, dropping other progress states cannot help. */
         if (stored_len(newest) > most - results->bytes)
             drop_advice(p, newest);
     } else if (stored_len(newest) > most) {
@@ -600,7 +600,8 @@ void pending_unwait(pending *p, pending_entry *e)
         return;
     }
     leave(p, e);
-    /* Times must follow the order of arrival: expire() stops at the first entry that is young. */
+    /* Times must follow the order of arrival: pending_expire() stops at the first entry that is
+     * young enough. */
     e->arrived = p->clock;
     enter(p, e, PENDING_UNCLAIMED);
 }

@@ -91,7 +91,7 @@ int publish_template_init(publish_template *t, const publish_options *o, const a
         ok = ok && wire_write_u8(&w, (uint8_t)o->priority);
     }
     t->header_len = (size_t)(w.pos - header);
-    if (!ok) { /* cannot be: room is what is written and then some */
+    if (!ok) { /* cannot happen: `room` is larger than what is written */
         publish_template_free(t);
         return PUBLISH_ESIZE;
     }

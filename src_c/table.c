@@ -1,6 +1,6 @@
 #include "table.h"
 
-/* The range that py-amqp writes as 32-bit integers. It lacks -2147483648, which would fit. */
+/* The range that py-amqp writes as 32-bit integers. -2147483648 would fit, but is not in it. */
 enum { LONG_MAX_WRITTEN = 2147483647, LONG_MIN_WRITTEN = -2147483647 };
 
 /* ------------------------------------------------------------------ reading */

@@ -64,20 +64,20 @@ class Fulfiller:
         meta: dict[str, Any],
         kept: tuple[bytes, bytes],
     ) -> None:
-        """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on.
+        """Make ``waiters`` ready with the meta of a final state. The task is then DONE.
 
         ``kept`` is the format and the body that the meta was decoded from.
 
         Waiters that are added meanwhile become ready too. The exception of a result's callback goes
         to the waits that watch the result. An exception that was thrown in from outside is raised
-        when all of this is done; in the reader, ``raise_thrown`` raises it.
+        when all of this is done; if this thread reads, ``raise_thrown`` raises it later.
         """
 
     def raise_thrown(self) -> None:
         """Raise the exception that was thrown in while the last counted delivery was handed out."""
 
     def give_up(self, results: list[Any], wait: Wait) -> None:
-        """End ``wait``: it is no longer told of ``results``.
+        """End ``wait``: it is not told of ``results`` any more.
 
         A result that is not ready, and that nothing else waits for, stops waiting: its message is
         then kept as unclaimed.

@@ -172,8 +172,8 @@ cdef class Fulfiller:
         self._thrown_in = thrown_in
 
     def hand_out(self, task_id, tuple waiters not None, dict meta not None, tuple kept not None):
-        """Make ``waiters`` ready with the meta of a final state; the task is DONE from here on."""
-        # Before the id becomes DONE: a caller that finds it DONE looks here for the body.
+        """Make ``waiters`` ready with the meta of a final state. The task is then DONE."""
+        # Before the id becomes DONE: a caller that finds it DONE expects the body here.
         self._claimed.keep(task_id, kept[0], kept[1])
         thrown = self.fulfil_all(waiters, (), meta)
         late = self.fulfil_all(self._table.finish(task_id), waiters, meta)
@@ -194,7 +194,7 @@ cdef class Fulfiller:
             raise thrown
 
     def give_up(self, list results not None, Wait wait not None):
-        """End ``wait``: it is no longer told of ``results``."""
+        """End ``wait``: it is not told of ``results`` any more."""
         self._watchers.unwatch(results, wait)
         for result in results:
             # A result with a `then` callback, or watched by another wait, stays registered.
@@ -212,7 +212,7 @@ cdef class Fulfiller:
             result = waiter() if type(waiter) is _ref else waiter
             if result is None:  # it was held weakly and was collected
                 continue
-            if result.on_ready.ready:  # a callback of it has read a copy of the message
+            if result.on_ready.ready:  # its callback has read, and delivered, a duplicate
                 continue
             # Each result gets its own meta; a single one needs no copy.
             another = self.fulfil(result, dict(meta) if known or len(waiters) > 1 else meta)
@@ -281,7 +281,8 @@ cdef dict _no_kwargs = {}  # vine only ever unpacks it
 cdef class _Arguments:
     """What the listeners of a promise are called with, as vine unpacks it: ``(result,), {}``.
 
-    A result that its own promise held would be freed by the collector only, with all its body.
+    The promise must not hold its own result, or only the garbage collector could free the result,
+    with its body.
     """
 
     cdef object ref
@@ -306,8 +307,8 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
     result._cache = meta
     arguments.ref = _ref(result)
     promise.value = arguments
-    # Its weak reference to the result would call Python code when the result is freed, where an
-    # exception that is thrown into the thread would be swallowed.
+    # The promise's weak reference to the result would call Python code when the result is freed. An
+    # exception that is thrown into the thread there would be swallowed.
     promise.weak, promise.fun = False, None
     promise.ready = True
     return not has_listeners(result)
@@ -399,14 +400,16 @@ cdef class DeliveryLoop:
         cdef uint64_t tag
         self.deliver_undelivered()
         while not self.ended:
-            # `_shown` until it is handed out: an exception thrown into this thread loses nothing.
+            # `_shown` stays set until the delivery is handed out, so that an exception thrown into
+            # this thread loses nothing.
             if not self._shown:
                 kind = self._reader.next_event()
                 if kind == FRAME_NEED_MORE:
                     return
                 if kind != FRAME_DELIVERY or e.channel != self._channel:
                     self.guarded(self._sink.dispatch, kind)
-                    # Deliveries kept meanwhile come first: an acknowledgement covers a range.
+                    # Deliveries kept meanwhile come first: an acknowledgement is for all up to a
+                    # tag, so deliveries must be handed out in order.
                     self.deliver_undelivered()
                     continue
                 self._shown = True
@@ -508,8 +511,8 @@ cdef class DeliveryLoop:
         # From here on callbacks run, which may read the next event.
         self._shown = False
         thrown = self._fulfiller.fulfil_all(waiters, (), <dict>meta)
-        # DONE only now: when an id is DONE, its AsyncResults are ready. New waiters may have been
-        # added meanwhile.
+        # The id becomes DONE only now, because the AsyncResults of a DONE id must be ready. New
+        # waiters may have been added meanwhile.
         late = self._fulfiller.fulfil_all(
             self._table.finish_bytes(kept, size), waiters, <dict>meta
         )

@@ -59,8 +59,8 @@ class Wait:
 class LoopWait(Wait):
     """One ``await``: a wait that is woken in its event loop.
 
-    ``await wait`` returns when there is news, its time is up or it has failed, and sometimes
-    without a reason. It is told of the messages on every reply queue of the process.
+    ``await wait`` returns when there is news, when its time is up or it has failed, and sometimes
+    for no reason. The wait is told of the messages on every reply queue of the process.
     """
 
     expired: bool

@@ -91,7 +91,7 @@ cdef class LoopWait(Wait):
         self._ring = ring
 
     cdef int wake(self) except -1:
-        # First the list, which the loop reads in any case: the call runs Python code and may fail.
+        # The list first, which the loop reads in any case: _ring() runs Python code and may fail.
         cdef bint first = not self._told
         self._told.append(self)
         if first:
@@ -292,7 +292,7 @@ cdef class ReadingRole:
                     reads = not wait.has_news() and self.take()
             finally:
                 self._sleepers.pop(wait, None)
-                if not reads:  # this thread may have been woken to read: wake another instead
+                if not reads:  # if this thread was woken to become the reader, wake another one
                     self.hand_over()
         if reads:
             try:
@@ -326,7 +326,7 @@ cdef class ReadingRole:
             self._reader = None
         try:
             self._watchers.wake()
-        finally:  # waking an event loop runs Python code, which can be interrupted
+        finally:  # waking an event loop runs Python code, into which an exception may be thrown
             self.hand_over()
         return 0
 
