@@ -1,4 +1,4 @@
-"""The connection that results are sent on breaks, in every way: each arrives, and once."""
+"""The connection for sending results breaks in many ways: each result still arrives once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestCut:
         n = 0
         while n < len(results):
             batch = rng.randrange(100, 1_500)
-            # After so many bytes more: anywhere in a frame.
+            # After a random number of bytes, so anywhere in a frame.
             proxy.cut_after(rng.randrange(1, 300 * batch), TO_SERVER)
             for i in range(n, min(n + batch, len(results))):
                 answer(cut_sender, oid, [results[i]], i + 1)
@@ -71,10 +71,8 @@ class TestCut:
         assert app.backend.stats()["waiting"] == 0
 
     @pytest.mark.parametrize("count", [0, 1, 50, 200])
-    def test_cut_after_the_last_result_and_nothing_is_sent_afterwards(
-        self, app, cut_sender, proxy, count
-    ):
-        """The broker never read it whole; nobody touches the sender any more."""
+    def test_cut_after_the_last_result_without_another_send(self, app, cut_sender, proxy, count):
+        """The broker has not read the whole result, and no later send notices the cut."""
         first, last = expect(app, 2)
         oid = app.backend.oid
         answer(cut_sender, oid, [first])
@@ -91,8 +89,8 @@ class TestCut:
             assert last.get(timeout=10) == "the last"
         await_confirms(cut_sender)
 
-    def test_one_thousand_unconfirmed_are_sent_again(self, app, cut_sender, proxy):
-        """A whole window is on its way when the connection dies."""
+    def test_900_unconfirmed_results_are_sent_again(self, app, cut_sender, proxy):
+        """A whole window of results is in flight when the connection dies."""
         results = expect(app, 900)
         oid = app.backend.oid
         answer(cut_sender, oid, expect(app, 1))
@@ -106,7 +104,7 @@ class TestCut:
         assert cut_sender.backend.stats()["resent"] == 900
 
     @pytest.mark.parametrize("data", NOT_AMQP.values(), ids=NOT_AMQP)
-    def test_what_is_not_amqp_comes_before_the_confirms(self, app, cut_sender, proxy, data):
+    def test_bytes_that_are_not_amqp_come_before_the_confirms(self, app, cut_sender, proxy, data):
         results = expect(app, 10)
         oid = app.backend.oid
         answer(cut_sender, oid, expect(app, 1))
@@ -121,7 +119,7 @@ class TestCut:
 
     @pytest.mark.parametrize("part", [0.5, 1], ids=["in the midst of it", "just after it"])
     def test_a_soft_time_limit_hits_a_send(self, app, cut_sender, proxy, part):
-        """A part of a frame was written, or a message that was not counted: others get theirs."""
+        """Half a frame was written, or a message without a tag. Other callers get their results."""
         first, hit, last = expect(app, 3)
         oid = app.backend.oid
         answer(cut_sender, oid, [first])
@@ -136,7 +134,7 @@ class TestCut:
         link._write = write
         with pytest.raises(SoftTimeLimitExceeded):
             answer(cut_sender, oid, [hit])
-        time.sleep(0.3)  # the broker confirms it, if it came
+        time.sleep(0.3)  # the broker confirms it if it arrived
         proxy.freeze()
         link._write = just_write
         sending = Background(lambda: answer(cut_sender, oid, [last], "the last"))
@@ -147,10 +145,10 @@ class TestCut:
         sending.result(5)
         await_confirms(cut_sender)
 
-    def test_a_soft_time_limit_hits_a_look_for_confirms(
+    def test_a_soft_time_limit_hits_a_read_of_confirms(
         self, private_broker, make_client, app, monkeypatch
     ):
-        """What it has read by then is not read again: the next send does not wait for it."""
+        """The confirm that it has read is lost. The next send must not wait for it."""
         monkeypatch.setattr(publisher.AMQPPublisher, "_ensure_watched", lambda self: None)
         sender = make_client(private_broker.url, options={"confirm_window": 1})
         first, hit, last = expect(app, 3)
@@ -171,20 +169,22 @@ class TestCut:
         with pytest.raises(TimeoutError):
             hit.get(timeout=0.2)
 
-    def test_the_watching_thread_ends_when_all_is_confirmed(self, app, cut_sender):
+    def test_the_watching_thread_ends_when_all_results_are_confirmed(self, app, cut_sender):
         answer(cut_sender, app.backend.oid, expect(app, 10))
         await_confirms(cut_sender)
         wait_until(lambda: not inside.is_watched(cut_sender), 5, "it has ended")
 
-    def test_unreachable_and_retries_used_up(self, private_broker, make_client, proxy):
-        """Then the task's worker is told, as on stock."""
+    def test_the_broker_is_unreachable_until_the_retries_are_used_up(
+        self, private_broker, make_client, proxy
+    ):
+        """store_result raises, as it does for rpc://."""
         policy = {"max_retries": 2, "interval_start": 0, "interval_step": 0.1}
         sender = make_client(private_broker.url_for(proxy.port), options={"retry_policy": policy})
         proxy.refuse()
         with stopwatch(5, "store_result"), pytest.raises(OperationalError):
             answer(sender, "nowhere", ["some-id"])
 
-    def test_unreachable_for_a_while(self, app, cut_sender, proxy):
+    def test_the_broker_is_unreachable_for_a_while(self, app, cut_sender, proxy):
         first, second = expect(app, 2)
         oid = app.backend.oid
         answer(cut_sender, oid, [first])
@@ -199,7 +199,7 @@ class TestCut:
 
     @pytest.mark.slow
     def test_a_silent_connection_is_given_up(self, app, cut_sender, proxy, monkeypatch):
-        """Half-open: no FIN, no RST. Found out by the confirms that do not come."""
+        """Half-open, without a FIN or RST. Only the missing confirms show it."""
         monkeypatch.setattr(publisher, "SILENCE", 5.0)
         [result] = expect(app, 1)
         oid = app.backend.oid
@@ -212,8 +212,10 @@ class TestCut:
         proxy.thaw()
         assert result.get(timeout=20) == "in the end"
 
-    def test_a_large_result_may_take_its_time(self, private_broker, proxy, make_client, app):
-        """A write is given up when nothing moves for `WRITE_TIMEOUT`, not when it takes long."""
+    def test_a_slow_write_of_a_large_result_is_not_given_up(
+        self, private_broker, proxy, make_client, app
+    ):
+        """`WRITE_TIMEOUT` limits the time without progress, not the time of the whole write."""
         sender = make_client(private_broker.url_for(proxy.port), options={"confirm_window": 1})
         small, large = expect(app, 2), expect(app, 1)
         oid = app.backend.oid
@@ -229,7 +231,7 @@ class TestCut:
         assert large[0].get(timeout=20) == "x" * (16 << 20)
         assert proxy.stats["accepted"] == 2
 
-    def test_a_write_that_does_not_progress_is_given_up(self, app, cut_sender, proxy, monkeypatch):
+    def test_a_write_that_makes_no_progress_is_given_up(self, app, cut_sender, proxy, monkeypatch):
         monkeypatch.setattr(link, "WRITE_TIMEOUT", 1)
         small, large = expect(app, 1), expect(app, 1)
         oid = app.backend.oid
@@ -251,7 +253,7 @@ class TestCut:
         assert [result.get(timeout=10) for result in results] == list(range(100))
 
 
-def test_after_the_first_large_ones_for_a_caller_that_is_gone_do_not_come_back(
+def test_only_the_first_large_result_for_a_caller_that_is_gone_is_returned(
     private_broker, proxy, make_client
 ):
     sender = make_client(private_broker.url_for(proxy.port))
@@ -264,8 +266,8 @@ def test_after_the_first_large_ones_for_a_caller_that_is_gone_do_not_come_back(
     assert sender.backend.stats()["returned"] == 2
 
 
-def test_small_ones_pass_a_large_one(app, cut_sender, proxy):
-    """Over a path on which the large one takes many seconds."""
+def test_small_results_pass_a_large_one(app, cut_sender, proxy):
+    """Over a slow path, on which the large result takes many seconds."""
     oid = app.backend.oid
     [large] = expect(app, 1)
     answer(cut_sender, oid, expect(app, 1))
@@ -283,7 +285,7 @@ def test_small_ones_pass_a_large_one(app, cut_sender, proxy):
 
 
 class TestWindow:
-    """What is not confirmed is kept, up to a limit; there the next send waits."""
+    """Unconfirmed results are kept up to a limit. At the limit the next send waits."""
 
     @pytest.mark.parametrize(
         ("options", "value", "fit"),
@@ -311,7 +313,7 @@ class TestWindow:
         await_confirms(sender)
         assert inside.unconfirmed_bytes(sender) == 0
 
-    def test_the_bytes_are_counted_right_after_cuts(self, app, cut_sender, proxy):
+    def test_the_bytes_are_counted_correctly_after_cuts(self, app, cut_sender, proxy):
         oid = app.backend.oid
         results = expect(app, 3_000)
         proxy.cut_every(0.05)
@@ -329,9 +331,11 @@ def strict() -> Iterator[RabbitMQ]:
 
 
 class TestTooLarge:
-    """The broker closes the channel at a message over its `max_message_size`."""
+    """The broker closes the channel after a message larger than its `max_message_size`."""
 
-    def test_its_caller_is_told_and_the_others_get_theirs(self, strict, make_client, records):
+    def test_its_caller_gets_an_error_and_other_callers_their_results(
+        self, strict, make_client, records
+    ):
         app, sender = make_client(strict.url), make_client(strict.url)
         results = expect(app, 40)
         large = {7: "x" * 2_000_000, 8: "y" * 1_500_000, 30: "z" * 1_000_001}
@@ -348,8 +352,8 @@ class TestTooLarge:
         assert app.backend.stats()["waiting"] == 0
 
     @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
-    def test_a_state_that_is_too_large_is_left_out(self, strict, make_client, serializer):
-        """The task goes on, and its result is still to come."""
+    def test_a_progress_state_that_is_too_large_is_dropped(self, strict, make_client, serializer):
+        """The task continues, and its result still arrives."""
         conf = {"result_serializer": serializer, "result_accept_content": [serializer]}
         app, sender = make_client(strict.url, **conf), make_client(strict.url, **conf)
         [result] = expect(app, 1)
@@ -362,8 +366,8 @@ class TestTooLarge:
 
 
 class TestReturned:
-    def test_a_caller_that_is_back_gets_large_ones(self, app, sender):
-        """Its queue is there again within the second in which it is taken to be gone."""
+    def test_a_caller_that_is_back_gets_large_results(self, app, sender):
+        """Its queue is declared again within the second in which it counts as gone."""
         [result] = expect(app, 1)
         oid = app.backend.oid
         with sender.connection_for_write() as connection:
@@ -386,11 +390,11 @@ class TestReturned:
 
 
 class TestRefused:
-    """A full reply queue, where a policy says that the broker then refuses more (basic.nack)."""
+    """A full reply queue with a policy by which the broker refuses more (basic.nack)."""
 
     @pytest.fixture
     def full(self, private_broker, make_client) -> Iterator[Celery]:
-        """A client that reads nothing yet, and whose queue takes ten results."""
+        """A client that does not read yet, and whose queue has room for ten results."""
         app = make_client(private_broker.url)
         expect(app, 1)
         definition = '{"max-length": 10, "overflow": "reject-publish"}'
@@ -399,7 +403,7 @@ class TestRefused:
         yield app
         private_broker.ctl("clear_policy", "full")
 
-    def test_what_it_refuses_comes_as_soon_as_there_is_room(self, full, sender):
+    def test_refused_results_arrive_as_soon_as_there_is_room(self, full, sender):
         results = [full.AsyncResult(task_id) for task_id in new_ids(30)]
         answer(sender, full.backend.oid, results)
         wait_until(lambda: sender.backend.stats()["confirmed"] == 10, 10, "it is full")
@@ -419,7 +423,7 @@ class TestRefused:
         assert [result.get(timeout=20) for result in results] == ["x" * 10_000] * 30
         await_confirms(sender)
 
-    def test_the_results_of_others_are_not_held_up(self, full, app, sender, records):
+    def test_results_for_other_callers_are_not_held_up(self, full, app, sender, records):
         started = time.monotonic()
         answer(sender, full.backend.oid, new_ids(30))
         oid = app.backend.oid
@@ -433,12 +437,12 @@ class TestRefused:
                 assert [result.get(timeout=5) for result in results] == list(range(25))
             time.sleep(0.1)
         assert (len(heard), heard.total()) == (1_000, 1_000)
-        # They are tried over other connections meanwhile, one a second at the most.
+        # Meanwhile the refused ones are sent over new connections, at most one a second.
         given_up = records.count("the broker keeps refusing results on this connection")
         assert 1 <= given_up <= time.monotonic() - started
 
     @pytest.mark.parametrize("retries", [3, None], ids=["given up", "tried for ever"])
-    def test_more_refusals_than_the_window_holds_take_up_nobodys_room(
+    def test_more_refusals_than_the_window_holds_do_not_hold_up_others(
         self, full, private_broker, make_client, app, retries
     ):
         policy = {"max_retries": retries, "interval_start": 0, "interval_step": 1}
@@ -454,24 +458,24 @@ class TestRefused:
                 answer(sender, oid, results)
                 assert [result.get(timeout=5) for result in results] == list(range(50))
         assert inside.publisher(sender)._window.refused_count > 100
-        full.backend.close()  # its queue is gone, and with it who refuses
+        full.backend.close()  # deletes the full queue, so nothing refuses the results any more
         await_confirms(sender)
 
 
 class TestBlocked:
-    """The broker's alarm: publishing has to wait (connection.blocked)."""
+    """The broker has an alarm and blocks publishers (connection.blocked)."""
 
     @pytest.fixture
     def alarm(self, own_broker):
         yield own_broker.set_alarm
         own_broker.set_alarm(False)
 
-    def test_sends_wait_say_so_and_go_on(self, own_broker, make_client, alarm, records):
+    def test_sends_wait_and_are_logged_and_continue(self, own_broker, make_client, alarm, records):
         app, sender = make_client(own_broker.url), make_client(own_broker.url)
         results = expect(app, 20)
         oid = app.backend.oid
         alarm(True)
-        # The alarm is for those who publish: the first makes the broker say so.
+        # The broker blocks a connection only once something is published on it.
         answer(sender, oid, results[:1])
         wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
         assert records.count("blocks publishing") == 1
@@ -492,7 +496,7 @@ class TestBlocked:
 
     @pytest.fixture
     def brief(self, monkeypatch):
-        """What takes half a minute otherwise takes seconds."""
+        """Shorter timeouts: seconds instead of half a minute."""
         monkeypatch.setattr(publisher, "SILENCE", 3.0)
         monkeypatch.setattr(publisher, "HEARTBEAT", 2, raising=False)
         monkeypatch.setattr(link, "WRITE_TIMEOUT", 3)
@@ -501,8 +505,10 @@ class TestBlocked:
     @pytest.mark.parametrize(
         ("size", "count"), [(24 << 20, 1), (200_000, 60)], ids=["a large one", "many"]
     )
-    def test_a_long_alarm_is_no_loss(self, own_broker, make_client, alarm, records, size, count):
-        """Longer than a silent broker is waited for, and than a write may make no progress."""
+    def test_a_long_alarm_is_not_a_lost_connection(
+        self, own_broker, make_client, alarm, records, size, count
+    ):
+        """Longer than `SILENCE`, and than a write may make no progress."""
         app = make_client(own_broker.url)
         once = {"max_retries": 1, "interval_start": 0, "interval_step": 0.1}
         sender = make_client(own_broker.url, options={"retry_policy": once})
@@ -512,13 +518,13 @@ class TestBlocked:
         sending = Background(lambda: answer(sender, oid, results, "x" * size))
         sending.thread.join(12)
         assert sending.running
-        assert records.count("blocks publishing") == 2, "on the first connection, and on its heir"
+        assert records.count("blocks publishing") == 2, "on the first connection, and on the next"
         assert not [r for r in records.records if "lost" in r.getMessage() and r.levelno > 20]
         alarm(False)
         sending.result(30)
         assert [result.get(timeout=20) for result in results] == ["x" * size] * count
         await_confirms(sender)
-        # Nobody sends heartbeats on an idle connection: this one is closed in order.
+        # No thread sends heartbeats while idle, so the connection that has them is closed.
         wait_until(lambda: not link_is_open(sender), 5, "it is closed")
         assert sender.backend.stats()["published"] == count
 
@@ -528,7 +534,7 @@ class TestBlocked:
     def test_a_path_that_falls_silent_while_blocked_is_given_up(
         self, own_broker, make_client, alarm, mid_frame
     ):
-        """Its TCP answers, so the alarm's end is not heard of, nor of the broker's anything."""
+        """TCP still works, but nothing from the broker arrives, not even the end of the alarm."""
         with Proxy(own_broker.host, own_broker.port) as proxy:
             app, sender = make_client(own_broker.url), make_client(own_broker.url_for(proxy.port))
             first, last = expect(app, 2)
@@ -540,7 +546,7 @@ class TestBlocked:
             wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
             value = "x" * (24 << 20 if mid_frame else 1)
             sending = Background(lambda: answer(sender, oid, [last], value))
-            time.sleep(8)  # more than the silence of an alarm is waited for
+            time.sleep(8)  # longer than `SILENCE`
             silent = inside.link(sender)
             assert silent.blocked
             proxy.freeze()
@@ -573,11 +579,11 @@ class TestBlocked:
 
 
 class TestShutdown:
-    """A worker that ends waits for its confirms first, whatever pool its tasks run in."""
+    """A worker with any pool waits for its confirms before it ends."""
 
     @pytest.mark.parametrize("pool", ["solo", "threads", "prefork", "gevent", "eventlet"])
-    def test_nothing_is_lost_at_a_warm_shutdown(self, private_broker, make_client, pool):
-        """It is told to stop in the middle of its work: what it ran is answered."""
+    def test_no_result_is_lost_at_a_warm_shutdown(self, private_broker, make_client, pool):
+        """The worker is stopped in the middle of its work. All tasks that it ran are answered."""
         queue = f"fastrpc-faults-shutdown-{pool}"
         app = make_client(private_broker.url, queue)
         with Worker(
@@ -592,12 +598,12 @@ class TestShutdown:
             results = [echo.delay(n) for n in range(400)]
             assert results[20].get(timeout=30) == 20
             assert worker.stop() == 0
-        # What it had not begun is still in the queue, for another worker.
+        # The tasks that it has not begun are still in the queue. Another worker runs them.
         with Worker(private_broker.url, "fastrpc://", pool="solo", queues=(queue,)):
             assert [result.get(timeout=30) for result in results] == list(range(400))
 
     def test_the_window_is_flushed_over_a_new_connection(self, app, private_broker, proxy):
-        """The connection dies at the very end: close() makes another, and waits."""
+        """The connection dies at the very end. close() opens another and waits for the confirms."""
         sender = client(private_broker.url_for(proxy.port))
         results = expect(app, 200)
         oid = app.backend.oid
@@ -611,7 +617,7 @@ class TestShutdown:
         assert sender.backend.stats()["unconfirmed"] == 0
         assert [result.get(timeout=10) for result in results] == list(range(200))
 
-    def test_it_is_bounded_in_time_and_says_what_may_be_lost(
+    def test_closing_is_bounded_in_time_and_logs_what_may_be_lost(
         self, app, private_broker, proxy, records
     ):
         sender = client(private_broker.url_for(proxy.port), options={"shutdown_timeout": 1})

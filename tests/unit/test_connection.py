@@ -1,4 +1,4 @@
-"""fastrpc.transport.connection over a socket pair: the test is the broker."""
+"""fastrpc.transport.connection over a socket pair, of which the test is the other end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEARTBEAT = frame(8, 0)
 
 
 class Socket:
-    """A socket that notes its timeouts, and fails when told to."""
+    """A socket that records its timeouts, and raises ``fails`` if it is set."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -35,7 +35,7 @@ class Socket:
         self.timeouts: list[float | None] = []
         #: Raised by the reads.
         self.fails: BaseException | None = None
-        #: What TLS holds decrypted.
+        #: How many decrypted bytes TLS holds.
         self.decrypted = 0
 
     def settimeout(self, timeout: float | None) -> None:
@@ -55,7 +55,7 @@ class Socket:
 
 
 class Opened:
-    """A connection behind the handshake, and the broker's end of its socket."""
+    """A connection after the handshake, and the broker's end of its socket."""
 
     def __init__(self, **options: Any) -> None:
         ours, self.peer = socket.socketpair()
@@ -83,25 +83,25 @@ def opened() -> Iterator[Opened]:
 
 
 class TestFill:
-    def test_reads_once_all_that_is_there(self, opened):
+    def test_it_reads_once_all_that_is_there(self, opened):
         opened.sends(HEARTBEAT * 3)
         assert opened.connection.fill(1) == 3 * len(HEARTBEAT)
         assert opened.connection.reader.next() == FRAME
 
-    def test_a_short_timeout_is_taken_back(self, opened):
+    def test_a_short_timeout_is_reset_after_the_read(self, opened):
         opened.sock.sock.settimeout(7)
         with pytest.raises(TimeoutError):
             opened.connection.fill(0.01)
         assert opened.sock.timeouts == [0.01, 7]
 
-    def test_a_long_one_stays_and_costs_nothing_the_next_time(self, opened):
+    def test_a_long_timeout_stays_on_the_socket(self, opened):
         for _ in range(3):
             opened.sends(HEARTBEAT)
             opened.connection.fill(STICKY_TIMEOUT)
         assert opened.sock.timeouts == [STICKY_TIMEOUT]
 
-    def test_none_is_taken_back_too(self, opened):
-        """A write would block without an end."""
+    def test_a_timeout_of_none_is_reset_after_the_read(self, opened):
+        """Otherwise a write could block for ever."""
         opened.sock.sock.settimeout(7)
         opened.sends(HEARTBEAT)
         opened.connection.fill(None)
@@ -118,20 +118,20 @@ class TestFill:
         ],
         ids=repr,
     )
-    def test_not_now_is_a_timeout(self, opened, error):
+    def test_an_error_that_means_not_now_is_a_timeout(self, opened, error):
         opened.sock.fails = error
         with pytest.raises(TimeoutError):
             opened.connection.fill(1)
         assert opened.transport.connected
 
-    def test_a_lost_connection_is_known_to_be(self, opened):
+    def test_a_connection_that_was_reset_counts_as_lost(self, opened):
         opened.sock.fails = ConnectionResetError(errno.ECONNRESET, "reset")
         with pytest.raises(ConnectionResetError):
             opened.connection.fill(0.5)
         assert not opened.transport.connected
         assert opened.sock.timeouts == [0.5, None]
 
-    def test_so_is_one_that_the_peer_has_closed(self, opened):
+    def test_a_connection_that_the_peer_has_closed_counts_as_lost(self, opened):
         opened.peer.close()
         with pytest.raises(OSError, match="closed"):
             opened.connection.fill(1)
@@ -139,30 +139,30 @@ class TestFill:
 
 
 class TestReadable:
-    def test_when_something_is_there(self, opened):
+    def test_if_bytes_have_arrived(self, opened):
         assert not opened.connection.readable()
         opened.sends(b"x")
         assert opened.connection.readable()
 
-    def test_when_tls_holds_some_decrypted(self, opened):
+    def test_if_tls_holds_decrypted_bytes(self, opened):
         opened.sock.decrypted = 1
         assert opened.connection.readable()
 
-    def test_when_it_is_lost(self, opened):
-        """Only a read says so."""
+    def test_if_the_connection_is_lost(self, opened):
+        """Only a read finds out that it is."""
         opened.peer.close()
         assert opened.connection.readable()
 
 
 class TestBlockingRead:
-    def test_serves_one_event_and_the_buffer_before_the_socket(self, opened):
+    def test_it_handles_one_event_and_the_buffer_comes_before_the_socket(self, opened):
         opened.sends(HEARTBEAT * 2)
         opened.connection.blocking_read(1)
         opened.sock.fails = AssertionError("the socket was asked")
         opened.connection.blocking_read(1)
         assert opened.frames == [(8, 0, b"")] * 2
 
-    def test_waits_for_a_whole_one(self, opened):
+    def test_it_waits_for_a_whole_frame(self, opened):
         opened.sends(HEARTBEAT[:3])
         with pytest.raises(TimeoutError):
             opened.connection.blocking_read(0.01)
@@ -170,14 +170,14 @@ class TestBlockingRead:
         opened.connection.blocking_read(1)
         assert opened.frames == [(8, 0, b"")]
 
-    def test_without_a_timeout_it_takes_that_of_answers(self):
+    def test_without_a_timeout_it_uses_answer_timeout(self):
         opened = Opened(answer_timeout=0.01)
         with pytest.raises(TimeoutError):
             opened.connection.blocking_read()
         assert opened.sock.timeouts[0] == 0.01
         opened.close()
 
-    def test_tells_of_what_it_read_and_did_not_serve(self, opened):
+    def test_it_calls_on_rest_if_more_was_read_than_handled(self, opened):
         told: list[bool] = []
         opened.connection.on_rest = lambda: told.append(True)
         opened.sends(HEARTBEAT * 2)
@@ -186,7 +186,7 @@ class TestBlockingRead:
         opened.connection.blocking_read(1)
         assert told == [True]
 
-    def test_also_where_serving_it_fails(self, opened):
+    def test_it_calls_on_rest_even_if_the_handler_fails(self, opened):
         told: list[bool] = []
         opened.connection.on_rest = lambda: told.append(True)
         opened.connection.on_inbound_frame = lambda frame: {}[frame]
@@ -198,7 +198,7 @@ class TestBlockingRead:
 
 class TestDispatch:
     @pytest.mark.parametrize("error", [KeyError("x"), TypeError(), ValueError(), IndexError()])
-    def test_what_py_amqp_can_make_nothing_of_is_a_protocol_error(self, opened, error):
+    def test_a_frame_that_py_amqp_cannot_handle_is_a_protocol_error(self, opened, error):
         def fails(frame: Any) -> None:
             raise error
 
@@ -230,21 +230,21 @@ class TestDispatch:
         assert (message.channel, message.delivery_info["delivery_tag"]) == (channel, 7)
         assert (message.body, message.properties["correlation_id"]) == ("body", "id")
         assert message.ready
-        assert opened.connection.bytes_recv > before  # a sign of life
+        assert opened.connection.bytes_recv > before  # for heartbeat_tick()
 
-    def test_one_for_no_channel_is_a_protocol_error(self, opened):
+    def test_a_delivery_on_a_channel_that_is_not_open_is_a_protocol_error(self, opened):
         opened.connection.reader.feed(delivery(7, b"body"))
         with pytest.raises(ProtocolError, match="delivery on channel 1"):
             opened.connection.dispatch(opened.connection.reader.next())
 
-    def test_or_to_who_has_asked_for_them(self, opened):
+    def test_a_delivery_goes_to_on_delivery_if_that_is_replaced(self, opened):
         opened.connection.on_delivery = lambda: opened.connection.reader.delivery_tag
         opened.connection.reader.feed(delivery(7, b"body"))
         assert opened.connection.reader.next() == DELIVERY
         assert opened.connection.dispatch(DELIVERY) == 7
 
-    def test_one_that_is_too_large_is_an_error_to_py_amqps_consumers(self):
-        """They would be given an empty body."""
+    def test_a_delivery_that_is_too_large_is_a_protocol_error(self):
+        """py-amqp's consumers would get an empty body."""
         opened = Opened(max_body=3)
         opened.connection.reader.feed(delivery(7, b"body"))
         with pytest.raises(ProtocolError, match="message of 4 bytes"):
@@ -253,7 +253,7 @@ class TestDispatch:
 
 
 class TestTurns:
-    """Between two connections that are drained in turns, as Celery's synloop does."""
+    """Two connections that are drained in turns, as Celery's synloop does."""
 
     @pytest.fixture
     def busy(self) -> Iterator[Opened]:
@@ -282,13 +282,13 @@ class TestTurns:
         busy.sends(delivery(1, b"body"))
         busy.connection.drain_events(timeout=5)
 
-    def test_an_idle_one_is_not_waited_for_while_the_other_serves(self, busy, idle):
+    def test_an_idle_connection_does_not_wait_while_the_other_is_busy(self, busy, idle):
         self.drained(idle)
         for _ in range(3):
             self.serve(busy)
             assert self.drained(idle)[0] == 0
 
-    def test_an_idle_one_alone_is_waited_for(self, busy, idle):
+    def test_an_idle_connection_waits_if_the_other_is_idle_too(self, busy, idle):
         self.serve(busy)
         self.drained(idle)
         assert self.drained(idle)[0] == 0.01
@@ -296,7 +296,7 @@ class TestTurns:
         assert self.drained(idle)[0] == 0.01
 
     @pytest.mark.parametrize("awaited", ["consumer", "return", "answer", "handshake"])
-    def test_one_on_which_something_is_awaited_is_waited_for(self, busy, idle, awaited):
+    def test_a_connection_waits_if_something_is_awaited_on_it(self, busy, idle, awaited):
         channel = idle.connection.channels[1]
         if awaited == "consumer":
             channel.callbacks["tag"] = print
@@ -310,7 +310,7 @@ class TestTurns:
         self.serve(busy)
         assert self.drained(idle)[0] == 0.01
 
-    def test_what_has_arrived_at_an_idle_one_is_served(self, busy, idle):
+    def test_an_idle_connection_handles_what_has_arrived(self, busy, idle):
         self.drained(idle)
         self.serve(busy)
         idle.sends(HEARTBEAT)
@@ -319,17 +319,17 @@ class TestTurns:
 
 
 class TestEnds:
-    def test_hanging_up_does_not_wait_for_a_silent_tls_peer(self, opened):
+    def test_collect_does_not_wait_for_a_silent_tls_peer(self, opened):
         opened.connection.collect()
         assert opened.sock.timeouts == [HANG_UP_TIMEOUT]
         assert opened.sock.fileno() == -1
 
-    def test_hanging_up_twice_or_on_what_is_closed(self, opened):
+    def test_collect_twice_or_with_a_closed_socket(self, opened):
         opened.sock.sock.close()
         opened.connection.collect()
         opened.connection.collect()
 
-    def test_letting_go_closes_the_copy_and_says_nothing(self, opened):
+    def test_abandon_closes_the_socket_and_writes_nothing(self, opened):
         opened.connection.abandon()
         opened.connection.abandon()
         assert opened.sock.fileno() == -1
@@ -339,7 +339,7 @@ class TestEnds:
 
 
 class TestPendingAnswer:
-    def test_it_came_when_its_method_was_served(self):
+    def test_it_came_once_its_method_was_handled(self):
         channel = SimpleNamespace(_pending={})
         answer = PendingAnswer(channel, spec.Queue.DeclareOk)
         assert not answer.came
@@ -347,7 +347,7 @@ class TestPendingAnswer:
         assert answer.came
 
 
-def test_the_reader_takes_frames_of_the_size_that_was_agreed(monkeypatch):
+def test_the_reader_accepts_frames_of_the_negotiated_size(monkeypatch):
     monkeypatch.setattr(Connection, "send_method", lambda *args, **kwargs: None)
     connection = Connection("localhost", frame_max=65536)
     connection._on_tune(10, 8192, 0)

@@ -1,4 +1,4 @@
-"""fastrpc.sending.lanes: which connection a result takes, over a broker that does as it is told."""
+"""fastrpc.sending.lanes: which connection a result takes, with a fake broker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def broker(monkeypatch) -> Broker:
 
 @pytest.fixture
 def make(broker, monkeypatch):
-    """make(publisher_confirms=False) -> lanes, for which nobody looks but who sends."""
+    """make(publisher_confirms=False) -> lanes without watching threads."""
     monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
     app = SimpleNamespace(connection_for_write=dict)
 
@@ -41,7 +41,7 @@ def ids(publisher: AMQPPublisher) -> list[str]:
     return [message.correlation_id for message in publisher._window]
 
 
-def test_each_has_its_connection_once_it_is_needed(make, broker):
+def test_each_lane_connects_at_its_first_result(make, broker):
     lanes = make()
     lanes.publish(message("small"))
     assert len(broker.links) == 1
@@ -51,7 +51,7 @@ def test_each_has_its_connection_once_it_is_needed(make, broker):
     assert lanes.unconfirmed == 2
 
 
-def test_a_small_one_passes_a_large_one_that_is_being_written(make, broker):
+def test_a_small_result_passes_a_large_one_that_is_being_written(make, broker):
     lanes = make()
     lanes.publish(message("first", LARGE_LANE_BYTES))
     broker.link.confirm(1)
@@ -67,14 +67,14 @@ def test_a_small_one_passes_a_large_one_that_is_being_written(make, broker):
 
 
 class TestTheOrderOfOneTask:
-    def test_a_small_one_follows_a_large_one(self, make):
+    def test_a_small_result_follows_the_large_one_of_its_task(self, make):
         lanes = make()
         lanes.publish(message("task", LARGE_LANE_BYTES))
         lanes.publish(message("task"))
         lanes.publish(message("another"))
         assert (ids(lanes.small), ids(lanes.large)) == (["another"], ["task", "task"])
 
-    def test_a_large_one_waits_for_the_confirm_of_a_small_one(self, make, broker):
+    def test_a_large_result_waits_for_the_confirm_of_the_small_one(self, make, broker):
         lanes = make()
         lanes.publish(message("task"))
         timer = threading.Timer(0.1, lambda: broker.links[0].confirm(1))
@@ -83,14 +83,14 @@ class TestTheOrderOfOneTask:
         assert (ids(lanes.small), ids(lanes.large)) == ([], ["task"])
         timer.join()
 
-    def test_but_not_for_ever(self, make, monkeypatch):
+    def test_it_stops_waiting_for_the_confirm_after_order_patience(self, make, monkeypatch):
         monkeypatch.setattr(lanes_module, "ORDER_PATIENCE", 0.1)
         lanes = make()
         lanes.publish(message("task"))
         lanes.publish(message("task", LARGE_LANE_BYTES))
         assert ids(lanes.small) == ["task", "task"]
 
-    def test_in_a_signal_handler_it_does_not_wait_at_all(self, make, broker):
+    def test_in_a_signal_handler_it_does_not_wait(self, make, broker):
         lanes = make()
         lanes.publish(message("task"))
         broker.link.on_send = lambda: lanes.publish(message("task", LARGE_LANE_BYTES))
@@ -98,7 +98,7 @@ class TestTheOrderOfOneTask:
         assert ids(lanes.small) == ["task", "interrupted"]
         assert [m.correlation_id for m in lanes.small._window.again] == ["task"]
 
-    def test_what_a_lost_connection_has_to_send_again_counts(self, make, broker):
+    def test_a_result_that_is_to_be_sent_again_keeps_the_order(self, make, broker):
         lanes = make()
         lanes.publish(message("task", LARGE_LANE_BYTES))
         broker.link.cut = True
@@ -107,14 +107,14 @@ class TestTheOrderOfOneTask:
         assert broker.got == ["task", "task", "task"]
         assert ids(lanes.large) == ["task", "task"]
 
-    def test_without_confirms_all_take_one(self, make, broker):
+    def test_without_confirms_all_results_take_one_connection(self, make, broker):
         lanes = make(publisher_confirms=False)
         lanes.publish(message("task"))
         lanes.publish(message("task", LARGE_LANE_BYTES))
         assert len(broker.links) == 1
 
 
-def test_both_are_closed(make, broker):
+def test_both_lanes_are_closed(make, broker):
     lanes = make()
     lanes.publish(message("small"))
     lanes.publish(message("large", LARGE_LANE_BYTES))
@@ -125,7 +125,7 @@ def test_both_are_closed(make, broker):
     assert [link.said_goodbye for link in broker.links] == [True, True]
 
 
-def test_a_forked_child_leaves_both_alone(make, broker):
+def test_a_forked_child_abandons_both_connections(make, broker):
     lanes = make()
     lanes.publish(message("small"))
     lanes.publish(message("large", LARGE_LANE_BYTES))

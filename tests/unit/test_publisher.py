@@ -1,4 +1,4 @@
-"""fastrpc.sending.publisher: what is not confirmed, over a broker that does as it is told."""
+"""fastrpc.sending.publisher with a fake broker."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def broker(monkeypatch) -> Broker:
 
 @pytest.fixture
 def make(broker, monkeypatch):
-    """make(confirm_window=2) -> a publisher; no thread of one outlives its test."""
+    """make(confirm_window=2) -> a publisher, whose thread ends with the test."""
     monkeypatch.setattr(publisher_module, "WATCH_INTERVAL", 0.01)
     monkeypatch.setattr(publisher_module, "_passing", threading.local())
     made: list[AMQPPublisher] = []
@@ -53,7 +53,7 @@ def make(broker, monkeypatch):
 
 @pytest.fixture
 def unwatched(monkeypatch):
-    """Nobody looks for confirms but who sends."""
+    """Without watching threads: only senders read confirms."""
     monkeypatch.setattr(AMQPPublisher, "_ensure_watched", lambda self: None)
 
 
@@ -86,7 +86,7 @@ class TestTheWindow:
         publisher._tend()
         assert publisher.unconfirmed == 0
 
-    def test_confirms_of_what_is_not_there_change_nothing(self, make, broker):
+    def test_confirms_of_unknown_tags_change_nothing(self, make, broker):
         publisher = make()
         send(publisher, *"ab")
         for tag in (1, 1, 99):
@@ -95,8 +95,8 @@ class TestTheWindow:
         assert publisher.unconfirmed == 1
         assert publisher.stats.confirmed == 1
 
-    def test_after_a_send_that_was_interrupted_all_are_sent_again(self, make, broker):
-        """Whose confirm is whose is not known any more."""
+    def test_after_an_interrupted_send_all_unconfirmed_results_are_sent_again(self, make, broker):
+        """The tag of the interrupted message is not known, so no later confirm can be matched."""
         publisher = make()
         send(publisher, *"ab")
         broker.link.interrupt = SoftTimeLimitExceeded()
@@ -114,21 +114,21 @@ class TestTheWindow:
         assert publisher.unconfirmed == 0
         assert broker.got == ["a", "b", "c"]
 
-    def test_who_sends_looks_for_confirms_now_and_then(self, make, broker):
+    def test_a_sender_reads_confirms_now_and_then(self, make, broker):
         broker.confirms_at_once = True
         publisher = make()
         send(publisher, *(f"t{n}" for n in range(200)))
         assert publisher.unconfirmed < publisher_module.SENDS_PER_LOOK
         assert broker.link.looks < 20
 
-    def test_large_ones_that_are_confirmed_are_not_kept(self, make, broker):
+    def test_large_results_are_not_kept_after_their_confirm(self, make, broker):
         broker.confirms_at_once = True
         publisher = make()
         for n in range(20):
             publisher.publish(message(str(n), 1 << 20))
             assert publisher.unconfirmed <= 1
 
-    def test_few_large_ones_are_kept_while_the_broker_confirms_soon(
+    def test_few_large_results_are_kept_while_the_broker_confirms_soon(
         self, make, broker, monkeypatch
     ):
         monkeypatch.setattr(publisher_module, "MOMENT", 5.0)
@@ -138,7 +138,7 @@ class TestTheWindow:
             assert publisher.unconfirmed <= 2
             threading.Timer(0.005, broker.link.confirm, [n + 1]).start()
 
-    def test_a_full_window_makes_who_sends_wait(self, make, broker):
+    def test_a_sender_waits_while_the_window_is_full(self, make, broker):
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
         timer = threading.Timer(0.1, lambda: broker.link.confirm(2, multiple=True))
@@ -149,7 +149,7 @@ class TestTheWindow:
         assert publisher.unconfirmed == 2
         timer.join()
 
-    def test_it_holds_the_persistent_results_that_are_confirmed_in_a_second(
+    def test_with_persistent_results_the_window_follows_the_rate_of_confirms(
         self, make, broker, monkeypatch
     ):
         monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.05)
@@ -163,7 +163,7 @@ class TestTheWindow:
         send(publisher, *(str(n) for n in range(1_500)))
         assert publisher.unconfirmed >= 1_500
 
-    def test_but_never_more_than_was_asked_for(self, make, broker, monkeypatch):
+    def test_a_given_confirm_window_does_not_grow(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.0)
         broker.confirms_at_once = True
         publisher = make(confirm_window=3)
@@ -171,7 +171,7 @@ class TestTheWindow:
         send(publisher, *(str(n) for n in range(200)))
         assert publisher._size == 3
 
-    def test_who_floods_holds_up_nobody_else(self, make, broker):
+    def test_a_flooding_thread_does_not_hold_up_the_others(self, make, broker):
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
         flooding = threading.Thread(target=send, args=(publisher, "flood"))
@@ -184,7 +184,7 @@ class TestTheWindow:
         flooding.join(10)
         assert broker.got[4:] == ["flood"]
 
-    def test_but_even_of_those_there_is_a_limit(self, make, broker):
+    def test_the_results_that_pass_a_flooding_thread_are_limited(self, make, broker):
         publisher = make(confirm_window=2)
         send(publisher, *"ab")
         threads = [
@@ -202,7 +202,7 @@ class TestTheWindow:
             thread.join(10)
         assert len(set(broker.got)) == 7
 
-    def test_its_bytes_count_too(self, make, broker):
+    def test_the_window_is_limited_in_bytes_too(self, make, broker):
         publisher = make(confirm_window_bytes=100)
         publisher.publish(message("a", 60))
         publisher.publish(message("b", 60))
@@ -213,12 +213,12 @@ class TestTheWindow:
         assert time.monotonic() - started >= 0.09
         timer.join()
 
-    def test_one_that_is_larger_than_the_window_is_sent_all_the_same(self, make, broker):
+    def test_a_result_larger_than_the_window_is_still_sent(self, make, broker):
         publisher = make(confirm_window_bytes=10)
         publisher.publish(message("a", 1000))
         assert broker.got == ["a"]
 
-    def test_a_broker_that_asks_to_wait_is_waited_for(self, make, broker):
+    def test_a_sender_waits_while_the_broker_blocks_the_connection(self, make, broker):
         publisher = make()
         send(publisher, "a")
         link = broker.link
@@ -249,7 +249,7 @@ class TestTheWindow:
 
 @pytest.mark.usefixtures("unwatched")
 class TestALostConnection:
-    def test_what_was_not_confirmed_is_sent_again_before_anything_new(self, make, broker):
+    def test_unconfirmed_results_are_sent_again_before_new_ones(self, make, broker):
         publisher = make()
         send(publisher, *"abc")
         broker.link.confirm(1)
@@ -265,7 +265,7 @@ class TestALostConnection:
         assert publisher._window.bytes == 0
 
     @pytest.mark.parametrize("count", range(1, 2 * publisher_module.SENDS_PER_LOOK + 2))
-    def test_what_was_sent_just_before_is_sent_again_once(self, make, broker, count):
+    def test_a_result_sent_just_before_the_loss_is_sent_again_once(self, make, broker, count):
         publisher = make()
         names = [str(n) for n in range(count)]
         send(publisher, *names[:-1])
@@ -283,7 +283,7 @@ class TestALostConnection:
         assert broker.got == [*names, *names, "next"]
         assert (publisher.stats.published, publisher.stats.resent) == (count + 1, count)
 
-    def test_their_order_holds_through_several_losses(self, make, broker):
+    def test_the_order_is_kept_through_several_losses(self, make, broker):
         publisher = make()
         send(publisher, *"abc")
         for name in "de":
@@ -292,7 +292,7 @@ class TestALostConnection:
         assert broker.got[-5:] == ["a", "b", "c", "d", "e"]
         assert [m.correlation_id for m in publisher._window] == list("abcde")
 
-    def test_it_is_tried_again_as_often_as_the_policy_says(self, make, broker):
+    def test_a_send_is_retried_as_often_as_the_policy_says(self, make, broker):
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0.01})
         broker.down = True
         tried: list = []
@@ -304,7 +304,9 @@ class TestALostConnection:
         assert publisher.unconfirmed == 0
 
     @pytest.mark.parametrize("answered", [True, False])
-    def test_a_link_that_was_of_use_uses_up_no_retry(self, make, broker, monkeypatch, answered):
+    def test_a_link_on_which_the_broker_answered_uses_up_no_retry(
+        self, make, broker, monkeypatch, answered
+    ):
         publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
         cuts = iter(range(6))
 
@@ -323,7 +325,7 @@ class TestALostConnection:
                 send(publisher, "a")
             assert len(broker.links) == 3
 
-    def test_sending_again_stops_where_the_broker_asks_to_wait(self, make, broker):
+    def test_sending_again_stops_while_the_broker_blocks_the_connection(self, make, broker):
         publisher = make()
         send(publisher, *"abcde")
         broker.link.cut = True
@@ -342,8 +344,8 @@ class TestALostConnection:
         send(publisher, "f")
         assert broker.got[5:] == list("abcdef")
 
-    def test_after_a_silent_link_there_is_one_with_heartbeats(self, make, broker, monkeypatch):
-        """A blocked broker says nothing else; without them it would be taken for a dead path."""
+    def test_the_link_after_a_silent_one_has_heartbeats(self, make, broker, monkeypatch):
+        """Without heartbeats, a broker that blocks publishing looks like a dead path."""
         monkeypatch.setattr(publisher_module, "SILENCE", 0.05)
         publisher = make(retry_policy={"max_retries": 0})
         send(publisher, "a")
@@ -360,7 +362,7 @@ class TestALostConnection:
         send(publisher, "c")
         assert (broker.got[2:], broker.link.heartbeat) == (["b", "c"], 0)
 
-    def test_a_refusal_is_final(self, make, broker):
+    def test_a_refused_connection_is_not_retried(self, make, broker):
         publisher = make(retry_policy={"max_retries": 1000, "interval_start": 1})
         broker.refuses = True
         started = time.monotonic()
@@ -369,7 +371,7 @@ class TestALostConnection:
         assert isinstance(raised.value.__cause__, AccessRefused)
         assert time.monotonic() - started < 1
 
-    def test_the_others_in_the_window_outlive_one_that_was_given_up(self, make, broker):
+    def test_a_send_that_fails_leaves_the_window_as_it_was(self, make, broker):
         publisher = make()
         send(publisher, "a")
         broker.link.cut = broker.down = True
@@ -380,9 +382,7 @@ class TestALostConnection:
         send(publisher, "c")
         assert broker.got == ["a", "a", "c"]
 
-    def test_after_a_pause_the_connection_is_looked_at_before_it_is_written_to(
-        self, make, broker, monkeypatch
-    ):
+    def test_after_a_pause_the_connection_is_read_before_a_send(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "IDLE", 0.02)
         publisher = make()
         send(publisher, "a")
@@ -391,7 +391,7 @@ class TestALostConnection:
         send(publisher, "b")
         assert publisher.unconfirmed == 1
 
-    def test_a_broker_that_says_nothing_is_given_up(self, make, broker, monkeypatch):
+    def test_a_link_on_which_the_broker_is_silent_is_given_up(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "SILENCE", 0.05)
         publisher = make(confirm_window=1)
         send(publisher, "a")
@@ -401,7 +401,7 @@ class TestALostConnection:
         assert silent.closed
         assert broker.got == ["a", "a", "b"]
 
-    def test_while_nothing_was_to_be_heard_it_was_not_silent(self, make, broker, monkeypatch):
+    def test_a_link_without_unconfirmed_results_is_not_silent(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "SILENCE", 0.1)
         publisher = make()
         send(publisher, "a")
@@ -416,13 +416,13 @@ class TestALostConnection:
 
 @pytest.mark.usefixtures("unwatched")
 class TestTooLarge:
-    """The broker closes the channel at a message that is larger than it takes."""
+    """The broker closes the channel after a message that is too large for it."""
 
     def close_channel(self, broker) -> None:
         broker.link.cut = True
         broker.link.reason = "(406) PRECONDITION_FAILED - message size 99 is larger than 50"
 
-    def test_an_apology_takes_its_place(self, make, broker):
+    def test_a_substitute_takes_its_place(self, make, broker):
         publisher = make()
         send(publisher, "a")
         publisher.publish(message("large", 99))
@@ -432,14 +432,14 @@ class TestTooLarge:
         publisher._tend()
         assert broker.got[3:] == ["a", "sorry, large", "b"]
 
-    def test_but_not_if_that_is_too_large_as_well(self, make, broker):
+    def test_it_is_dropped_if_the_substitute_is_not_smaller(self, make, broker):
         publisher = make()
         publisher.publish(message("large", 5))
         self.close_channel(broker)
         publisher._tend()
         assert publisher.unconfirmed == 0
 
-    def test_without_confirms_nothing_can_be_said(self, make, broker):
+    def test_without_confirms_the_result_is_dropped(self, make, broker):
         publisher = make(publisher_confirms=False)
         publisher.publish(message("large", 99))
         self.close_channel(broker)
@@ -449,9 +449,9 @@ class TestTooLarge:
 
 @pytest.mark.usefixtures("unwatched")
 class TestRefusals:
-    """basic.nack: the broker could not take it, and may later."""
+    """The broker refuses a message (basic.nack), and may accept it later."""
 
-    def test_what_the_broker_refuses_is_sent_again(self, make, broker):
+    def test_a_refused_result_is_sent_again(self, make, broker):
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
         send(publisher, *"ab")
         broker.link.refuse(1)
@@ -465,7 +465,7 @@ class TestRefusals:
         assert publisher.unconfirmed == 0
         assert publisher._window.bytes == 0
 
-    def test_in_the_end_it_is_given_up_and_the_log_names_it(self, make, broker, caplog):
+    def test_it_is_given_up_when_its_retries_are_used_up(self, make, broker, caplog):
         publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
         send(publisher, "the-task")
         for tag in (1, 2, 3):
@@ -477,7 +477,7 @@ class TestRefusals:
         assert publisher._window.bytes == 0
         assert "the-task 3 times" in caplog.text
 
-    def test_it_waits_as_the_policy_says(self, make, broker):
+    def test_it_waits_as_long_as_the_policy_says(self, make, broker):
         publisher = make(retry_policy={"max_retries": 2, "interval_start": 0.1, "interval_max": 1})
         send(publisher, "a")
         broker.link.refuse(1)
@@ -488,8 +488,8 @@ class TestRefusals:
         publisher._tend()
         assert broker.got == ["a", "a"]
 
-    def test_an_old_connection_is_given_up_first(self, make, broker):
-        """RabbitMQ may refuse for ever what it takes on another channel."""
+    def test_an_old_connection_is_replaced_before_a_resend(self, make, broker):
+        """RabbitMQ may refuse a message on one channel for ever, and accept it on a new one."""
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
         send(publisher, *"ab")
         first = broker.link
@@ -510,7 +510,7 @@ class TestRefusals:
         assert publisher.unconfirmed == 0
         assert len(broker.links) == 2
 
-    def test_a_connection_is_not_given_up_where_nothing_was_refused(self, make, broker):
+    def test_an_old_connection_without_refusals_is_kept(self, make, broker):
         publisher = make()
         send(publisher, "a")
         broker.link.cut = True
@@ -522,8 +522,8 @@ class TestRefusals:
         assert len(broker.links) == 2
 
     @pytest.mark.usefixtures("unwatched")
-    def test_a_new_refusal_does_not_hasten_the_old_ones(self, make, broker):
-        """A broker that refuses all for a second must not use up anybody's retries."""
+    def test_a_new_refusal_does_not_use_up_the_retries_of_older_ones(self, make, broker):
+        """A broker that refuses everything for a second must not use up all retries."""
         policy = {"max_retries": 2, "interval_start": 0, "interval_step": 5, "interval_max": 5}
         publisher = make(retry_policy=policy)
         send(publisher, "a")
@@ -534,7 +534,7 @@ class TestRefusals:
         assert broker.got.count("a") <= 2
         assert publisher.unconfirmed == 8
 
-    def test_a_link_that_refuses_is_kept_until_there_is_another(self, make, broker):
+    def test_the_old_link_is_kept_until_a_new_one_is_open(self, make, broker):
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0})
         send(publisher, "a")
         first = broker.link
@@ -547,7 +547,7 @@ class TestRefusals:
         send(publisher, "b")
         assert (broker.got, publisher.unconfirmed) == (["a", "b"], 2)
 
-    def test_a_broker_that_goes_on_refusing_is_connected_to_less_and_less(self, make, broker):
+    def test_if_the_broker_keeps_refusing_links_are_replaced_less_often(self, make, broker):
         publisher = make(retry_policy={"max_retries": 99, "interval_max": 0})
         send(publisher, "a")
         ages = []
@@ -566,8 +566,8 @@ class TestRefusals:
         publisher._tend()
         assert publisher._patience == REFUSED_FOR_GOOD
 
-    def test_what_is_refused_takes_up_no_room(self, make, broker):
-        """Neither while it waits nor while it is tried again."""
+    def test_refused_results_take_no_room_in_the_window(self, make, broker):
+        """Neither while they wait nor while they are in flight again."""
         policy = {"max_retries": 9, "interval_start": 0, "interval_max": 0}
         publisher = make(confirm_window=2, confirm_window_bytes=20, retry_policy=policy)
         send(publisher, *"ab")
@@ -586,7 +586,7 @@ class TestRefusals:
         assert publisher._window.bytes == publisher._window.refused_bytes == 0
 
     @pytest.mark.parametrize("limit", [{"confirm_window": 3}, {"confirm_window_bytes": 30}])
-    def test_of_more_than_the_limit_the_oldest_is_given_up(
+    def test_over_the_limit_the_oldest_refused_results_are_given_up(
         self, make, broker, caplog, monkeypatch, limit
     ):
         monkeypatch.setattr(publisher_module, "REFUSED_WINDOWS", 1)
@@ -600,7 +600,7 @@ class TestRefusals:
         for name in "ab":
             assert f"refused the result of task {name} 1 times, it is given up" in caplog.text
 
-    def test_one_that_is_larger_than_the_limit_is_tried_again_all_the_same(self, make, broker):
+    def test_a_refused_result_larger_than_the_limit_is_still_sent_again(self, make, broker):
         publisher = make(confirm_window_bytes=10)
         publisher.publish(message("a", 1000))
         broker.link.refuse(1)
@@ -608,7 +608,7 @@ class TestRefusals:
         publisher._tend()
         assert broker.got == ["a", "a"]
 
-    def test_they_are_sent_again_in_slices(self, make, broker, monkeypatch):
+    def test_refused_results_are_sent_again_in_slices(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "SLICE", 2)
         publisher = make(retry_policy={"max_retries": 9, "interval_max": 0})
         send(publisher, *"abcde")
@@ -622,7 +622,7 @@ class TestRefusals:
             )
             assert publisher._pause == waits
 
-    def test_one_whose_link_is_lost_keeps_its_place(self, make, broker):
+    def test_a_lost_link_does_not_count_as_a_refusal(self, make, broker):
         publisher = make(retry_policy={"max_retries": 1, "interval_max": 0})
         send(publisher, *"ab")
         broker.link.refuse(2, multiple=True)
@@ -642,11 +642,11 @@ class TestRefusals:
 
 
 @pytest.mark.usefixtures("unwatched")
-class TestASendInTheMidstOfASend:
-    """A signal handler or a destructor sends a result; the lock is its own thread's."""
+class TestASendInsideASend:
+    """A signal handler or a destructor sends a result while its own thread holds the lock."""
 
     @pytest.mark.parametrize("confirms", [True, False])
-    def test_it_is_sent_after_the_other(self, make, broker, confirms):
+    def test_the_inner_result_is_sent_after_the_outer_one(self, make, broker, confirms):
         publisher = make(publisher_confirms=confirms)
         send(publisher, "a")
         inner = iter(["inner"])
@@ -658,7 +658,7 @@ class TestASendInTheMidstOfASend:
         assert publisher.stats.published == 4
         assert publisher.unconfirmed == (4 if confirms else 0)
 
-    def test_it_is_sent_also_where_nothing_follows(self, make, broker):
+    def test_the_inner_result_is_sent_even_if_no_other_follows(self, make, broker):
         publisher = make()
         send(publisher, "a")
         inner = iter(["inner"])
@@ -669,9 +669,7 @@ class TestASendInTheMidstOfASend:
 
 
 class TestWhileNobodySends:
-    def test_a_link_that_wants_heartbeats_is_closed_when_nobody_is_left_to_send_them(
-        self, make, broker
-    ):
+    def test_a_link_with_heartbeats_is_closed_when_the_watching_thread_ends(self, make, broker):
         publisher = make()
         publisher._heartbeat = 20
         send(publisher, "a")
@@ -682,9 +680,7 @@ class TestWhileNobodySends:
         send(publisher, "b")
         assert [link.heartbeat for link in broker.links] == [20, 20]
 
-    def test_a_thread_whose_start_was_interrupted_watches_all_the_same(
-        self, make, broker, monkeypatch
-    ):
+    def test_a_thread_whose_start_was_interrupted_still_watches(self, make, broker, monkeypatch):
         publisher = make()
 
         def start_and_break(*args) -> None:
@@ -701,7 +697,7 @@ class TestWhileNobodySends:
         wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
         assert publisher.stats.confirmed == 1
 
-    def test_confirms_are_looked_for_all_the_same_and_the_thread_ends(self, make, broker):
+    def test_a_thread_reads_the_confirms_and_ends(self, make, broker):
         publisher = make()
         send(publisher, "a")
         assert publisher._watcher is not None
@@ -709,7 +705,7 @@ class TestWhileNobodySends:
         wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
         assert publisher.stats.confirmed == 1
 
-    def test_a_lost_connection_is_mended_and_the_rest_sent_again(self, make, broker):
+    def test_a_thread_replaces_a_lost_connection_and_sends_again(self, make, broker):
         publisher = make()
         send(publisher, *"ab")
         broker.confirms_at_once = True
@@ -717,10 +713,8 @@ class TestWhileNobodySends:
         wait_until(lambda: publisher.stats.confirmed == 2, 5, "both are confirmed")
         assert broker.got == ["a", "b", "a", "b"]
 
-    def test_where_no_thread_can_be_started_the_result_is_sent_all_the_same(
-        self, make, broker, monkeypatch
-    ):
-        """As in a thread that outlives the main one, from Python 3.12 on."""
+    def test_the_result_is_sent_even_if_no_thread_can_start(self, make, broker, monkeypatch):
+        """From Python 3.12 on, this happens in a thread that outlives the main thread."""
 
         def start(*args) -> None:
             raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -733,10 +727,10 @@ class TestWhileNobodySends:
         publisher.close(5)
         assert publisher.stats.confirmed == 1
 
-    def test_what_the_application_raises_while_it_connects_does_not_end_the_watch(
+    def test_an_exception_of_application_code_does_not_end_the_thread(
         self, make, broker, monkeypatch, caplog
     ):
-        """It may be what makes the password, asked for at each new connection."""
+        """For example of a callable broker_password, which is called for each new connection."""
         publisher = make()
         send(publisher, "a")
         connect, failures = broker.connect, iter([1, 2])
@@ -753,7 +747,7 @@ class TestWhileNobodySends:
         assert broker.got == ["a", "a"]
         assert caplog.text.count("cannot connect to send results") == 2
 
-    def test_without_anything_unconfirmed_there_is_no_thread(self, make, broker):
+    def test_without_unconfirmed_results_there_is_no_thread(self, make, broker):
         publisher = make(publisher_confirms=False)
         send(publisher, "a")
         assert publisher._watcher is None
@@ -770,7 +764,7 @@ class TestTheEnd:
         assert broker.links[0].said_goodbye
         timer.join()
 
-    def test_it_reconnects_for_them_if_it_must(self, make, broker):
+    def test_closing_reconnects_if_the_connection_is_lost(self, make, broker):
         publisher = make()
         send(publisher, "a")
         broker.link.cut = True
@@ -779,7 +773,9 @@ class TestTheEnd:
         assert publisher.stats.confirmed == 1
         assert broker.got == ["a", "a"]
 
-    def test_but_not_for_ever_and_the_log_says_how_many(self, make, broker, caplog):
+    def test_closing_stops_waiting_after_its_timeout_and_logs_how_many_are_left(
+        self, make, broker, caplog
+    ):
         publisher = make()
         send(publisher, *"ab")
         started = time.monotonic()
@@ -789,12 +785,12 @@ class TestTheEnd:
         wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
         assert len(broker.links) == 1, "nobody connects for what is given up"
 
-    def test_closing_what_was_never_opened(self, make, broker):
+    def test_closing_a_publisher_that_never_connected(self, make, broker):
         make().close(1)
         assert broker.links == []
 
     @pytest.mark.usefixtures("unwatched")
-    def test_a_forked_child_leaves_the_parents_window_and_connection_alone(self, make, broker):
+    def test_a_forked_child_leaves_the_parents_connection_and_window_alone(self, make, broker):
         publisher = make()
         send(publisher, "a")
         publisher.after_fork()
@@ -806,7 +802,7 @@ class TestTheEnd:
         assert len(broker.links) == 2
 
 
-def test_the_way_out_fits_the_broker():
+def test_the_publisher_fits_the_broker():
     from celery import Celery
 
     for url, kind in [
@@ -821,7 +817,7 @@ def test_the_way_out_fits_the_broker():
         assert type(made).__name__ == kind, url
 
 
-def test_the_pauses_of_a_full_window_do_not_burn_the_processor(make, broker):
+def test_a_sender_that_waits_for_room_sleeps_at_the_socket(make, broker):
     publisher = make(confirm_window=1)
     send(publisher, "a")
     link = broker.link

@@ -1,4 +1,4 @@
-"""fastrpc.queues: when a reply queue is declared, and when only said again. No server."""
+"""fastrpc.client.queues: which declarations wait for an answer. No server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXPIRES = 100.0
 
 
 class Channel:
-    """A channel that notes what it is asked for."""
+    """A fake channel that records the methods that were called."""
 
     def __init__(self, driver_type="amqp", declared=None, messages=0) -> None:
         self.declared_entities = set() if declared is None else declared
@@ -139,13 +139,13 @@ class TestDeclaringForCalls:
         assert "q" in queues
         assert queues.names == ["q"]
 
-    def test_the_next_ones_do_not(self, queues):
+    def test_the_next_calls_do_not_wait(self, queues):
         channel = Channel()
         for _ in range(3):
             queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")] + [("declare, no answer", "q")] * 2
 
-    def test_they_ask_for_the_very_same_queue(self, queues):
+    def test_the_next_calls_declare_the_same_queue(self, queues):
         channel = Channel()
         queues.declare_for_call("q", channel)
         first = channel.arguments
@@ -159,20 +159,20 @@ class TestDeclaringForCalls:
         assert first.calls == [("declare", "q"), ("declare, no answer", "q")]
         assert second.calls == [("declare", "q")]
 
-    def test_two_channels_of_one_connection_share_it(self, queues):
+    def test_two_channels_of_one_connection_share_their_first_call(self, queues):
         first = Channel()
         second = Channel(declared=first.declared_entities)
         queues.declare_for_call("q", first)
         queues.declare_for_call("q", second)
         assert second.calls == [("declare, no answer", "q")]
 
-    def test_each_queue_has_its_own(self, queues):
+    def test_each_queue_has_its_own_first_call(self, queues):
         channel = Channel()
         queues.declare_for_call("a", channel)
         queues.declare_for_call("b", channel)
         assert channel.calls == [("declare", "a"), ("declare", "b")]
 
-    def test_one_that_waits_is_due_again_well_before_the_queue_expires(self, queues, clock):
+    def test_a_call_waits_again_well_before_the_queue_expires(self, queues, clock):
         """A declaration without an answer does not renew x-expires."""
         channel = Channel()
         queues.declare_for_call("q", channel)
@@ -184,7 +184,7 @@ class TestDeclaringForCalls:
         kinds = [kind for kind, _ in channel.calls]
         assert kinds == ["declare", "declare, no answer", "declare", "declare, no answer"]
 
-    def test_a_queue_that_never_expires_is_never_due(self, clock):
+    def test_no_call_waits_again_if_the_queue_never_expires(self, clock):
         queues = ReplyQueues(make, None, connect)
         channel = Channel()
         queues.declare_for_call("q", channel)
@@ -192,7 +192,7 @@ class TestDeclaringForCalls:
         queues.declare_for_call("q", channel)
         assert channel.calls[-1] == ("declare, no answer", "q")
 
-    def test_one_that_is_in_doubt_is_due_at_once(self, queues):
+    def test_the_next_call_waits_if_the_queue_is_in_doubt(self, queues):
         channel = Channel()
         queues.declare_for_call("q", channel)
         queues.doubt("q")
@@ -201,22 +201,22 @@ class TestDeclaringForCalls:
         assert channel.calls == [("declare", "q")] * 2
         assert queues.names == ["q"]
 
-    def test_a_connection_that_the_broker_has_closed_is_not_written_to(self, queues):
-        """It would take the declaration, and lose it."""
+    def test_nothing_is_written_to_a_connection_that_the_broker_has_closed(self, queues):
+        """The kernel would accept the declaration, and it would be lost."""
         channel = Channel()
         queues.declare_for_call("q", channel)
         channel.peer.close()
         queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")] * 2
 
-    def test_other_transports_are_not_asked_again(self, queues):
+    def test_the_declaration_is_not_repeated_on_other_transports(self, queues):
         channel = Channel(driver_type="redis")
         queues.declare_for_call("q", channel)
         queues.declare_for_call("q", channel)
         assert channel.calls == [("declare", "q")]
 
-    def test_inside_a_task_it_is_not_repeated(self, queues, clock):
-        """Nearly all that tasks send is never waited for; but it must not expire either."""
+    def test_the_declaration_is_not_repeated_inside_a_task(self, queues, clock):
+        """Tasks hardly ever wait for the tasks that they send. But the queue must not expire."""
         channel = Channel()
         for _ in range(3):
             queues.declare_for_call("q", channel, again=False)
@@ -225,21 +225,22 @@ class TestDeclaringForCalls:
         queues.declare_for_call("q", channel, again=False)
         assert channel.calls == [("declare", "q")] * 2
 
-    def test_other_arguments_on_the_broker_are_explained(self, queues):
+    def test_a_queue_with_other_arguments_is_explained(self, queues):
         channel = Channel()
         channel.refuses = "inequivalent arg 'durable'"
         with pytest.raises(ReplyQueueMismatch, match=r"reply queue q .*inequivalent arg"):
             queues.declare_for_call("q", channel)
         assert "q" not in queues
 
-    def test_what_it_says_of_an_earlier_message_is_passed_on(self, queues):
-        """It closes the channel at an invalid expiration, for one, and the next call finds out."""
+    def test_an_error_about_an_earlier_message_is_passed_on(self, queues):
+        """For example, the broker closes the channel after an invalid expiration, and the next call
+        gets the error."""
         channel = Channel()
         channel.refuses, channel.refused_method = "invalid expiration 'x'", spec.Basic.Publish
         with pytest.raises(PreconditionFailed, match="invalid expiration"):
             queues.declare_for_call("q", channel)
 
-    def test_what_the_broker_says_of_a_queue_that_it_does_not_make_is_told(self, queues):
+    def test_the_error_says_why_the_broker_refuses_to_make_the_queue(self, queues):
         channel = Channel()
         channel.refuses = "queue limit in vhost '/' (0) is reached"
         with pytest.raises(ReplyQueueRefused, match=r"refuses .* queue q: queue limit") as refused:
@@ -249,30 +250,30 @@ class TestDeclaringForCalls:
 
 
 class TestDeclaringForReading:
-    def test_it_is_declared_and_counted(self, queues):
+    def test_declare_returns_the_number_of_messages(self, queues):
         channel = Channel(messages=7)
         assert queues.declare("q", channel) == 7
         assert channel.calls == [("declare", "q")]
 
-    def test_it_is_asked_for_each_time(self, queues):
+    def test_each_declare_asks_the_broker(self, queues):
         channel = Channel()
         queues.declare("q", channel)
         queues.declare("q", channel)
         assert channel.calls == [("declare", "q")] * 2
 
-    def test_other_arguments_on_the_broker_are_explained(self, queues):
+    def test_a_queue_with_other_arguments_is_explained(self, queues):
         channel = Channel()
         channel.refuses = "inequivalent arg 'durable'"
         with pytest.raises(ReplyQueueMismatch):
             queues.declare("q", channel)
 
-    def test_who_waits_without_having_sent_a_task_has_a_queue_too(self, queues):
+    def test_a_process_that_has_sent_no_task_has_a_queue_to_wait_on(self, queues):
         queues.use_at_least("mine")
         assert queues.names == ["mine"]
         queues.use_at_least("other")
         assert queues.names == ["mine"]
 
-    def test_such_a_queue_is_declared_by_the_first_call(self, queues):
+    def test_the_first_call_declares_that_queue(self, queues):
         queues.use_at_least("mine")
         channel = Channel()
         queues.declare_for_call("mine", channel)
@@ -286,12 +287,12 @@ class TestTheEnd:
             queues.declare_for_call(name, channel)
         channel.calls.clear()
         queues.delete(channel)
-        # Only the last answer is waited for.
+        # Only the last deletion waits for its answer.
         assert channel.calls == [("delete, no answer", "a"), ("delete", "b")]
         assert queues.names == []
 
-    def test_many_are_shared_out_among_channels(self, queues):
-        """The broker deletes those of one channel one after the other."""
+    def test_several_channels_delete_many_queues(self, queues):
+        """The broker deletes the queues of one channel one after the other."""
         channel = Channel()
         for n in range(1001):
             queues.declare_for_call(str(n), channel)
@@ -306,14 +307,14 @@ class TestTheEnd:
             assert answered[-1]
             assert sum(answered) <= 4
 
-    def test_but_not_where_channels_are_imitated(self, queues):
+    def test_one_channel_deletes_the_queues_of_other_transports(self, queues):
         channel = Channel(driver_type="redis")
         for n in range(100):
             queues.declare_for_call(str(n), channel)
         queues.delete(channel)
         assert channel.others == []
 
-    def test_what_the_broker_has_not_deleted_can_be_deleted_again(self, queues):
+    def test_a_deletion_without_an_answer_can_be_repeated(self, queues):
         channel = Channel()
         for name in "ab":
             queues.declare_for_call(name, channel)
@@ -325,7 +326,7 @@ class TestTheEnd:
         queues.delete(channel)
         assert channel.calls == [("delete, no answer", "a"), ("delete", "b")]
 
-    def test_a_forked_child_forgets_and_deletes_none(self, queues):
+    def test_a_forked_child_deletes_no_queue(self, queues):
         channel = Channel()
         queues.declare_for_call("q", channel)
         queues.clear()
@@ -335,7 +336,7 @@ class TestTheEnd:
 
 
 class TestTheQueue:
-    def test_of_what_is_sent_inside_tasks_the_broker_keeps_a_bounded_number(self):
+    def test_the_queue_for_tasks_sent_inside_a_task_is_bounded(self):
         lease = Lease("q", [])
         with denied_join_result():
             name = lease.hand_out()
@@ -348,7 +349,7 @@ class TestTheQueue:
         assert make(lease.hand_out()).queue_arguments == {"x-queue-type": "classic"}
         assert owner_of(name) == "q"
 
-    def test_it_is_durable_expires_and_says_what_it_is(self, queues):
+    def test_it_is_durable_and_expires_and_names_its_type(self, queues):
         channel = Channel()
         queues.declare_for_call("q", channel)
         assert channel.arguments["durable"] is True
@@ -356,7 +357,7 @@ class TestTheQueue:
         assert channel.arguments["exclusive"] is False
         assert channel.arguments["arguments"] == {"x-queue-type": "classic", "expires": EXPIRES}
 
-    def test_it_refuses_what_is_too_much(self):
+    def test_it_refuses_more_than_max_bytes(self):
         assert make("q", max_bytes=5000).queue_arguments == {
             "x-queue-type": "classic",
             "x-max-length-bytes": 5000,
@@ -368,14 +369,14 @@ class TestTheQueue:
         assert make("q", expires=expires).expires is None
 
     def test_it_may_be_a_quorum_queue(self):
-        """Without the broker's limit of redeliveries, which each reconnect counts as one."""
+        """Each reconnect counts as a redelivery, so its delivery limit is the largest."""
         assert make("q", queue_type="quorum").queue_arguments == {
             "x-queue-type": "quorum",
             "x-delivery-limit": 2**31 - 1,
         }
 
 
-def test_the_channel_above_has_what_kombus_has():
-    """Where kombu's channels change their calls, these tests must."""
+def test_the_fake_channel_has_the_methods_of_kombus():
+    """If kombu's channels change, these tests must change too."""
     for name in ("queue_declare", "queue_delete", "prepare_queue_arguments"):
         assert hasattr(VirtualChannel, name)

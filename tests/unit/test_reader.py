@@ -1,4 +1,4 @@
-"""fastrpc.client.reader: who reads and who is told, over an intake that brings nothing."""
+"""fastrpc.client.reader with an intake on which nothing arrives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastrpc.stats import Stats
 
 
 class SilentIntake:
-    """Nothing comes; what the consumer does to keep the connection is counted."""
+    """An intake on which nothing arrives. It counts the calls of `tend`."""
 
     readers_only = False
     interval = 1.0
@@ -62,14 +62,14 @@ def consumer() -> ResultConsumer:
     return consumer
 
 
-def test_who_only_polls_keeps_the_connection_alive(consumer):
+def test_polling_keeps_the_connection_alive(consumer):
     for _ in range(3):
         consumer.look("queue")
     assert consumer._intake.tended == 3
 
 
-def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypatch):
-    """As in a thread that outlives the main one, from Python 3.12 on."""
+def test_if_no_thread_can_start_look_acknowledges_itself(consumer, monkeypatch):
+    """From Python 3.12 on, this happens in a thread that outlives the main thread."""
 
     def start(*args) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
@@ -81,8 +81,8 @@ def test_when_no_thread_can_be_started_it_acknowledges_itself(consumer, monkeypa
     assert not consumer.reading
 
 
-def test_a_look_delivers_what_an_interrupted_one_has_left(consumer):
-    """Ctrl-C in a `ready()`: nothing more need come for the next one to see what was read."""
+def test_a_look_delivers_what_an_interrupted_look_has_read(consumer):
+    """After Ctrl-C in a `ready()`, the next one finds the result although nothing more arrives."""
     intake = consumer._intake
     intake.holds_some = True
     intake.pump = lambda: setattr(intake, "holds_some", False)
@@ -91,21 +91,21 @@ def test_a_look_delivers_what_an_interrupted_one_has_left(consumer):
     assert not intake.holds_some
 
 
-def test_a_look_in_the_midst_of_a_read_leaves_the_reading_to_it(consumer):
-    """In a destructor, or a signal handler, it answers from memory."""
+def test_a_look_inside_a_read_does_not_read(consumer):
+    """A destructor or a signal handler that interrupts a read gets what is in memory."""
     tended = consumer._role.run(lambda: consumer.look("queue") or consumer._intake.tended)
     assert tended == 0
 
 
-def test_a_wait_in_the_midst_of_a_read_is_an_error_at_once(consumer):
-    """It could never end: what it interrupts would have to read for it."""
+def test_a_wait_inside_a_read_is_an_error_at_once(consumer):
+    """It could never end, because the read that it interrupts would have to continue."""
     with pytest.raises(RuntimeError, match="the reader is in use"):
         consumer._role.run(consumer.until_news, Wait(None))
     assert not consumer.reading
 
 
-def test_an_acknowledgement_that_was_never_started_does_not_stand_in_the_way(consumer, monkeypatch):
-    """An exception may be thrown in just before its thread starts."""
+def test_an_acknowledging_thread_that_never_started_is_replaced(consumer, monkeypatch):
+    """An exception may be thrown in just before the thread starts."""
     monkeypatch.setattr(reader_module, "ACKNOWLEDGE_AFTER", 0.01)
     started: list = []
     monkeypatch.setattr(reader_module, "start_thread", lambda *a: started.append(a))

@@ -1,4 +1,4 @@
-"""fastrpc._window: confirms out of the bytes of a broker, and what is left unconfirmed."""
+"""fastrpc.sending._window: confirms from the bytes of a broker, and what is left unconfirmed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def message(size: int) -> SimpleNamespace:
 
 
 def window_of(*sizes: int) -> ConfirmWindow:
-    """Messages of those sizes under the tags 1, 2, …"""
+    """A window with messages of those sizes, under the tags 1, 2, …"""
     window = ConfirmWindow()
     for tag, size in enumerate(sizes, 1):
         window.add(tag, message(size))
@@ -45,7 +45,7 @@ def sizes(messages) -> list[int]:
 
 
 def refused(window: ConfirmWindow) -> list[tuple[int, int]]:
-    """How often, and the size."""
+    """(how often it was refused, size) of each refused message."""
     return [(refusals, len(message.body)) for _, refusals, message in window.refused]
 
 
@@ -55,25 +55,25 @@ def read(window: ConfirmWindow, data: bytes) -> int:
     return window.read(reader)
 
 
-def test_what_was_added_is_kept_in_order():
+def test_messages_are_kept_in_the_order_of_their_tags():
     window = window_of(3, 1, 2)
     assert (len(window), window.bytes, sizes(window)) == (3, 6, [3, 1, 2])
 
 
-def test_one_is_confirmed():
+def test_a_confirm_of_one_message():
     window = window_of(3, 1, 2)
     assert read(window, ack(2)) == NEED_MORE
     assert (window.bytes, window.confirmed, sizes(window)) == (5, 1, [3, 2])
 
 
-def test_all_up_to_one_are_confirmed():
+def test_a_confirm_with_multiple_is_for_all_messages_up_to_its_tag():
     window = window_of(3, 1, 2)
     read(window, ack(2, multiple=True))
     assert (window.bytes, window.confirmed, sizes(window)) == (2, 2, [2])
 
 
 @pytest.mark.parametrize("requeue", [False, True])
-def test_what_the_broker_refuses_is_there_to_be_sent_again(requeue):
+def test_a_refused_message_is_kept_to_be_sent_again(requeue):
     window = window_of(3, 1, 2)
     read(window, nack(2, multiple=True, requeue=requeue))
     assert (window.bytes, window.refused_bytes, window.confirmed) == (2, 4, 0)
@@ -81,7 +81,7 @@ def test_what_the_broker_refuses_is_there_to_be_sent_again(requeue):
     assert (len(window), window.in_flight, window.refused_count) == (3, 1, 2)
 
 
-def test_what_was_refused_takes_up_no_room():
+def test_refused_messages_take_no_room():
     window = window_of(3, 1)
     assert not window.has_room(2, 100)
     assert not window.has_room(100, 4)
@@ -93,7 +93,7 @@ def test_what_was_refused_takes_up_no_room():
     assert window.has_room(2, 2)
 
 
-def test_refusals_are_counted_until_it_is_confirmed():
+def test_the_refusals_of_a_message_are_counted_until_its_confirm():
     window = window_of(3)
     for tag in (1, 2, 3):
         read(window, nack(tag))
@@ -105,7 +105,7 @@ def test_refusals_are_counted_until_it_is_confirmed():
     assert (len(window), window.bytes, window.refused_bytes, window.confirmed) == (0, 0, 0, 1)
 
 
-def test_given_up():
+def test_a_refused_message_is_given_up():
     window = window_of(3, 1)
     read(window, nack(2, multiple=True))
     refusals, given_up = window.give_up()
@@ -114,19 +114,19 @@ def test_given_up():
 
 
 @pytest.mark.parametrize("tag", [0, 1, 4, 2**64 - 1])
-def test_a_tag_that_is_not_there_changes_nothing(tag):
+def test_a_confirm_of_an_unknown_tag_changes_nothing(tag):
     window = window_of(3, 1, 2)
     read(window, ack(1) + ack(tag) + nack(tag))
     assert (window.bytes, window.confirmed, sizes(window)) == (3, 1, [1, 2])
 
 
-def test_the_largest_tag_with_multiple_is_all():
+def test_the_largest_tag_with_multiple_confirms_all():
     window = window_of(3, 1, 2)
     read(window, ack(2**64 - 1, multiple=True))
     assert (len(window), window.bytes) == (0, 0)
 
 
-def test_what_was_on_a_lost_link_comes_before_what_waits_already():
+def test_messages_of_a_lost_link_come_before_those_that_wait_already():
     window = window_of(3, 1, 2)
     window.append(message(9))
     read(window, nack(2))
@@ -144,7 +144,7 @@ def test_what_was_on_a_lost_link_comes_before_what_waits_already():
     assert (len(window), window.bytes, window.refused_bytes, window.confirmed) == (2, 9, 3, 2)
 
 
-def test_one_that_waits_is_replaced():
+def test_a_message_that_is_to_be_sent_again_is_replaced():
     window = window_of(3, 1, 2)
     window.lose()
     window.replace(window.again[1], message(7))
@@ -153,7 +153,7 @@ def test_one_that_waits_is_replaced():
     assert (sizes(window.again), window.bytes) == ([3, 2], 5)
 
 
-def test_one_that_will_not_be_confirmed():
+def test_forgetting_a_message_that_will_not_be_confirmed():
     window = ConfirmWindow()
     window.append(message(3))
     window.forget(message(9))
@@ -162,7 +162,7 @@ def test_one_that_will_not_be_confirmed():
     assert (len(window), window.bytes) == (0, 0)
 
 
-def test_the_confirmed_are_counted_once():
+def test_confirms_are_counted_once():
     window, stats = window_of(3, 1, 2), Stats()
     read(window, ack(2, multiple=True))
     window.count_into(stats)
@@ -182,7 +182,7 @@ def test_the_confirmed_are_counted_once():
     ],
     ids=["heartbeat", "method", "short", "other class", "other method", "body"],
 )
-def test_what_is_no_confirm_is_left_to_the_caller(other):
+def test_other_events_are_left_to_the_caller(other):
     window, reader = window_of(3, 1), FrameReader()
     reader.feed(ack(1) + other + ack(2))
     assert window.read(reader) == FRAME
@@ -191,7 +191,7 @@ def test_what_is_no_confirm_is_left_to_the_caller(other):
     assert window.confirmed == 2
 
 
-def test_bytes_that_are_no_frame_are_an_error():
+def test_bytes_that_are_not_a_frame_are_an_error():
     window = window_of(3, 1)
     with pytest.raises(ProtocolError):
         read(window, ack(1) + b"\xff" * 20)
@@ -202,7 +202,7 @@ confirms = st.lists(st.tuples(st.integers(0, 12), st.booleans(), st.booleans()),
 
 
 @given(confirms, st.data())
-def test_it_does_as_a_plain_dict_would_wherever_the_bytes_are_cut(confirms, data):
+def test_the_window_equals_a_dict_wherever_the_bytes_are_cut(confirms, data):
     window, plain, nacked = window_of(*range(10)), dict(zip(count(1), range(10))), []
     frames = b""
     for tag, multiple, taken in confirms:
