@@ -33,13 +33,13 @@ def make_client() -> Iterator[Callable[..., Celery]]:
 
 @pytest.fixture
 def app(private_broker, make_client) -> Celery:
-    """A client that is connected to the broker itself."""
+    """A client that is connected to the broker directly."""
     return make_client(private_broker.url)
 
 
 @pytest.fixture
 def sender(private_broker, make_client) -> Celery:
-    """Sends the results, over a connection that is not disturbed."""
+    """An app that sends the results, over a direct connection."""
     return make_client(private_broker.url)
 
 
@@ -47,6 +47,14 @@ def sender(private_broker, make_client) -> Celery:
 def proxy(private_broker) -> Iterator[Proxy]:
     with Proxy(private_broker.host, private_broker.port) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def cut_app(private_broker, proxy, make_client) -> Iterator[Celery]:
+    """A client whose connections all go through the proxy."""
+    yield make_client(private_broker.url_for(proxy.port))
+    proxy.listen()
+    proxy.thaw()
 
 
 @pytest.fixture
@@ -73,7 +81,7 @@ def worker(private_broker) -> Iterator[Worker]:
 @pytest.fixture(scope="module")
 def own_broker(broker) -> Iterator[RabbitMQ]:
     """A node for the tests of one file that stop it, or change its settings."""
-    del broker  # its fixture has said what to install where there is none
+    del broker  # its fixture ends the session if RabbitMQ is not installed
     with RabbitMQ() as node:
         yield node
 

@@ -32,14 +32,6 @@ from tests.support.threads import Background, run_threads
 from tests.support.waiting import LATE, stopwatch, wait_until
 
 
-@pytest.fixture
-def cut_app(private_broker, proxy, make_client) -> Iterator[Celery]:
-    """A client whose connections all go through the proxy."""
-    yield make_client(private_broker.url_for(proxy.port))
-    proxy.listen()
-    proxy.thaw()
-
-
 @pytest.fixture(autouse=True)
 def never_in_a_loop(monkeypatch) -> Iterator[None]:
     """What writes, or waits for the broker, is called in no event loop.

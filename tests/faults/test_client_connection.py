@@ -26,14 +26,6 @@ from tests.support.threads import Background, run_threads
 from tests.support.waiting import LATE, stopwatch, wait_until
 
 
-@pytest.fixture
-def cut_app(private_broker, proxy, make_client) -> Iterator[Celery]:
-    """A client whose connections all go through the proxy."""
-    yield make_client(private_broker.url_for(proxy.port))
-    proxy.listen()
-    proxy.thaw()
-
-
 def connect(app: Celery, sender: Celery) -> None:
     """Receive one result, so that the client is connected."""
     [result] = expect(app, 1)

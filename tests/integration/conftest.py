@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import kombu
 import pytest
 from celery import Celery, Task
 
+from fastrpc.transport.transports import Transport
 from tests.support.apps import make_app
 from tests.support.backends import PAIRS, pair_id
 from tests.support.worker import Worker, close_all
@@ -16,7 +18,7 @@ from tests.support.worker import Worker, close_all
 
 @pytest.fixture(scope="session")
 def make_worker(broker):
-    """worker(backend, pool, ...) -> a ready Worker; one per set of arguments and session."""
+    """make_worker(backend, pool, ...) -> a ready Worker; one for each set of arguments."""
     workers: dict[str, Worker] = {}
 
     def make(backend: str, pool: str = "prefork", **options) -> Worker:
@@ -58,7 +60,7 @@ def leaf_worker(broker):
 
 @pytest.fixture(scope="session")
 def make_client(broker) -> Callable[..., Celery]:
-    """client(backend, worker, ...) -> an app whose tasks go to that worker."""
+    """make_client(backend, worker, ...) -> an app whose tasks go to that worker."""
     clients: list[Celery] = []
 
     def make(backend: str, worker: Worker | None = None, **conf) -> Celery:
@@ -69,10 +71,28 @@ def make_client(broker) -> Callable[..., Celery]:
     yield make
     for app in clients:
         consumer = getattr(app.backend, "result_consumer", None)
-        # Stock's stop() fails where it never started.
+        # Stock's stop() fails if it was never started.
         with suppress(Exception):
             consumer.stop()
         app.close()
+
+
+@pytest.fixture
+def connect(broker) -> Iterator[Callable[..., kombu.Connection]]:
+    """connect(transport, **transport_options) -> an open connection for this test."""
+    opened: list[kombu.Connection] = []
+
+    def connect(transport=Transport, **options) -> kombu.Connection:
+        opened.append(
+            kombu.Connection(
+                broker.url, transport=transport, transport_options=options, connect_timeout=10
+            )
+        )
+        return opened[-1].ensure_connection(max_retries=0)
+
+    yield connect
+    for connection in opened:
+        connection.collect()
 
 
 @pytest.fixture(scope="session", params=PAIRS, ids=pair_id)
@@ -83,17 +103,17 @@ def pair(request) -> tuple[str, str]:
 
 @pytest.fixture(scope="session")
 def worker(pair, make_worker) -> Worker:
-    """A prefork worker that talks the pair's second backend."""
+    """A prefork worker with the pair's second backend."""
     return make_worker(pair[1], "prefork")
 
 
 @pytest.fixture(scope="session")
 def app(pair, worker, make_client) -> Celery:
-    """A client of that worker that talks the pair's first backend."""
+    """A client of that worker with the pair's first backend."""
     return make_client(pair[0], worker)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def task(app) -> Callable[[str], Task]:
     """task("add") is the client's tests.add."""
     return lambda name: app.tasks[f"tests.{name}"]

@@ -21,19 +21,6 @@ WAIT = 10
 
 
 @pytest.fixture
-def connect(broker):
-    opened = []
-
-    def connect(transport=Transport, **options):
-        opened.append(kombu.Connection(broker.url, transport=transport, transport_options=options))
-        return opened[-1].ensure_connection(max_retries=0)
-
-    yield connect
-    for connection in opened:
-        connection.collect()
-
-
-@pytest.fixture
 def queue(connect):
     channel = connect().default_channel
     queue = kombu.Queue(f"fastrpc-tests-{uuid.uuid4()}", expires=60)(channel)

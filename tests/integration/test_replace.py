@@ -20,11 +20,6 @@ def app(request, worker, make_client):
     return make_client(request.param, worker)
 
 
-@pytest.fixture
-def task(app):
-    return lambda name: app.tasks[f"tests.{name}"]
-
-
 def test_by_a_task(task):
     assert task("replaced_by").delay(task("add").s(3, 4)).get(timeout=WAIT) == 7
 

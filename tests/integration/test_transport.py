@@ -13,26 +13,9 @@ import pytest
 from amqp.exceptions import FrameSyntaxError, NotFound, RecoverableConnectionError
 from kombu.transport import pyamqp
 
-from fastrpc.transport.transports import Transport
 from tests.support.waiting import wait_until
 
 WAIT = 10
-
-
-@pytest.fixture
-def connect(broker):
-    opened = []
-
-    def connect(transport=Transport, **options):
-        connection = kombu.Connection(
-            broker.url, transport=transport, transport_options=options, connect_timeout=WAIT
-        )
-        opened.append(connection)
-        return connection.ensure_connection(max_retries=0)
-
-    yield connect
-    for connection in opened:
-        connection.collect()
 
 
 @pytest.fixture

@@ -51,11 +51,6 @@ def app(request):
     logging.root.setLevel(level)  # start_worker lets nothing below an error through
 
 
-@pytest.fixture
-def task(app):
-    return lambda name: app.tasks[f"tests.{name}"]
-
-
 def test_a_result_comes_back(task):
     assert task("add").delay(2, 3).get(timeout=WAIT) == 5
 

@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import pytest
 from amqp.exceptions import AccessRefused
 
+from fastrpc.sending import publisher
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import AMQPPublisher, Message
@@ -35,6 +37,13 @@ class Broker:
     @property
     def link(self) -> FakeLink:
         return self.links[-1]
+
+
+def connected_broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """A broker to which all publishers of the test connect."""
+    broker = Broker()
+    monkeypatch.setattr(publisher, "Link", broker.connect)
+    return broker
 
 
 class FakeLink:

@@ -15,7 +15,7 @@ from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.stats import Stats
-from tests.support.publishing import Broker, apology, message, send
+from tests.support.publishing import Broker, apology, connected_broker, message, send
 from tests.support.threads import Background
 
 #: The interpreter checks for signals and asynchronous exceptions only when it enters a frame and
@@ -113,8 +113,7 @@ def make(monkeypatch) -> Callable[[], tuple[AMQPPublisher, Broker]]:
     policy = {"max_retries": 99, "interval_start": 0, "interval_max": 0}
 
     def make() -> tuple[AMQPPublisher, Broker]:
-        broker = Broker()
-        monkeypatch.setattr(publisher_module, "Link", broker.connect)
+        broker = connected_broker(monkeypatch)
         options = Options.parse({"retry_policy": policy})
         publisher = AMQPPublisher(app, 1, options, Stats(), apology)
         send(publisher, *"abc")

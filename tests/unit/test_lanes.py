@@ -9,20 +9,17 @@ import pytest
 
 from fastrpc.options import Options
 from fastrpc.sending import lanes as lanes_module
-from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending.lanes import LARGE_LANE_BYTES, Lanes
 from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.stats import Stats
-from tests.support.publishing import Broker, apology, message
+from tests.support.publishing import Broker, apology, connected_broker, message
 from tests.support.threads import Background
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def broker(monkeypatch) -> Broker:
-    broker = Broker()
-    monkeypatch.setattr(publisher_module, "Link", broker.connect)
-    return broker
+    return connected_broker(monkeypatch)
 
 
 @pytest.fixture

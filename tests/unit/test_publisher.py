@@ -20,15 +20,13 @@ from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message
 from fastrpc.stats import Stats
 from tests.support.inside import watching_publishers
-from tests.support.publishing import Broker, FakeLink, apology, message, send
+from tests.support.publishing import Broker, FakeLink, apology, connected_broker, message, send
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
 def broker(monkeypatch) -> Broker:
-    broker = Broker()
-    monkeypatch.setattr(publisher_module, "Link", broker.connect)
-    return broker
+    return connected_broker(monkeypatch)
 
 
 @pytest.fixture
