@@ -153,7 +153,7 @@ def spellings(conf: Settings, name: str) -> Any:
 
 
 def stands_for(task: Any) -> Any:
-    """The task itself, where ``@app.task`` or ``@shared_task`` has left a proxy."""
+    """The task behind a proxy that ``@app.task`` or ``@shared_task`` returned; else ``task``."""
     return task._get_current_object() if isinstance(task, Proxy) else task
 
 

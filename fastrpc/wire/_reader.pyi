@@ -50,9 +50,9 @@ class FrameReader:
         """
 
     def recv_now(self, fd: int) -> int:
-        """Receive what is there from the socket ``fd``, without waiting; 0 if there is nothing.
+        """Receive what the socket ``fd`` has, without waiting; return the bytes received, or 0.
 
-        Raises ``OSError`` at the end of the stream, and what ``recv()`` of the system raises.
+        Raises ``OSError`` at the end of the stream, or if the system's ``recv()`` fails.
         """
 
     def feed(self, data: bytes) -> None:
