@@ -66,10 +66,10 @@ BORROWED = (
     Borrowed(
         "celery._state:current_task",
         "store_result without a request, as in Celery",
-        "backend, canvas",
+        "backend, chords.chords",
     ),
-    Borrowed("celery._state:push_current_task", "the parent of a chord's body", "canvas"),
-    Borrowed("celery._state:pop_current_task", "the parent of a chord's body", "canvas"),
+    Borrowed("celery._state:push_current_task", "the parent of a chord's body", "chords.body"),
+    Borrowed("celery._state:pop_current_task", "the parent of a chord's body", "chords.body"),
     Borrowed(
         "celery._state:task_join_will_block",
         "true inside a task, where hardly any result is waited for",

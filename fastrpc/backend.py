@@ -33,7 +33,7 @@ from .worker.message import pack, too_large_failure
 from .worker.meta import MetaBuilder
 
 if TYPE_CHECKING:
-    from .canvas import Chords
+    from .chords.chords import Chords
     from .sending.lanes import Lanes
     from .sending.publisher import KombuPublisher
 
@@ -216,7 +216,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def _make_chords(self) -> Chords:
         # Imported here, because most processes do not use chords.
-        from .canvas import Chords
+        from .chords.chords import Chords
 
         with making():
             if self._chords is None:

@@ -16,7 +16,7 @@ from celery.app.task import Context
 from celery.exceptions import ChordError
 from kombu import Connection
 
-from fastrpc import canvas
+from fastrpc.chords.connection import ChordConnection
 from tests.support.broker import settle
 from tests.support.kill_points import KILL_POINTS
 from tests.support.results import expect
@@ -306,7 +306,7 @@ class TestParts:
         failed = []
 
         def fail_once(name):
-            usual = getattr(canvas.Desk, name)
+            usual = getattr(ChordConnection, name)
 
             def method(self, *args):
                 if name not in failed:
@@ -314,7 +314,7 @@ class TestParts:
                     self._connection.collect()
                 return usual(self, *args)
 
-            monkeypatch.setattr(canvas.Desk, name, method)
+            monkeypatch.setattr(ChordConnection, name, method)
 
         for name in ("count", "take", "delete"):
             fail_once(name)

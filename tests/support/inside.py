@@ -16,7 +16,7 @@ from celery import Celery
 
 from fastrpc import _lifecycle
 from fastrpc.aio import _Sender
-from fastrpc.canvas import Chords
+from fastrpc.chords.joiner import Joiner
 from fastrpc.client.aio import Loops
 from fastrpc.sending.lanes import Lanes
 from fastrpc.sending.publisher import AMQPPublisher
@@ -182,7 +182,7 @@ def has_dead_watcher(sender: Celery) -> bool:
 
 def threads_of_ours() -> list[str]:
     """Whose the running threads are that fastrpc has started."""
-    frames = frames_of(AMQPPublisher._watch, Loops._keep, _Sender._run, Chords._run)
+    frames = frames_of(AMQPPublisher._watch, Loops._keep, _Sender._run, Joiner._run)
     return [type(frame.f_locals["self"]).__name__ for frame in frames]
 
 

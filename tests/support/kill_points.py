@@ -11,20 +11,22 @@ import signal
 from functools import wraps
 from typing import Any
 
-from fastrpc.canvas import Chords, Desk
+from fastrpc.chords.body import BodySender
+from fastrpc.chords.chords import Chords
+from fastrpc.chords.connection import ChordConnection
 
 __all__ = ["KILL_POINTS", "arm"]
 
 #: Step -> (class, method, whether it dies before the method, not after it).
 KILL_POINTS: dict[str, tuple[type, str, bool]] = {
     "before the part is sent": (Chords, "return_part", True),
-    "before the count": (Desk, "count", True),
-    "after the count": (Desk, "take", True),
-    "with the parts in hand": (Desk, "take", False),
-    "before the body is sent": (Chords, "_join", True),
-    "after the body is sent": (Chords, "_join", False),
-    "before the queue is deleted": (Desk, "delete", True),
-    "after the queue is deleted": (Desk, "delete", False),
+    "before the count": (ChordConnection, "count", True),
+    "after the count": (ChordConnection, "take", True),
+    "with the parts in hand": (ChordConnection, "take", False),
+    "before the body is sent": (BodySender, "send", True),
+    "after the body is sent": (BodySender, "send", False),
+    "before the queue is deleted": (ChordConnection, "delete", True),
+    "after the queue is deleted": (ChordConnection, "delete", False),
 }
 
 

@@ -35,11 +35,11 @@ LAW: dict[str, set[str]] = {
     "tasks": BASE | {"_lifecycle", "wire", "transport", "sending"},
     "_lifecycle": {"_borrowed"},
     "replace": set(),
-    "canvas": BASE | {"wire", "transport", "client", "sending", "worker"},
+    "chords": BASE | {"wire", "transport", "client", "sending", "worker"},
     "backend": BASE
-    | {"_lifecycle", "replace", "canvas", "wire", "transport", "client", "sending", "worker"},
+    | {"_lifecycle", "replace", "chords", "wire", "transport", "client", "sending", "worker"},
     "aio": BASE
-    | {"_lifecycle", "replace", "canvas", "wire", "transport", "client", "sending", "worker"}
+    | {"_lifecycle", "replace", "chords", "wire", "transport", "client", "sending", "worker"}
     | {"backend", "tasks"},
     "_install": BASE | {"replace"},
     # For people: public names only, see below.
@@ -55,7 +55,7 @@ LAW: dict[str, set[str]] = {
 #: Only these may import Celery.
 KNOW_CELERY = {
     *("_borrowed", "_lifecycle", "client", "sending", "worker", "tasks", "backend", "aio"),
-    *("_install", "replace", "canvas"),
+    *("_install", "replace", "chords"),
     *("doctor", "bench", "top", "cli", "contrib"),
 }
 #: These see only public names, of fastrpc too.

@@ -9,7 +9,8 @@ import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import ChordError
 
-from fastrpc.canvas import Parts, count_leaves, leaves, reply_queue_of
+from fastrpc.chords.body import reply_queue_of
+from fastrpc.chords.parts import Parts, count_leaves, leaves
 from tests.support.apps import make_app
 
 

@@ -1,0 +1,210 @@
+"""The thread that looks at the queues of chords, and joins the chords of which all parts are there.
+
+It begins with the first part that this process sends, and ends once nothing happens any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .._lock import start_thread
+from ..retry import backoff
+from .body import BodySender
+from .connection import ChordConnection
+from .look import Look, queue_name
+from .memory import Memory
+from .parts import Parts
+
+__all__ = ["Joiner"]
+
+logger = logging.getLogger("fastrpc")
+
+#: After how many seconds without a part the thread ends, and hangs up.
+IDLE = 10.0
+
+#: The next look at a chord is due after so many seconds for each part that is missing, and after
+#: ``MOST_PAUSE`` at the latest: no cluster finishes tasks faster.
+PAUSE_FOR_EACH, MOST_PAUSE = 100e-6, 0.05
+
+#: A quorum queue takes a while to take back what was consumed: how long, in seconds, to wait
+#: between two counts, and how often to count.
+RETURN_INTERVAL, RETURN_TRIES = 0.01, 500
+
+
+class Joiner:
+    """The thread that joins chords, and the looks that it owes.
+
+    Args:
+        backend: The result backend.
+        await_confirms: Waits until the broker has confirmed the parts that were sent. The count of
+            a queue is wrong before.
+    """
+
+    def __init__(self, backend: Any, await_confirms: Callable[[], None]) -> None:
+        self.backend = backend
+        self.bodies = BodySender(backend)
+        self._await_confirms = await_confirms
+        self._begin()
+
+    def _begin(self) -> None:
+        #: Counted by the thread alone.
+        self.joined = self.doubles = self.put_back = 0
+        #: Used by the thread alone.
+        self._connection: ChordConnection | None = None
+        #: Guards what follows; waited on by the thread, and by ``close``.
+        self._changed = threading.Condition()
+        #: By group id.
+        self._looks: dict[str, Look] = {}
+        #: Those that the thread is making.
+        self._current: list[Look] = []
+        #: When the next look at a chord is due at the earliest.
+        self._next = Memory()
+        self._running = False
+        #: Whether the thread is to end as soon as no look is due.
+        self._closing = False
+        #: When the thread wakes up by itself.
+        self._wakes_at = 0.0
+
+    def after_fork(self) -> None:
+        """Begin anew in a forked child; the connection is the parent's, and stays as it is."""
+        connection = self._connection
+        self._begin()
+        if connection is not None:
+            connection.abandon()
+
+    def demand(self, look: Look) -> None:
+        """Have the thread look at a chord: at once if a task waits for it."""
+        with self._changed:
+            known = self._looks.get(look.group_id)
+            if known is not None:
+                look.waiting += known.waiting
+                look.due = known.due
+            if look.waiting:
+                look.due = 0.0
+            elif known is None:
+                look.due = self._next.get(look.group_id, 0.0)
+            self._looks[look.group_id] = look
+            if not self._running:
+                self._closing, self._wakes_at = False, 0.0
+                start_thread(self._run)
+                self._running = True
+            elif look.due < self._wakes_at:
+                self._changed.notify_all()
+
+    def close(self, timeout: float) -> None:
+        """Have the thread make all looks, hang up and end; wait ``timeout`` seconds at most."""
+        with self._changed:
+            self._closing = True
+            for look in self._looks.values():
+                look.due = 0.0
+            self._changed.notify_all()
+            looked = self._changed.wait_for(lambda: not self._looks and not self._current, timeout)
+        if not looked:
+            logger.error("chords were not looked at within %g s of shutting down", timeout)
+
+    # -- the thread ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pauses = backoff()
+        while looks := self._await_looks():
+            try:
+                self._make(looks)
+                pauses = backoff()
+            except Exception as exc:  # the connection is lost, most likely
+                self._again(looks, exc, next(pauses))
+
+    def _await_looks(self) -> list[Look]:
+        """The looks that are due; none if nothing happened for long, and the thread is to end."""
+        with self._changed:
+            self._current = []
+            self._changed.notify_all()
+            idle_at = time.monotonic() + IDLE
+            while True:
+                now = time.monotonic()
+                due = [look for look in self._looks.values() if look.due <= now]
+                if due:
+                    for look in due:
+                        del self._looks[look.group_id]
+                    self._current = due
+                    self._wakes_at = 0.0
+                    return due
+                if not self._looks and (self._closing or now >= idle_at):
+                    self._running = False
+                    connection, self._connection = self._connection, None
+                    break
+                self._wakes_at = min((look.due for look in self._looks.values()), default=idle_at)
+                self._changed.wait(self._wakes_at - now)
+        if connection is not None:
+            connection.hang_up()
+        return []
+
+    def _make(self, looks: list[Look]) -> None:
+        """Make these looks; removes from ``looks`` those that were made."""
+        self._await_confirms()
+        if self._connection is None:
+            self._connection = ChordConnection(self.backend.app)
+        connection = self._connection
+        while looks:
+            try:
+                self._look(connection, looks[0])
+            except connection.errors:
+                raise
+            except Exception as exc:  # of one chord; the others must not suffer
+                logger.error("chord %s cannot be joined", looks[0].group_id, exc_info=exc)
+                connection.put_back()
+            for looked in looks.pop(0).waiting:
+                looked.set()
+
+    def _again(self, looks: list[Look], exc: Exception, pause: float) -> None:
+        """Have these looks made over another connection, after a pause."""
+        logger.warning("looking at %d chords failed, trying again: %r", len(looks), exc)
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.hang_up()
+        with self._changed:
+            for look in looks:
+                newer = self._looks.setdefault(look.group_id, look)
+                if newer is not look:
+                    newer.waiting += look.waiting
+                    newer.failures = look.failures
+                newer.due = time.monotonic() + pause
+
+    def _look(self, connection: ChordConnection, look: Look) -> None:
+        """Count the parts of a chord; if all may be there, read them and join the chord."""
+        queue = queue_name(look.group_id)
+        read = 0
+        while True:
+            count = connection.count(queue)
+            if count is None:  # the body was sent by another process
+                return
+            if count < look.size or count <= read:
+                pause = min((look.size - count) * PAUSE_FOR_EACH, MOST_PAUSE)
+                with self._changed:
+                    self._next[look.group_id] = time.monotonic() + pause
+                return
+            messages = connection.take(queue, count)
+            if messages is None:
+                return
+            parts = Parts(look.size, messages, self.backend)
+            if parts.whole:
+                self.bodies.send(connection, look, parts)
+                connection.delete(queue)
+                self.joined += 1
+                self.doubles += parts.doubles
+                return
+            self.put_back += 1
+            read = parts.read
+            connection.put_back()
+            self._await_return(connection, queue, read)
+
+    def _await_return(self, connection: ChordConnection, queue: str, read: int) -> None:
+        """Wait until the queue has taken back what was read, unless others take it meanwhile."""
+        for _ in range(RETURN_TRIES):
+            count = connection.count(queue)
+            if count is None or count >= read:
+                return
+            time.sleep(RETURN_INTERVAL)
