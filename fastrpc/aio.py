@@ -4,12 +4,13 @@
 
     value = await aio.get(add.delay(2, 2), timeout=10)
 
-It is ``get()`` for event loops: the same results, the same exceptions, over the same connection,
-and threads may wait in ``get()`` meanwhile. Cancelling an await ends the await and nothing else:
-the task goes on, and its result can be had later.
+It is ``get()`` for event loops: the same results, the same exceptions, over the same connection.
+Threads may wait in ``get()`` meanwhile. Cancelling an await ends only the await: the task goes on,
+and its result can be fetched later.
 
-``add.delay()`` connects, and waits for a broker that takes nothing: in an event loop send with
-``await aio.apply_async(add, (2, 2))``. After ``aio.install(app)`` a result can be awaited itself.
+``add.delay()`` blocks while it connects, and while the broker accepts nothing. In an event loop
+send with ``await aio.apply_async(add, (2, 2))``. After ``aio.install(app)`` a result can be awaited
+itself.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from celery.result import EagerResult, assert_will_not_block
 from ._lifecycle import making
 from ._lock import Lock, start_thread
 from .backend import RPCBackend
-from .client.aio import LoopReader, Loops
+from .client.aio import Loops, ResultWait
 from .client.side import ClientSide, Members, is_leaf
 
 __all__ = ["apply_async", "apply_many", "as_completed", "gather", "get", "install", "states"]
 
 logger = logging.getLogger("fastrpc")
 
-#: Seconds that the thread that sends waits for more before it ends.
+#: How long, in seconds, the thread that sends waits for another job before it ends.
 LINGER = 1.0
 
-#: Called with the meta of each message about one of the tasks.
+#: Called with the meta of each message about one of the awaited tasks.
 OnMessage = Callable[[dict[str, Any]], Any]
 
 
@@ -53,39 +54,33 @@ async def get(
     on_message: OnMessage | None = None,
     revoke: bool = False,
 ) -> Any:
-    """The value of a result, once it is there; of a group or a ResultSet the list of values.
+    """Wait for a result and return its value; for a group or a ResultSet the list of values.
 
     Args:
         result: An AsyncResult (of a chain: its last), a GroupResult or a ResultSet.
         timeout: In seconds; None waits for ever.
-        propagate: Raise what the task, or one it follows in a chain, has raised. Else the
-            exception is the value.
-        on_message: Called with each state of these tasks that comes meanwhile, as the dict that
+        propagate: Raise the exception of the task, or of one that it follows in a chain. If False,
+            the exception is the value.
+        on_message: Called with each state of these tasks that arrives meanwhile, as the dict that
             the worker sent.
-        revoke: Revoke what is still missing if the await is cancelled or times out.
+        revoke: Revoke the tasks that are not ready if the await is cancelled or times out.
 
     Raises:
-        celery.exceptions.TimeoutError: it did not come in time.
-        fastrpc.errors.ResultDropped: it came, but is no longer kept.
-        kombu.exceptions.OperationalError: the broker refuses us; trying again is no use.
+        celery.exceptions.TimeoutError: the result did not arrive in time.
+        fastrpc.errors.ResultDropped: the result arrived, but is no longer kept.
+        kombu.exceptions.OperationalError: the broker refuses the connection for good.
         RuntimeError: called in a task (see ``celery.result.allow_join_result``).
         Exception: what the task has raised.
     """
     if not is_leaf(result) or result.parent is not None or on_message is not None or revoke:
         await _all_ready([result], timeout, propagate, on_message, revoke)
         return _value(result, propagate)
-    # The same for a single result, without what each of ten thousand at once need not have.
+    # A single result takes a shorter way: ten thousand may be awaited at once.
     assert_will_not_block()
     if not _is_ready(result):
-        nodes = [result]
-        reader = _reader(nodes)
-        wait = reader.begin(nodes, timeout)
-        try:
+        with _wait_for([result], timeout) as wait:
             while not _is_ready(result):
                 await wait
-                reader.take(wait)
-        finally:
-            reader.end(nodes, wait)
     return _value(result, propagate)
 
 
@@ -96,25 +91,26 @@ async def gather(
     on_message: OnMessage | None = None,
     revoke: bool = False,
 ) -> list[Any]:
-    """The values of ``results``, in their order, once all are there.
+    """Wait for all ``results`` and return their values, in the order of ``results``.
 
-    The first exception that comes is raised at once, and the results that did not come yet can be
-    had later; with ``return_exceptions`` exceptions are values. All results are of one app. Else
-    as ``get``.
+    The first exception that arrives is raised at once; the other results can be fetched later. With
+    ``return_exceptions`` exceptions are values. All results must be of one app. Everything else is
+    as in ``get``.
     """
     await _all_ready(results, timeout, not return_exceptions, on_message, revoke)
     return [_value(result, not return_exceptions) for result in results]
 
 
 async def as_completed(results: Iterable[Any], timeout: float | None = None) -> AsyncIterator[Any]:
-    """Yield each of ``results`` once it is ready, in the order in which they become so.
+    """Yield each of ``results`` when it becomes ready.
 
-    A group among them is ready once all that is in it is. What a task has raised is not raised
-    here: ``await get(result)`` returns, or raises, at once.
+    A group is ready when all its members are. The exception of a task is not raised here, but by
+    ``await get(result)``, which returns or raises at once.
 
     Raises:
-        celery.exceptions.TimeoutError: not all within ``timeout`` seconds from the first step.
-        fastrpc.errors.ResultDropped: one came, but is no longer kept.
+        celery.exceptions.TimeoutError: not all were ready within ``timeout`` seconds from the first
+            step.
+        fastrpc.errors.ResultDropped: one arrived, but is no longer kept.
     """
     assert_will_not_block()
     members = Members(results)
@@ -129,51 +125,39 @@ async def as_completed(results: Iterable[Any], timeout: float | None = None) -> 
             missing[id(leaf)] = leaf
     if not missing:
         return
-    nodes = list(missing.values())
-    reader = _reader(nodes)
-    wait = reader.begin(nodes, timeout)
-    try:
+    with _wait_for(list(missing.values()), timeout) as wait:
         while missing:
-            await wait
-            for leaf in reader.take(wait):
+            for leaf in await wait:
                 if missing.pop(id(leaf), None) is not None:
                     for member in members.ready_with(leaf):
                         yield member
-    finally:
-        reader.end(nodes, wait)
 
 
 async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
-    """Yield each state of a task as it comes, the final one last: STARTED, PROGRESS, RETRY, …
+    """Yield each state of a task as it arrives: STARTED, PROGRESS, RETRY, …; the final one is last.
 
-    Each is a dict with ``status`` and ``result``, where an exception is an exception. The newest
-    that came before comes first.
+    Each is a dict with ``status`` and ``result``; if the result is an exception, it is rebuilt. If
+    states have arrived before, the newest of them comes first.
 
     Raises:
-        celery.exceptions.TimeoutError: the final one did not come within ``timeout`` seconds.
-        fastrpc.errors.ResultDropped: it came, but is no longer kept.
+        celery.exceptions.TimeoutError: the final state did not arrive within ``timeout`` seconds.
+        fastrpc.errors.ResultDropped: the final state arrived, but is no longer kept.
     """
     assert_will_not_block()
     if not _is_ready(result):
-        nodes = [result]
-        reader = _reader(nodes)
         matcher = _client(result).matcher
-        wait = reader.begin(nodes, timeout, listens=True)
-        try:
+        with _wait_for([result], timeout, listens=True) as wait:
             newest = matcher.newest(result.id)
             if newest is not None and newest["status"] not in celery_states.READY_STATES:
                 yield newest
             while not _is_ready(result):
                 await wait
-                reader.take(wait)
                 for meta in wait.take_metas():
                     if (
                         meta["task_id"] == result.id
                         and meta["status"] not in celery_states.READY_STATES
                     ):
                         yield matcher.to_python(meta)
-        finally:
-            reader.end(nodes, wait)
     if result._cache:
         yield dict(result._cache)
 
@@ -183,10 +167,11 @@ async def apply_async(
 ) -> Any:
     """Call a task, or a signature, without blocking the loop: ``task.apply_async`` in a thread.
 
-    One thread sends for all loops, in the order of the calls. It may have to connect, and to wait
-    for a broker that takes nothing for the time being; the loops go on meanwhile.
+    One thread sends for all loops, in the order of the calls. The loops go on while it connects,
+    and while it waits for a broker that accepts nothing.
 
-    A cancelled call that has not begun is not sent. One that has begun is, and may arrive.
+    A call that is cancelled before it has begun is not sent. A call that has begun may be sent even
+    if it is cancelled.
 
     Returns:
         What ``task.apply_async`` returns.
@@ -203,7 +188,10 @@ async def apply_many(
     kwargslist: Iterable[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> Any:
-    """``fastrpc.apply_many``, as ``apply_async`` here; the arguments are made in the thread."""
+    """Call ``fastrpc.apply_many`` without blocking the loop, as ``apply_async`` calls a task.
+
+    The thread also iterates over ``argslist`` and ``kwargslist``.
+    """
     from .tasks.many import apply_many
 
     return await _send(partial(apply_many, task, argslist, kwargslist, **options))
@@ -212,8 +200,8 @@ async def apply_many(
 def install(app: Any) -> None:
     """Make the results of an app awaitable: ``await add.delay(2, 2)`` is ``await aio.get(…)``.
 
-    This is for those that are made afterwards. Groups, result sets and the results of eager tasks
-    are awaitable, too.
+    So are groups, result sets and the results of eager tasks. Results that were made before stay as
+    they are.
     """
     for name in ("AsyncResult", "GroupResult", "ResultSet"):
         usual = getattr(app, name)
@@ -234,7 +222,7 @@ async def _all_ready(
     on_message: OnMessage | None,
     revoke: bool,
 ) -> None:
-    """Wait for all; with ``propagate`` raise the first exception that comes."""
+    """Wait until all are ready; with ``propagate`` raise the first exception that arrives."""
     assert_will_not_block()
     results = list(results)
     leaves = Members(results).leaves
@@ -249,35 +237,34 @@ async def _all_ready(
         return
     nodes = list(missing.values())
     ids = {node.id for node in (*nodes, *parents)}
-    reader = _reader(nodes)
-    wait = reader.begin(nodes, timeout, parents, listens=on_message is not None)
     try:
-        while missing:
-            await wait
-            arrived = reader.take(wait)
-            if on_message is not None:
-                _tell(on_message, ids, wait.take_metas())
-            for leaf in arrived:
-                missing.pop(id(leaf), None)
-                if propagate:
-                    _value(leaf, propagate)
+        with _wait_for(nodes, timeout, parents, listens=on_message is not None) as wait:
+            while missing:
+                arrived = await wait
+                if on_message is not None:
+                    _tell(on_message, ids, wait.take_metas())
+                for leaf in arrived:
+                    missing.pop(id(leaf), None)
+                    if propagate:
+                        _value(leaf, propagate)
     except (asyncio.CancelledError, TimeoutError):
         if revoke:
             left = [leaf.id for leaf in missing.values()]
             _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
         raise
-    finally:
-        reader.end(nodes, wait, parents)
 
 
 def _tell(on_message: OnMessage, ids: set[str], metas: Iterable[dict[str, Any]]) -> None:
+    """Call ``on_message`` with those of ``metas`` that are about the tasks of ``ids``."""
     for meta in metas:
         if meta["task_id"] in ids:
             on_message(meta)
 
 
 def _parents(results: list[Any]) -> list[Any]:
-    """The results of the tasks that ``results`` follow in a chain: if one fails, they never come.
+    """The results of the tasks that ``results`` follow in a chain and that are not ready.
+
+    If such a task fails, those that follow it never run.
 
     Raises:
         Exception: what one of them has raised.
@@ -296,7 +283,7 @@ def _parents(results: list[Any]) -> list[Any]:
 
 
 def _is_ready(leaf: Any) -> bool:
-    # One that is ready and has nothing was forgotten: no more will come.
+    # One that is ready without a value was forgotten: nothing more arrives for it.
     return bool(leaf._cache or leaf.on_ready.ready or leaf.ignored)
 
 
@@ -318,8 +305,13 @@ def _client(leaf: Any) -> ClientSide:
     return backend.client
 
 
-def _reader(nodes: list[Any]) -> LoopReader:
-    """What waits for ``nodes`` in the running loop."""
+def _wait_for(
+    nodes: list[Any],
+    timeout: float | None,
+    parents: list[Any] | None = None,
+    listens: bool = False,
+) -> ResultWait:
+    """A wait for ``nodes`` in the running loop; see ``ResultWait``."""
     client = _client(nodes[0])
     if len(nodes) > 1 and any(_client(node) is not client for node in nodes):
         raise ValueError("results of several apps: await those of each app by themselves")
@@ -327,20 +319,21 @@ def _reader(nodes: list[Any]) -> LoopReader:
         with making():
             client.loops = client.loops or Loops(client)
     loops: Loops = client.loops
-    return loops.reader(asyncio.get_running_loop())
+    reader = loops.reader(asyncio.get_running_loop())
+    return ResultWait(reader, nodes, timeout, parents, listens)
 
 
 # -- sending -----------------------------------------------------------------------------------
 
 
 class _Sender:
-    """One thread that sends what event loops have to send, while there is something."""
+    """One thread that sends for all event loops; it runs while there is something to send."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """As at first; in a forked child the thread is the parent's."""
+        """Start without a thread, as in a forked child: only the parent has it."""
         self._lock = Lock()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[..., None]]]
         self._jobs = queue.SimpleQueue()
@@ -370,7 +363,7 @@ class _Sender:
             except BaseException as exc:
                 error = exc
             done(value, error)
-            del job, done, value, error  # else they would stay until the next comes
+            del job, done, value, error  # else they would be kept until the next job comes
 
 
 _sender = _Sender()
@@ -380,7 +373,7 @@ os.register_at_fork(after_in_child=_sender.begin)
 async def _send(job: Callable[[], Any]) -> Any:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
-    # Tracing tools keep in it what the task is to be sent with.
+    # Tracing tools keep the current span in it.
     context = contextvars.copy_context()
 
     def run() -> Any:

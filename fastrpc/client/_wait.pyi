@@ -84,7 +84,7 @@ class LoopWait(Wait):
             on_message: If not None, it is told of messages.
         """
 
-    def __await__(self) -> Generator[Any]: ...
+    def __await__(self) -> Generator[Any, Any, Any]: ...
     def resume(self) -> None:
         """Resume the coroutine that awaits it. Call it in its loop."""
 

@@ -1,13 +1,14 @@
 """Event loops that wait for results, beside the threads of reader.py.
 
-An ``await`` is a ``Wait`` that is woken in its loop. A loop that waits alone reads the socket
-itself: it watches it with ``add_reader`` and takes in what is there. As soon as anybody else
-waits, a thread reads, as ever, and the loop is told: a thread in ``get()``, or the keeper.
+An ``await`` is a ``Wait`` that is woken in its loop. If one loop waits and nobody else, the loop
+reads the socket itself: it watches it with ``add_reader`` and takes in what is there. As soon as a
+thread or a second loop waits too, a thread reads and tells the loops. It is a thread in ``get()``,
+or the keeper.
 
-A loop never writes, and never waits for the broker. What may do so is left to the keeper, one
-thread that is there while anything is awaited: it connects, declares, acknowledges and sends
-heartbeats. It also reads where a loop cannot: for several loops at once, so that none depends on
-another, and over transports that have no socket to watch.
+A loop never writes, and never waits for the broker. The keeper does that: a thread that runs while
+anything is awaited. It connects, declares, acknowledges and sends heartbeats. It also reads if no
+loop can: for several loops, so that none depends on another, and over transports that have no
+socket to watch.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import logging
 import os
 import threading
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,7 +29,7 @@ from .intake import INTERVAL, Intake
 from .reader import CONNECT_TIMEOUT
 from .side import ClientSide
 
-__all__ = ["LoopReader", "Loops"]
+__all__ = ["LoopReader", "Loops", "ResultWait"]
 
 logger = logging.getLogger("fastrpc")
 
@@ -37,7 +38,7 @@ class Loops:
     """The event loops that wait for the results of one app, and their keeper.
 
     Args:
-        side: What takes in the results.
+        side: The client side of the app, which receives the results.
     """
 
     def __init__(self, side: ClientSide) -> None:
@@ -48,31 +49,32 @@ class Loops:
 
     def _begin(self) -> None:
         self._readers: dict[AbstractEventLoop, LoopReader] = {}
-        #: What the keeper that is there was started with.
+        #: What the running keeper was started with, so that it notices a successor.
         self._keeper: object | None = None
         self._lock = Lock()
-        #: Released, it wakes the keeper. No Event: that can be interrupted with its own lock held.
+        #: Its release wakes the keeper. Not an Event: an exception can interrupt the methods of an
+        #: Event while they hold its own lock.
         self._bell = threading.Lock()
         self._bell.acquire()
-        #: A connection that a loop has found lost, and why.
+        #: A connection that a loop has found lost, and the exception.
         self._lost: tuple[Intake, Exception] | None = None
         self.role.on_free = self._on_free
 
     def after_fork(self) -> None:
-        """Begin anew in the child. The parent's loops are left alone: their epoll is shared."""
+        """Begin anew in a forked child, without telling the loops: it shares their epoll."""
         for reader in self._readers.values():
             reader.close_watched()
         self._begin()
 
     def reader(self, loop: AbstractEventLoop) -> LoopReader:
-        """What waits, and reads, in ``loop``. Called in it."""
+        """The reader of ``loop``. Call it in that loop."""
         reader = self._readers.get(loop)
         if reader is None:
             reader = self._readers[loop] = LoopReader(self, loop)
         return reader
 
     def waiting(self) -> list[LoopReader]:
-        """The loops in which something is awaited."""
+        """The readers of the loops in which something is awaited."""
         waiting = []
         for reader in list(self._readers.values()):
             if reader.loop.is_closed():
@@ -82,18 +84,19 @@ class Loops:
         return waiting
 
     def forget(self, reader: LoopReader) -> None:
-        """Nothing is awaited in its loop, or the loop is closed."""
+        """Drop a reader in whose loop nothing is awaited, or whose loop is closed."""
         self._readers.pop(reader.loop, None)
         if reader.loop.is_closed():
             reader.abandon()
 
     def reads_itself(self, reader: LoopReader) -> bool:
-        """Whether this loop is to read, which waits, and not the keeper."""
+        """Whether the loop of ``reader``, which waits, reads the socket, and not the keeper."""
         intake = self.consumer.intake
         return intake is not None and intake.watchable and self.waiting() == [reader]
 
     def _on_free(self) -> None:
-        # By who has just read. A keeper that reads comes back by itself, a loop does not.
+        # Called by the thread that has just read. The keeper returns to read by itself, a loop does
+        # not.
         waiting = self.waiting()
         if len(waiting) == 1:
             intake = self.consumer.intake
@@ -103,14 +106,14 @@ class Loops:
                 waiting[0].role_is_free(intake)
 
     def found_lost(self, intake: Intake, exc: Exception) -> None:
-        """A loop cannot read from ``intake`` any more; closing it may take time."""
+        """Have the keeper close a connection that a loop has found lost: closing may take time."""
         self._lost = intake, exc
         self.ring()
 
     # -- the keeper ----------------------------------------------------------------------------
 
     def ensure_kept(self) -> None:
-        """Have a keeper."""
+        """Start the keeper, unless it runs."""
         if self._keeper is not None:
             return
         with self._lock:
@@ -123,26 +126,26 @@ class Loops:
                     raise
 
     def ring(self) -> None:
-        """Have the keeper look now."""
+        """Have the keeper look at the connection now."""
         if self._bell.locked():
-            with suppress(RuntimeError):  # somebody else was faster
+            with suppress(RuntimeError):  # another thread was faster
                 self._bell.release()
 
     def _keep(self, me: object) -> None:
-        """Look after the connection until nothing is awaited any more, and a while longer."""
+        """Look after the connection until nothing is awaited and nothing is to be acknowledged."""
         try:
             while self._keeper is me and self._keep_on():
                 pass
-        finally:  # also where a callback of a result has ended this thread
+        finally:  # also if a callback of a result has ended this thread
             if self._keeper is me:
                 self._keeper = None
                 if self._is_needed():
                     self.ensure_kept()
                 for reader in list(self._readers.values()):
-                    reader.ring()  # it lets go of the socket
+                    reader.ring()  # so that it stops watching the socket
 
     def _keep_on(self) -> bool:
-        """One turn; returns whether there is to be another."""
+        """Look after the connection once; return whether to do it again."""
         waiting = self.waiting()
         try:
             reads = self._look_after(waiting)
@@ -163,7 +166,7 @@ class Loops:
         return INTERVAL if intake is None else intake.interval
 
     def _look_after(self, waiting: list[LoopReader]) -> bool:
-        """Returns whether it has read, as threads do, and is to come back at once."""
+        """Look after the connection; return whether the keeper reads, and is to return at once."""
         if not waiting:
             self.role.run(self.consumer.acknowledge)
             return False
@@ -183,7 +186,7 @@ class Loops:
             consumer.acknowledge()
 
     def _fail(self, waiting: list[LoopReader], exc: Exception) -> None:
-        """Whoever waits learns why it is no use, as a thread in ``get()`` does."""
+        """Make every await raise ``exc``, as ``get()`` does in a thread."""
         if not waiting:
             logger.error("cannot look after the connection for results", exc_info=exc)
         for reader in waiting:
@@ -191,39 +194,96 @@ class Loops:
                 wait.fail(exc)
 
 
-class LoopReader:
-    """One event loop: what it waits for, and the socket while it watches it.
+class ResultWait(LoopWait):
+    """One wait of a coroutine for results. ``with`` begins it and ends it, however it ends.
 
-    All but ``ring`` and ``role_is_free`` are called in the loop.
+    ``await wait`` returns the results that became ready since the last time. There may be none: it
+    also returns because of a message, or without a reason.
+
+    Raises:
+        celery.exceptions.TimeoutError: from ``await``: nothing arrived, and the time is up.
+        fastrpc.errors.ResultDropped: from ``with``: a result came, but is no longer kept.
+        Exception: from ``await``: waiting is useless, or a callback of a result has raised it.
+    """
+
+    __slots__ = ("_nodes", "_parents", "_reader", "_timeout")
+
+    def __init__(
+        self,
+        reader: LoopReader,
+        nodes: list[Any],
+        timeout: float | None,
+        parents: list[Any] | None = None,
+        listens: bool = False,
+    ) -> None:
+        """
+        Args:
+            nodes: The results to wait for.
+            timeout: In seconds; None waits for ever.
+            parents: More results that end the wait if they fail; they may be no longer kept.
+            listens: Whether it is also told of the messages on the reply queues of the process.
+        """
+        super().__init__(reader.loop, reader.told, reader.ring, True if listens else None)
+        self._reader = reader
+        self._nodes = nodes
+        self._timeout = timeout
+        self._parents = parents
+
+    def __enter__(self) -> ResultWait:
+        try:
+            self._reader.begin(self, self._nodes, self._timeout, self._parents)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        nodes, parents = self._nodes, self._parents
+        self._reader.end(self, nodes + parents if parents else nodes)
+
+    def __await__(self) -> Generator[Any, Any, Sequence[Any]]:
+        yield from super().__await__()
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        self.raise_errors()
+        arrived = self.take()
+        if not arrived and not self.metas and self.expired:
+            raise TimeoutError("The operation timed out.")
+        return arrived
+
+
+class LoopReader:
+    """One event loop: what is awaited in it, and the socket while the loop watches it.
+
+    Call everything in the loop, except ``ring``, ``ring_again``, ``role_is_free``, ``abandon`` and
+    ``close_watched``.
     """
 
     def __init__(self, loops: Loops, loop: AbstractEventLoop) -> None:
         self.loop = loop
-        #: What is awaited, and until when.
-        self.waits: dict[LoopWait, TimerHandle | None] = {}
+        #: The waits that have begun, each with the timer of its timeout.
+        self.waits: dict[ResultWait, TimerHandle | None] = {}
+        #: Waits with news, to be resumed.
+        self.told: list[LoopWait] = []
         self._loops = loops
         self._side = loops.side
-        #: Waits with news, which are to go on.
-        self._told: list[LoopWait] = []
-        #: Whether ``_look`` is due, or at it.
+        #: Whether ``_look`` is due, or runs.
         self._rung = False
         self._watched: Intake | None = None
-        #: A descriptor of our own for the watched socket: whoever closes the connection would have
-        #: the loop watch whatever gets its number next.
+        #: A duplicate of the watched socket's descriptor. The connection closes its own one at any
+        #: time, and the loop would go on to watch the next file that gets that number.
         self._fd = -1
 
     # -- waiting -------------------------------------------------------------------------------
 
     def begin(
         self,
+        wait: ResultWait,
         nodes: list[Any],
         timeout: float | None,
-        parents: list[Any] | None = None,
-        listens: bool = False,
-    ) -> LoopWait:
-        """A wait that hears of ``nodes`` and ``parents``; give it to ``end``, whatever happens.
-
-        With ``listens`` it also hears of messages on the reply queues of the process.
+        parents: list[Any] | None,
+    ) -> None:
+        """Have ``wait`` told of ``nodes`` and ``parents``, and the connection looked after.
 
         Raises:
             fastrpc.errors.ResultDropped: one of ``nodes`` came, but is no longer kept.
@@ -231,48 +291,27 @@ class LoopReader:
         side = self._side
         if not len(side.queues):
             side.queues.use_at_least(side.names.lease().name)
-        wait = LoopWait(self.loop, self._told, self.ring, True if listens else None)
-        try:
-            timer = None if timeout is None else self.loop.call_later(timeout, wait.expire)
-            self.waits[wait] = timer
-            side.begin(nodes, wait)
-            if parents:
-                side.begin(parents, wait, obtainable=False)
-            self._loops.ensure_kept()
-        except BaseException:
-            self.end(nodes, wait, parents)
-            raise
+        timer = None if timeout is None else self.loop.call_later(timeout, wait.expire)
+        self.waits[wait] = timer
+        side.begin(nodes, wait)
+        if parents:
+            side.begin(parents, wait, obtainable=False)
+        self._loops.ensure_kept()
         intake = side.reader.intake
         if self._watched is None or intake is not self._watched or intake.behind:
             self.ring()
-        return wait
 
-    def end(self, nodes: list[Any], wait: LoopWait, parents: list[Any] | None = None) -> None:
-        """The wait is over, also where it was cancelled: nothing of it is left."""
+    def end(self, wait: ResultWait, nodes: list[Any]) -> None:
+        """Undo ``begin``, also one that was interrupted."""
         timer = self.waits.pop(wait, None)
         if timer is not None:
             timer.cancel()
-        self._side.matcher.fulfiller.give_up(nodes + parents if parents else nodes, wait)
-
-    def take(self, wait: LoopWait) -> Sequence[Any]:
-        """The results of ``wait`` that became ready since the last call.
-
-        Raises:
-            celery.exceptions.TimeoutError: there are none, and its time is up.
-            Exception: waiting is no use, or a callback of a result has raised it.
-        """
-        if wait.failure is not None:
-            raise wait.failure.with_traceback(None)
-        wait.raise_errors()
-        arrived = wait.take()
-        if not arrived and not wait.metas and wait.expired:
-            raise TimeoutError("The operation timed out.")
-        return arrived
+        self._side.matcher.fulfiller.give_up(nodes, wait)
 
     # -- being told ----------------------------------------------------------------------------
 
     def ring(self) -> None:
-        """Have the loop look soon. From any thread."""
+        """Have ``_look`` run in the loop soon. From any thread."""
         if self._rung:
             return
         self._rung = True
@@ -285,31 +324,31 @@ class LoopReader:
             self._loops.forget(self)  # the loop is closed
 
     def ring_again(self) -> None:
-        """An exception may have been thrown into who was to ring. From any thread."""
-        if self._told:
+        """Repeat ``ring``, which an exception may have interrupted. From any thread."""
+        if self.told:
             self._rung = False
             self.ring()
 
     def role_is_free(self, intake: Intake) -> None:
         """Nobody else reads from ``intake`` any more. From any thread."""
-        # TLS, too, may hold what no socket tells of.
+        # TLS, too, may hold data that the socket does not show.
         if intake is not self._watched or intake.readers_only or intake.holds_some:
             self.ring()
 
     def _look(self) -> None:
-        """Read, if that is for the loop to do, and have those go on who have news."""
+        """Read, if the loop is the one to read, and resume the waits that have news."""
         self._rung = True
         try:
             again = self._read_itself()
         finally:
-            # In this order: who is told from here on rings anew.
+            # In this order: a wait that is told from here on rings again.
             self._rung = False
             self._resume()
         if again:
             self.ring()
 
     def _resume(self) -> None:
-        told = self._told
+        told = self.told
         while told:
             batch = told[:]
             del told[: len(batch)]
@@ -319,7 +358,7 @@ class LoopReader:
     # -- reading -------------------------------------------------------------------------------
 
     def _read_itself(self) -> bool:
-        """Returns whether it is to be called again soon."""
+        """Read if no other thread does; return whether to call it again soon."""
         loops = self._loops
         if not self.waits:
             self._unwatch()
@@ -333,7 +372,7 @@ class LoopReader:
         if again is not None:
             return again
         self._unwatch()
-        # Who reads tells us when it is over; it may have been over before we did not watch.
+        # The thread that reads tells us when it has finished, but not if that was before _unwatch.
         return not (loops.role.reading or loops.role.claimed)
 
     def _take_in(self) -> bool:
@@ -372,14 +411,14 @@ class LoopReader:
             self.close_watched()
 
     def abandon(self) -> None:
-        """The loop is closed, and whoever awaits in it never goes on. From any thread."""
+        """Forget the waits of a closed loop: they never resume. From any thread."""
         while self.waits:
             wait, _ = self.waits.popitem()
             wait.drop()
         self.close_watched()
 
     def close_watched(self) -> None:
-        """Close our descriptor of the socket, without a word to the loop."""
+        """Close our descriptor of the socket without telling the loop. From any thread."""
         fd, self._fd, self._watched = self._fd, -1, None
         if fd >= 0:
             os.close(fd)
