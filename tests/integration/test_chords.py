@@ -83,9 +83,11 @@ def test_many_chords_at_once(sig):
     assert [r.get(timeout=WAIT) for r in results] == [5 * n + 10 for n in range(30)]
 
 
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
+@pytest.mark.parametrize("pool", ["solo", "prefork", "gevent", "eventlet"])
 def test_with_our_transport_under_the_tasks_too(pool, make_worker, make_client):
     """Nested, failing and grouped: the worker's own sends go over fastrpc.install()."""
+    if pool in ("gevent", "eventlet"):
+        pytest.importorskip(pool)
     worker = make_worker(FAST, pool, install=True, concurrency=2)
     tasks = make_client(FAST, worker).tasks
     echo, total, collect = (tasks[f"tests.{name}"] for name in ("echo", "total", "collect"))
