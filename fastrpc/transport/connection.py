@@ -11,6 +11,7 @@ import errno
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
 
@@ -72,7 +73,8 @@ class Connection(pyamqp.Connection):
         self.pipelined = self.confirm_publish == "pipelined"
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
-        #: Held by the thread that reads. Its handlers may read again.
+        #: Held by the thread that reads, but by ``blocking_read`` not while it delivers. Handlers may
+        #: read again, in the same thread.
         self.reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
         self._seen_served = 0
@@ -118,13 +120,24 @@ class Connection(pyamqp.Connection):
         """
         if timeout is None:
             timeout = self.answer_timeout
+        reading = self.reading_lock
         try:
-            if self.reading_lock.mine:
-                return self._read_one(timeout)
-            with self.reading_lock.within(timeout) as taken:
-                if not taken:
-                    raise TimeoutError("another thread reads this connection")
-                return self._read_one(timeout)
+            if reading.mine:
+                served = self._read_one(timeout)
+            else:
+                was_read = reading.locked()
+                with reading.within(timeout) as taken:
+                    if not taken:
+                        raise TimeoutError("another thread reads this connection")
+                    if was_read:  # the other thread may have served what this one waits for
+                        return True
+                    served = self._read_one(timeout)
+            if isinstance(served, partial):
+                # Without the lock: the consumer may wait for a thread that needs it to read.
+                # Celery's consumer does on gevent and eventlet, while the pool is full.
+                served()
+                return True
+            return served
         finally:
             self.tell_of_rest()
 
@@ -239,6 +252,8 @@ class Connection(pyamqp.Connection):
     def dispatch(self, kind: int) -> Any:
         """Handle the reader's current event: ``on_delivery`` for a delivery, else py-amqp.
 
+        Of a delivery this returns a partial: calling it gives the delivery to its consumer.
+
         Raises:
             ProtocolError: py-amqp cannot handle the frame.
         """
@@ -263,7 +278,7 @@ class Connection(pyamqp.Connection):
             ) from exc
 
     def on_delivery(self) -> Any:
-        """Give the reader's current delivery to the consumers of its channel."""
+        """A call that gives the reader's current delivery to the consumers of its channel."""
         reader = self.reader
         if reader.body_dropped:
             raise ProtocolError(f"message of {reader.body_dropped} bytes, more than max_body")
@@ -272,8 +287,7 @@ class Connection(pyamqp.Connection):
         channel = self.channels.get(reader.channel)
         if channel is None:
             raise ProtocolError(f"delivery on channel {reader.channel}, which is not open")
-        channel.deliver(reader.delivery_args, reader.properties, reader.body)
-        return True
+        return partial(channel.deliver, reader.delivery_args, reader.properties, reader.body)
 
 
 class PendingAnswer:

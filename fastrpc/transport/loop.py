@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -79,7 +80,9 @@ class LoopReader:
                     if callback:
                         callback()
             if kind := reader.next():
-                connection.dispatch(kind)
+                served = connection.dispatch(kind)
+                if isinstance(served, partial):
+                    served()
                 if monotonic() >= until:
                     return bool(reader.buffered)
             elif not connection.fill_now():

@@ -28,6 +28,7 @@ BACKEND = "fastrpc://?chords=1"
 ON = {"chords": True}
 #: A worker that is killed hands back all that it had.
 LATE = {"worker_prefetch_multiplier": 1}
+GREEN = ("gevent", "eventlet")
 
 
 def runs(path: Path) -> int:
@@ -69,14 +70,18 @@ class TestKilled:
 
 
 class TestCut:
+    # With threads Celery acknowledges late from them: stock's connection does not bear that.
+    @pytest.mark.parametrize("pool", ["prefork", *GREEN])
     def test_the_connections_of_the_worker_are_cut_again_and_again(
-        self, private_broker, make_client, proxy, tmp_path
+        self, private_broker, make_client, proxy, tmp_path, pool
     ):
+        if pool in GREEN:
+            pytest.importorskip(pool)
         notes = tmp_path / "notes"
         queue = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
         url = private_broker.url_for(proxy.port)
-        # With threads Celery acknowledges late from them: stock's connection does not bear that.
-        with Worker(url, BACKEND, pool="prefork", concurrency=4, queues=(queue,)):
+        install = pool in GREEN
+        with Worker(url, BACKEND, pool=pool, concurrency=4, queues=(queue,), install=install):
             tasks = make_client(private_broker.url, queue, options=ON).tasks
             proxy.cut_every(0.4)
             chords = 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -225,7 +228,7 @@ class TestDispatch:
         channel.callbacks["queue"] = got.append
         opened.connection.reader.feed(delivery(7, b"body", b"id"))
         before = opened.connection.bytes_recv
-        assert opened.connection.dispatch(opened.connection.reader.next()) is True
+        assert opened.connection.blocking_read(1) is True
         [message] = got
         assert (message.channel, message.delivery_info["delivery_tag"]) == (channel, 7)
         assert (message.body, message.properties["correlation_id"]) == ("body", "id")
@@ -250,6 +253,35 @@ class TestDispatch:
         with pytest.raises(ProtocolError, match="message of 4 bytes"):
             opened.connection.dispatch(opened.connection.reader.next())
         opened.close()
+
+
+class TestTwoReaders:
+    def test_a_consumer_may_wait_for_a_thread_that_reads(self, opened):
+        """As the consumer of Celery waits for room in a pool of greenlets that wait for answers."""
+        consuming, answered = threading.Event(), threading.Event()
+
+        def consume(message: Any) -> None:
+            consuming.set()
+            assert answered.wait(10)
+
+        Channel(opened.connection, 1).callbacks["queue"] = consume
+        opened.connection.reader.feed(delivery(7, b"body", b"id") + HEARTBEAT)
+        with ThreadPoolExecutor(1) as pool:
+            consumer = pool.submit(opened.connection.blocking_read, 1)
+            assert consuming.wait(10)
+            try:
+                opened.connection.blocking_read(1)
+            finally:
+                answered.set()
+            assert consumer.result(10) is True
+        assert len(opened.frames) == 1
+
+    def test_who_waited_for_another_one_looks_before_it_reads(self, opened):
+        """What it waits for may have been served."""
+        opened.connection._reading_lock = SimpleNamespace(
+            mine=False, locked=lambda: True, within=lambda timeout: nullcontext(True)
+        )
+        assert opened.connection.blocking_read(0.1) is True
 
 
 class TestTurns:
