@@ -278,7 +278,7 @@ class TestTwoReaders:
 
     def test_who_waited_for_another_one_looks_before_it_reads(self, opened):
         """What it waits for may have been served."""
-        opened.connection._reading_lock = SimpleNamespace(
+        opened.connection.reading_lock = SimpleNamespace(
             mine=False, locked=lambda: True, within=lambda timeout: nullcontext(True)
         )
         assert opened.connection.blocking_read(0.1) is True
