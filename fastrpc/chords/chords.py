@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import kombu
+from celery.canvas import maybe_signature
 from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 
@@ -28,7 +29,7 @@ from .connection import ANSWER_TIMEOUT
 from .joiner import Joiner
 from .look import Look, queue_name
 from .memory import Memory
-from .parts import count_leaves, leaves
+from .parts import flat, leaves
 
 __all__ = ["Chords"]
 
@@ -114,7 +115,7 @@ class Chords:
             fastrpc.errors.ReplyQueueRefused: the broker does not make the queue.
         """
         tree = leaves(results)
-        size = count_leaves(tree)
+        size = len(flat(tree))
         nested = any(isinstance(node, list) for node in tree)
         self._applied[group_id] = size
         body[SIZE] = size + nested
@@ -157,14 +158,16 @@ class Chords:
         if size is None:
             logger.error("chord %s was applied by another backend, its body will not run", group_id)
             return
-        part = {
-            "task_id": task_id,
-            "index": request.group_index,
-            "status": state,
-            "result": self.backend.encode_result(result, state),
-        }
-        self._publish(group_id, task_id, part)
-        self.parts += 1
+        encoded = self.backend.encode_result(result, state)
+        for member_id in self._members(request):
+            part = {
+                "task_id": member_id,
+                "index": request.group_index,
+                "status": state,
+                "result": encoded,
+            }
+            self._publish(group_id, member_id, part)
+            self.parts += 1
         look = Look(group_id, size, body, request)
         if not (current_task and current_task.acks_late):
             self._joiner.demand(look)
@@ -174,6 +177,17 @@ class Chords:
         self._joiner.demand(look)
         if not looked.wait(LOOK_TIMEOUT):
             logger.error("chord %s was not looked at within %g s", group_id, LOOK_TIMEOUT)
+
+    def _members(self, request: Any) -> list[str]:
+        """The tasks of which ``request`` returns the parts: one, unless a chain of the header has
+        failed before the group at its end. Celery returns that group as if it were a task."""
+        if getattr(request, "subtask_type", None) != "group":
+            return [request.id]
+        signature = {
+            **{"task": request.task, "args": (), "kwargs": request.kwargs, "options": {}},
+            **{"subtask_type": "group", "immutable": True},
+        }
+        return flat(leaves([maybe_signature(signature, app=self.app).freeze()]))
 
     # -- sending into the queue ----------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from celery.result import GroupResult
 
 from ..serialization import decode
 
-__all__ = ["Parts", "count_leaves", "leaves"]
+__all__ = ["Parts", "flat", "leaves"]
 
 
 def leaves(results: Iterable[Any]) -> list[Any]:
@@ -23,9 +23,9 @@ def leaves(results: Iterable[Any]) -> list[Any]:
     ]
 
 
-def count_leaves(tree: list[Any]) -> int:
-    """The ids in ``tree``, on all levels."""
-    return sum(count_leaves(node) if isinstance(node, list) else 1 for node in tree)
+def flat(tree: list[Any]) -> list[str]:
+    """The ids in ``tree``, on all levels, in one list."""
+    return [id for node in tree for id in (flat(node) if isinstance(node, list) else [node])]
 
 
 class Parts:

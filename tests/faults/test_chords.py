@@ -110,7 +110,13 @@ def test_a_minute_of_chords_while_workers_are_cut_and_killed(
     url = private_broker.url_for(proxy.port)
 
     def new_worker() -> Worker:
-        conf = {**LATE, "task_acks_late": True, "task_reject_on_worker_lost": True}
+        conf = {
+            **LATE,
+            "task_acks_late": True,
+            "task_reject_on_worker_lost": True,
+            # By default a task that cannot send the next of its chain fails within a second.
+            "task_publish_retry_policy": {"max_retries": 50, "interval_max": 0.5},
+        }
         return Worker(url, BACKEND, pool="solo", queues=(queue,), conf=conf)
 
     tasks = make_client(private_broker.url, queue, options=ON).tasks

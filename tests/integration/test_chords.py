@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from celery import chord, group
+from celery import chain, chord, group
 from celery.exceptions import ChordError
 
 from tests.support.waiting import wait_until
@@ -96,6 +96,18 @@ def test_with_our_transport_under_the_tasks_too(pool, make_worker, make_client):
     assert chord([inner, echo.s(3)], body).apply_async().get(timeout=WAIT) == [[[[3, 3]], 6]]
     failing = chord([echo.s(1), tasks["tests.fail"].s("x")], total.s()).apply_async()
     assert isinstance(failing.get(timeout=WAIT, propagate=False), ChordError)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_chain_that_fails_before_the_group_at_its_end(make_worker, make_client, members):
+    """With redis:// as the backend such a chord never ends."""
+    tasks = make_client(FAST, make_worker(FAST, "solo")).tasks
+    echo, fail = tasks["tests.echo"], tasks["tests.fail"]
+    end = group(tasks["tests.add"].s(n, n) for n in range(members))
+    header = [chain(echo.s(1), fail.s(), group(end, echo.s())), echo.s(2)]
+    error = chord(header)(tasks["tests.collect"].s()).get(timeout=WAIT, propagate=False)
+    assert isinstance(error, ChordError)
+    assert "ValueError" in str(error)
 
 
 def test_no_task_polls_and_no_queue_stays(make_worker, make_client, broker):

@@ -10,7 +10,7 @@ from celery import chain, chord, group, states
 from celery.exceptions import ChordError
 
 from fastrpc.chords.body import reply_queue_of
-from fastrpc.chords.parts import Parts, count_leaves, leaves
+from fastrpc.chords.parts import Parts, flat, leaves
 from tests.support.apps import make_app
 
 
@@ -109,7 +109,7 @@ def test_the_leaves_of_results_keep_their_groups(app):
     a, b, c = (app.AsyncResult(name) for name in "abc")
     tree = leaves([a, app.GroupResult("g", [b, app.GroupResult("h", [c])])])
     assert tree == ["a", ["b", ["c"]]]
-    assert count_leaves(tree) == 3
+    assert flat(tree) == ["a", "b", "c"]
 
 
 def test_whose_queue_a_canvas_answers_to(app):
