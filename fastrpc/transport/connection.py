@@ -73,7 +73,7 @@ class Connection(pyamqp.Connection):
         self.pipelined = self.confirm_publish == "pipelined"
         self.answer_timeout = answer_timeout
         self.reader = FrameReader(self.frame_max, max_body)
-        #: Held by the thread that reads. ``blocking_read`` gives it back before it delivers. Handlers
+        #: Held by the thread that reads. ``blocking_read`` returns it before it delivers. Handlers
         #: may read again, in the same thread.
         self.reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
