@@ -21,8 +21,9 @@ TRANSPORTS = {
 def install(backend: bool = True, transport: bool = True) -> None:
     """Use fastrpc in this process: for AMQP broker URLs and for the backend ``rpc://``.
 
-    Call it before the first connection and before the app makes its backend: an open connection
-    keeps its transport until it connects again. A second call changes nothing.
+    Call it before the app is made: one that is there already keeps its way of sending tasks and
+    the backend it has made, and an open connection keeps its transport until it connects again. A
+    second call changes nothing.
 
     Args:
         backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`, and

@@ -50,17 +50,6 @@ def test_every_page_is_in_the_navigation_and_in_llms_txt():
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", text("llms.txt"))) == pages
 
 
-def test_every_block_of_python_in_the_documentation_is_python():
-    blocks = [
-        block
-        for path in (ROOT / "README.md", *DOCS.glob("*.md"))
-        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
-    ]
-    assert len(blocks) > 5
-    for block in blocks:
-        compile(block, "documentation", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-
-
 def test_every_error():
     page = text("troubleshooting.md")
     assert not [name for name in errors.__all__ if name not in page]
