@@ -20,7 +20,8 @@ from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXTS = ("README.md", "CONTRIBUTING.md", "examples/README.md")
+PAGES = [*(ROOT / text for text in TEXTS), *sorted((ROOT / "docs").glob("*.md"))]
 
 SHARED = "from celery import group\nfrom proj import add, app, leaf\n"
 
@@ -30,7 +31,7 @@ NEEDS = {
         check="assert [r.get(timeout=60) for r in results] == [2 * n for n in range(1000)]\n"
         "assert value == 4",
     ),
-    "await.md": Page(
+    "docs/await.md": Page(
         setup=SHARED,
         worker=True,
         check="import httpx\n"
@@ -39,26 +40,28 @@ NEEDS = {
         "assert value == 4 and values == [2 * n for n in range(10)]\n"
         "assert await aio.get(results, timeout=60) == [2 * n for n in range(10_000)]",
     ),
-    "bench-and-top.md": Page(worker=True),
-    "canvas.md": Page(worker=True, check="assert value == 9900"),
-    "configuration.md": Page(setup=SHARED, check="assert app.backend.options.prefetch == 1000"),
-    "doctor.md": Page(
+    "docs/bench-and-top.md": Page(worker=True),
+    "docs/canvas.md": Page(worker=True, check="assert value == 9900"),
+    "docs/configuration.md": Page(
+        setup=SHARED, check="assert app.backend.options.prefetch == 1000"
+    ),
+    "docs/doctor.md": Page(
         worker=True, commands=["fastrpc doctor amqp://guest:secret@localhost:{port}//"]
     ),
-    "monitoring.md": Page(
+    "docs/monitoring.md": Page(
         worker=True,
         check="from prometheus_client import generate_latest\n"
         "assert b'fastrpc_results_waiting' in generate_latest()",
     ),
-    "moving.md": Page(setup=SHARED, worker=True, check="assert total([1, 2, 3]) == 6"),
-    "tasks.md": Page(
+    "docs/moving.md": Page(setup=SHARED, worker=True, check="assert total([1, 2, 3]) == 6"),
+    "docs/tasks.md": Page(
         setup=SHARED + "argslist, kwargslist = [(1,), (2,)], [{'y': 1}, {'y': 2}]",
         worker=True,
         check="wanted = [2 * n for n in range(1000)]\n"
         "assert [r.get(timeout=60) for r in results] == wanted\n"
         "assert all_of_them.get(timeout=60) == wanted",
     ),
-    "troubleshooting.md": Page(
+    "docs/troubleshooting.md": Page(
         # A reply queue whose caller is gone.
         setup=SHARED + "with app.connection_for_write() as connection:\n"
         "    connection.SimpleQueue('forgotten').put('a result')\n",
@@ -84,9 +87,9 @@ def rabbitmqctl(tmp_path_factory, private_broker, own_vhost) -> Path:
     return path.parent
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_blocks(path, tmp_path, own_vhost, rabbitmqctl):
-    page = replace(NEEDS.get(path.name, Page()), broker=own_vhost)
+    page = replace(NEEDS.get(str(path.relative_to(ROOT)), Page()), broker=own_vhost)
     folders = (str(rabbitmqctl), str(Path(sys.executable).parent), os.environ["PATH"])
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.doc_page", str(path), json.dumps(asdict(page))],
@@ -106,7 +109,7 @@ def test_blocks(path, tmp_path, own_vhost, rabbitmqctl):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["skipped"] == NOT_RUN.get(path.name, [])
+    assert report["skipped"] == NOT_RUN.get(str(path.relative_to(ROOT)), [])
     fences = re.findall(r"^ *```", path.read_text(), re.MULTILINE)
     assert sum(report["blocks"].values()) + len(report["skipped"]) == len(fences) / 2
 

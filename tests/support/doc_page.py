@@ -26,13 +26,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from unittest import SkipTest
 
-import kombu
 from packaging.requirements import Requirement
 from sybil import Document, Example
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
+from tests.support.commands import Command
 from tests.support.processes import ROOT
-from tests.support.waiting import wait_until
 
 #: What the pages call the broker.
 BROKER = "amqp://guest:guest@localhost//"
@@ -95,7 +94,7 @@ class Commands:
     def __init__(self, broker: str) -> None:
         self.broker = broker
         self.outputs: list[str] = []
-        self.worker: subprocess.Popen | None = None
+        self.worker: Command | None = None
 
     def run(self, command: str) -> None:
         match words := shlex.split(command, comments=True):
@@ -143,25 +142,12 @@ class Commands:
 
     def start_worker(self, command: list[str]) -> None:
         assert self.worker is None, "the page starts two workers"
-        log = Path("worker.log")
-        with log.open("wb") as file:
-            self.worker = subprocess.Popen(command, stdout=file, stderr=file)
-        with kombu.Connection(self.broker) as connection:
-
-            def consumes() -> bool:
-                assert self.worker.poll() is None, log.read_text()
-                queue = kombu.Queue("celery", channel=connection.default_channel)
-                return queue.queue_declare(passive=False).consumer_count > 0
-
-            wait_until(consumes, 60, "the worker consumes")
+        self.worker = Command(command, Path("worker.log"))
+        self.worker.wait_until_it_consumes(self.broker)
 
     def close(self) -> None:
         if self.worker is not None:
-            self.worker.terminate()
-            try:
-                self.worker.wait(20)
-            finally:
-                self.worker.kill()
+            self.worker.close()
 
 
 class Reader:
