@@ -51,10 +51,10 @@ help: ## this list
 build: system $(VENV)/.installed ## build and install into .venv
 
 .PHONY: demo
-demo: NEEDS := compiler python $(if $(BROKER_URL),,rabbitmq?)
-demo: system $(VENV)/.installed ## a real worker and a client: single tasks, groups, progress, the rate
+demo: NEEDS := compiler python $(if $(BROKER_URL),,rabbitmq)
+demo: system $(or $(wildcard $(VENV)/.installed),$(VENV)/.installed-demo) ## a tour: tasks, many at once, await, a chord, stock and fastrpc side by side, the doctor
 	$(call say,'running the demonstration')
-	@$(if $(BROKER_URL),,$(PY) -m tests.support.broker) $(PY) -m examples.demo
+	@$(if $(BROKER_URL),,$(PY) -m tests.support.broker) $(PY) examples/demo/demo.py
 
 # -- tests
 
@@ -202,6 +202,12 @@ SOURCES := pyproject.toml setup.py fastrpc/__init__.py \
 $(VENV)/.installed: $(SOURCES) | $(PY)
 	$(call say,'building fastrpc and installing it with its test$(,) lint$(,) bench and demo extras')
 	@$(PY) -m pip install -q --disable-pip-version-check -e '.[test,lint,bench,demo]'
+	@touch $@
+
+# Newcomers need not wait for what the tests need.
+$(VENV)/.installed-demo: $(SOURCES) | $(PY)
+	$(call say,'building fastrpc')
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
 .PHONY: root

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -121,6 +122,16 @@ def test_chords(example, tmp_path):
     assert chords.run(f"python count_words.py {text}").split() == [
         *("2100", "the", "2100", "way", "1050", "out", "1050", "and", "1050", "in"),
     ]
+
+
+def test_demo(example):
+    demo = example("demo")
+    demo.env.update(BROKER_URL=demo.url, DEMO_TASKS="500")
+    said = demo.run("python demo.py")
+    for words in ("'fastrpc'", "500 tasks at once", "200 results", "counted to 10", "9900"):
+        assert words in said
+    assert re.search(r"the same, with apply_many +[\d,]+ +[\d,]+ +[\d.]+ x", said)
+    assert "all passed" in said
 
 
 def test_fastapi(example):

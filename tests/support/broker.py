@@ -479,13 +479,13 @@ class Redis(_Server):
 
 
 def main(*command: str) -> int:
-    """Run a command with BROKER_URL set to a private node; unset if RabbitMQ is missing."""
+    """Run a command with BROKER_URL set to a private node."""
     try:
         with RabbitMQ() as node:
             return subprocess.call(command, env={**os.environ, "BROKER_URL": node.url})
     except MissingServer as exc:
         print(exc, file=sys.stderr)
-    return subprocess.call(command)
+        return 1
 
 
 if __name__ == "__main__":
