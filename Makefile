@@ -169,11 +169,14 @@ bench-instructions: system ## compare the C code's instruction counts with bench
 
 # -- documentation, tidying
 
+# Those of the extra `docs`, without building fastrpc: the API reference is made from its sources.
+DOCS_PACKAGES = 'mkdocs>=1.6' 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27'
+
 .PHONY: docs
 docs: $(PY) ## the documentation, strictly, into site/
 	$(call say,'building the documentation')
-	@$(PY) -m mkdocs --version >/dev/null 2>&1 || \
-		$(PY) -m pip install -q --disable-pip-version-check 'mkdocs>=1.6' 'mkdocs-material>=9.5'
+	@$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
+		$(PY) -m pip install -q --disable-pip-version-check $(DOCS_PACKAGES)
 	@$(PY) -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 

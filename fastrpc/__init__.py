@@ -1,6 +1,6 @@
 """Fast Celery over RabbitMQ: the result backend ``fastrpc://`` and the transport of ``amqp://``.
 
-:func:`install` switches both on for a process, whatever the URLs of its apps. The backend alone
+``install()`` switches both on for a process, whatever the URLs of its apps. The backend alone
 needs no import: ``Celery(backend="fastrpc://")``.
 """
 

@@ -26,11 +26,11 @@ def install(backend: bool = True, transport: bool = True) -> None:
     second call changes nothing.
 
     Args:
-        backend: Whether ``rpc://`` means :class:`fastrpc.backend.RPCBackend`, and
+        backend: Whether ``rpc://`` means ``fastrpc.backend:RPCBackend``, and
             ``Task.replace()`` keeps the caller's reply queue.
         transport: Whether ``amqp://``, ``amqps://``, ``pyamqp://`` and ``librabbitmq://`` use
             fastrpc's transport, the serializer ``json`` uses orjson where the result is the same,
-            and an app sends tasks with :class:`fastrpc.tasks.amqp.AMQP` unless it has an
+            and an app sends tasks with ``fastrpc.tasks.amqp:AMQP`` unless it has an
             ``amqp_cls`` of its own.
     """
     if backend:

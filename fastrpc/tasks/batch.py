@@ -22,7 +22,7 @@ _current: ContextVar[Batch | None] = ContextVar("fastrpc_batch", default=None)
 def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     """Collect the tasks that this thread sends with ``app``, and send many in one write.
 
-    For loops of ``apply_async`` and for groups::
+    For loops of ``apply_async`` and for groups:
 
         with fastrpc.batch(app):
             results = [add.apply_async((n, n)) for n in range(1000)]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fastrpc import doctor, errors
+import fastrpc
+from fastrpc import aio, doctor, errors
+from fastrpc.contrib import opentelemetry, prometheus
 from fastrpc.options import Options
 from fastrpc.retry import RetryPolicy
 from fastrpc.stats import CHORD_COUNTERS, Stats
@@ -48,6 +50,17 @@ def test_every_page_is_in_the_navigation_and_in_llms_txt():
     pages = {path.name for path in DOCS.glob("*.md")}
     assert {p for p in pages if p in (ROOT / "mkdocs.yml").read_text()} == pages
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", text("llms.txt"))) == pages
+
+
+def test_every_public_name_is_in_the_api_reference():
+    page = text("api.md")
+    for module in (errors, aio):
+        assert f"::: {module.__name__}\n" in page
+    for name in set(fastrpc.__all__) - set(errors.__all__):
+        assert f"fastrpc.{name}\n" in page
+    for module in (prometheus, opentelemetry):
+        for name in module.__all__:
+            assert f"::: {module.__name__}.{name}\n" in page
 
 
 def test_every_error():
