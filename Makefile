@@ -177,7 +177,7 @@ docs: $(PY) ## the documentation, strictly, into site/
 	$(call say,'building the documentation')
 	@$(PY) -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || \
 		$(PY) -m pip install -q --disable-pip-version-check $(DOCS_PACKAGES)
-	@$(PY) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "site/index.html"
 
 .PHONY: clean

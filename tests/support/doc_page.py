@@ -3,9 +3,11 @@
     python -m tests.support.doc_page docs/tasks.md '{"broker": "amqp://...", "worker": true}'
 
 The working folder is the reader's project. A block of Python whose first line is a comment with
-the name of a file is written to that file; all others run in one namespace, with `await` allowed
-at the top level. Commands of a console block are run, or checked as `Commands` says. A text block
-is what one of the commands before it has printed, but for numbers and spaces.
+the name of a file is written to that file, and has to run by itself; all others run in one
+namespace, with `await` allowed at the top level. Where the comment after a statement is a value,
+such as `# 5` or `# [0, 2, ...]`, the statement has to have it. Commands of a console block are
+run, or checked as `Commands` says. A text block is what one of the commands before it has printed,
+but for numbers and spaces.
 
 A block that cannot be run has a comment before it, with the reason: `<!-- skip: next "why" -->`.
 """
@@ -201,6 +203,7 @@ class Reader:
         source = example.parsed
         if file := re.match(r"# (\w+\.py)\n", source):
             Path(file[1]).write_text(source)
+            self.commands.call([sys.executable, file[1]])
             return
         self.need_worker()
         self.execute("\n" * (example.line + source.line_offset) + source, example.path)
@@ -223,10 +226,43 @@ class Reader:
 
     def execute(self, source: str, name: str) -> None:
         flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        code = compile(source, name, "exec", flags, dont_inherit=True)
+        tree = with_values(source, name)
+        self.namespace["agrees"] = agrees
+        code = compile(tree, name, "exec", flags, dont_inherit=True)
         running = eval(code, self.namespace)
         if inspect.iscoroutine(running):
             self.loop.run_until_complete(running)
+
+
+def with_values(source: str, name: str) -> ast.Module:
+    """The source, with `assert agrees(VALUE, COMMENT)` for statements followed by a value."""
+    tree = ast.parse(source, name)
+    lines = source.splitlines()
+    for position, node in reversed(list(enumerate(tree.body))):
+        comment = re.search(r"  # (.+)$", lines[node.end_lineno - 1])
+        if comment is None or not isinstance(node, (ast.Expr, ast.Assign)):
+            continue
+        try:
+            ast.literal_eval(comment[1])
+        except (ValueError, SyntaxError):
+            continue  # a comment in words
+        value = node.value
+        if isinstance(node, ast.Assign):
+            value = ast.Name(node.targets[0].id, ast.Load())
+            position += 1
+            tree.body.insert(position, node)
+        call = ast.parse(f"agrees(0, {comment[1]})", mode="eval").body
+        call.args[0] = value
+        tree.body[position] = ast.copy_location(ast.Assert(call), node)
+    return ast.fix_missing_locations(tree)
+
+
+def agrees(value: object, told: object) -> bool:
+    """Whether a value is what a page tells of it: `[0, 2, ...]` is the beginning of a list."""
+    if isinstance(told, list) and told[-1:] == [...]:
+        value, told = value[: len(told) - 1], told[:-1]
+    assert value == told, f"{value!r} is not {told!r}"
+    return True
 
 
 def shape(text: str) -> str:
