@@ -30,6 +30,12 @@ def test_every_extra_that_is_named_exists():
     assert {"cli", "prometheus", "opentelemetry"} <= named <= extras
 
 
+def test_make_docs_installs_the_packages_of_the_extra():
+    extra = re.search(r"^docs = \[(.*)\]", project(), re.MULTILINE)
+    makefile = re.search(r"^DOCS_PACKAGES = (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert makefile[1].split() == [name.replace('"', "'") for name in extra[1].split(", ")]
+
+
 @pytest.mark.parametrize(
     ("group", "value"),
     [
