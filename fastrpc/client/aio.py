@@ -269,6 +269,10 @@ class LoopReader:
         self._side = loops.side
         #: Whether ``_look`` is due, or runs.
         self._rung = False
+        #: The thread of the last ``_look``, and whether another one has given the reading role back
+        #: since it began.
+        self._thread = 0
+        self._role_was_freed = False
         self._watched: Intake | None = None
         #: A duplicate of the watched socket's descriptor. The connection closes its own one at any
         #: time, and the loop would go on to watch the next file that gets that number.
@@ -333,18 +337,21 @@ class LoopReader:
         """Nobody else reads from ``intake`` any more. From any thread."""
         # TLS, too, may hold data that the socket does not show.
         if intake is not self._watched or intake.readers_only or intake.holds_some:
+            if threading.get_ident() != self._thread:
+                self._role_was_freed = True  # a look that runs may have found it taken
             self.ring()
 
     def _look(self) -> None:
         """Read, if the loop is the one to read, and resume the waits that have news."""
-        self._rung = True
+        self._rung, self._role_was_freed = True, False
+        self._thread = threading.get_ident()
         try:
             again = self._read_itself()
         finally:
             # In this order: a wait that is told from here on rings again.
             self._rung = False
             self._resume()
-        if again:
+        if again or self._role_was_freed:
             self.ring()
 
     def _resume(self) -> None:
