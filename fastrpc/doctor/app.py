@@ -64,7 +64,7 @@ def check_transport(subject: Subject) -> Verdict:
         return note(f"{shown}: not AMQP", "Only AMQP brokers take the accelerated path.")
     return note(
         f"{shown} is not fastrpc's: tasks are sent at Celery's own speed",
-        "Call fastrpc.install() in the module of the app, before the first connection.",
+        "Call fastrpc.install() in the module of the app, before the app is made.",
     )
 
 

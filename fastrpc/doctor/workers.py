@@ -103,7 +103,8 @@ def compare_clocks(subject: Subject) -> Verdict | None:
             "Let both machines keep time (chrony, systemd-timesyncd): expires, eta and countdown "
             "compare their clocks.",
         )
-    return ok(f"{len(apart)} workers within {CLOCK_DIFFERENCE:g} s")
+    noun = "worker" if len(apart) == 1 else "workers"
+    return ok(f"{len(apart)} {noun} within {CLOCK_DIFFERENCE:g} s")
 
 
 def ask_fastrpc(subject: Subject, workers: list[str]) -> dict[str, dict[str, Any]]:

@@ -194,7 +194,7 @@ class TestWorkers:
         assert failed(found) == set()
         assert worker.name in found["workers"].found
         assert "fastrpc://" in found["worker backends"].found
-        assert "1 workers within" in found["clocks"].found
+        assert "1 worker within" in found["clocks"].found
         assert "a result came back" in found["task"].found
         assert "supports no chords" in found["chord"].found
         assert "worker loops" not in found
