@@ -121,6 +121,11 @@ BORROWED = (
     Borrowed("kombu.resource:Resource#_closed", "pools of the parent", "_lifecycle"),
     Borrowed("kombu.messaging:Producer.__connection__", "a pooled producer's own", "client.side"),
     Borrowed(
+        "amqp.serialization:GenericContent._serialize_properties",
+        "a message that encodes its properties in its own way",
+        "transport.writer",
+    ),
+    Borrowed(
         "amqp.connection:Connection._on_tune", "the negotiated frame_max", "transport.connection"
     ),
     Borrowed(

@@ -9,7 +9,7 @@ import kombu.exceptions
 from amqp.exceptions import RecoverableConnectionError
 
 from ..wire._frames import FrameBuffer
-from .writer import AT_ONCE, encoded_body
+from .writer import AT_ONCE, encodable_properties, encoded_body
 
 __all__ = ["PublishBatch"]
 
@@ -53,8 +53,8 @@ class PublishBatch:
         self._check_usable()
         channel = self.channel.channel_id
         frame_max = self._connection().frame_max
-        properties = message.properties
         body = encoded_body(message)
+        properties = encodable_properties(message)
         before = len(self._frames)
         self._frames.publish(
             channel, exchange, routing_key, mandatory, immediate, properties, len(body)
@@ -64,7 +64,7 @@ class PublishBatch:
         except BaseException:
             self._frames.truncate(before)
             raise
-        self.kept.append(properties.get("correlation_id"))
+        self.kept.append(message.properties.get("correlation_id"))
         if len(self.kept) >= self.max_size or len(self._frames) >= AT_ONCE:
             self.flush()
 

@@ -112,6 +112,7 @@ class Channel(pyamqp.Channel):
             self.dispatch_method(spec.Basic.Deliver, b"", None)  # logs that it is ignored
             return
         message = Message(body)
+        message.frame_method = spec.Basic.Deliver
         message.properties = properties
         message.body_size = message.body_received = len(body)
         message.ready = True

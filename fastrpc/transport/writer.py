@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from amqp.serialization import GenericContent
+
 from .._lock import Lock
 from ..wire._frames import FrameBuffer
 
-__all__ = ["FrameWriter", "encoded_body"]
+__all__ = ["FrameWriter", "encodable_properties", "encoded_body"]
 
 #: A body is copied into the buffer in parts of this many bytes.
 AT_ONCE = 128 * 1024
@@ -46,6 +48,7 @@ class FrameWriter:
     ) -> None:
         """Write one frame, or one method and its content."""
         body = encoded_body(content) if content else b""
+        properties = encodable_properties(content) if content else {}
         with self._lock:
             frames = self._begin()
             if type_ == METHOD:
@@ -54,7 +57,7 @@ class FrameWriter:
             else:
                 frames.frame(type_, channel, b"")
             if content:
-                frames.header(channel, method_sig[0], content.properties, len(body))  # type: ignore[index]
+                frames.header(channel, method_sig[0], properties, len(body))  # type: ignore[index]
             self._finish(channel, body)
 
     def write_later(self, channel: int, method_sig: tuple[int, int], args: bytes) -> None:
@@ -81,9 +84,10 @@ class FrameWriter:
             TableError, struct.error: a header or property cannot be encoded; nothing was written.
         """
         body = encoded_body(message)
+        properties = encodable_properties(message)
         with self._lock:
             self._begin().publish(
-                channel, exchange, routing_key, mandatory, immediate, message.properties, len(body)
+                channel, exchange, routing_key, mandatory, immediate, properties, len(body)
             )
             self._finish(channel, body)
 
@@ -154,6 +158,13 @@ class FrameWriter:
         # Counts writes, not bytes: heartbeat_tick() needs only to see a change.
         self._connection.bytes_sent += 1
         self._writing = False
+
+
+def encodable_properties(message: Any) -> Any:
+    """The properties of a message; in bytes if its class encodes them in its own way."""
+    if type(message)._serialize_properties is GenericContent._serialize_properties:
+        return message.properties
+    return message._serialize_properties()
 
 
 def encoded_body(message: Any) -> bytes | bytearray | memoryview:

@@ -34,11 +34,14 @@ class FrameBuffer:
     def method(self, channel: int, signature: tuple[int, int], args: _Buffer) -> None:
         """Append a method frame; ``args`` are encoded already (``amqp.serialization.dumps``)."""
 
-    def header(self, channel: int, class_id: int, properties: Mapping[str, Any], size: int) -> None:
+    def header(
+        self, channel: int, class_id: int, properties: Mapping[str, Any] | bytes, size: int
+    ) -> None:
         """Append the content header of a body of ``size`` bytes.
 
-        ``properties`` are those of an ``amqp.Message``. A value that cannot be encoded raises the
-        same exception as in py-amqp, see ``fastrpc.wire._table``.
+        ``properties`` are those of an ``amqp.Message``, or bytes that are encoded already. A value
+        that cannot be encoded raises the same exception as in py-amqp, see
+        ``fastrpc.wire._table``.
         """
 
     def publish(
@@ -48,7 +51,7 @@ class FrameBuffer:
         routing_key: str | bytes | None,
         mandatory: bool,
         immediate: bool,
-        properties: Mapping[str, Any],
+        properties: Mapping[str, Any] | bytes,
         size: int,
     ) -> None:
         """Append ``basic.publish`` and the content header of a body of ``size`` bytes.

@@ -96,7 +96,10 @@ cdef class FrameBuffer:
         wire_write_u16(&self.out.to, class_id)
         wire_write_u16(&self.out.to, 0)
         wire_write_u64(&self.out.to, size)
-        write_properties(&self.out, properties)
+        if isinstance(properties, bytes):
+            self.append(properties)
+        else:
+            write_properties(&self.out, properties)
         return self.close_frame(start)
 
     cdef int cut_back(self, size_t mark) except -1:

@@ -233,6 +233,7 @@ class TestDispatch:
         assert (message.channel, message.delivery_info["delivery_tag"]) == (channel, 7)
         assert (message.body, message.properties["correlation_id"]) == ("body", "id")
         assert message.ready
+        assert message.frame_method == spec.Basic.Deliver
         assert opened.connection.bytes_recv > before  # for heartbeat_tick()
 
     def test_a_delivery_on_a_channel_that_is_not_open_is_a_protocol_error(self, opened):

@@ -18,6 +18,7 @@ from amqp.serialization import dumps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastrpc.transport.batch import PublishBatch
 from fastrpc.transport.writer import AT_ONCE, FrameWriter
 from fastrpc.wire._frames import FrameBuffer
 from tests.support.steps import each_step
@@ -149,6 +150,30 @@ def test_text_is_encoded_as_py_amqp_does(writer, wire, encoding):
     writer.publish(1, "", "q", False, False, ours)
     assert wire.data == stock_publish(theirs, "", "q", False, False, 1, SMALL)
     assert ours.properties == theirs.properties
+
+
+class ShortInts(amqp.Message):
+    """Its headers are of a type that py-amqp never writes."""
+
+    def _serialize_properties(self) -> bytes:
+        table = b"\x03keys" + struct.pack(">h", self.properties["priority"])
+        return struct.pack(">HI", 1 << 13, len(table)) + table
+
+
+def test_a_message_may_encode_its_properties_in_its_own_way(writer, wire):
+    message = ShortInts(b"body", priority=7)
+    expected = stock_publish(message, "", "q", False, False, 1, SMALL)
+    writer.publish(1, "", "q", False, False, message)
+    assert wire.data == expected
+    wire.writes.clear()
+    writer(1, 1, spec.Basic.Publish, dumps("Bssbb", (0, "", "q", False, False)), message)
+    assert wire.data == expected
+    wire.writes.clear()
+    conn = SimpleNamespace(frame_max=SMALL, look_in=lambda: None, frame_writer=writer)
+    batch = PublishBatch(SimpleNamespace(connection=conn, channel_id=1, published=0), 10)
+    batch.publish(message, "", "q")
+    batch.flush()
+    assert wire.data == expected
 
 
 @pytest.mark.parametrize(
