@@ -34,6 +34,7 @@ RABBITMQ4_TESTS ?= $(patsubst %,tests/integration/test_%.py,bad_input pools sema
 
 RABBITMQ4_ROOT := $(CURDIR)/.make/rabbitmq4-$(RABBITMQ4_SUITE)
 KOMBU := .make/kombu
+AMQP := .make/amqp
 CELERY := .make/celery
 AMQP_SPEEDUPS := .make/amqp-speedups
 
@@ -84,6 +85,11 @@ test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests that need a broker, ag
 test-kombu: build $(KOMBU)/.fetched ## kombu's own AMQP integration tests, over our transport
 	$(call say,'running the tests of kombu over our transport')
 	@$(PY) -m tests.kombu_suite $(KOMBU)
+
+.PHONY: test-amqp
+test-amqp: build $(AMQP)/.fetched ## py-amqp's own tests, over our connection and channel
+	$(call say,'running the tests of py-amqp over our transport')
+	@$(PY) -m tests.amqp_suite $(AMQP)
 
 .PHONY: test-celery
 test-celery: build $(CELERY)/.fetched ## Celery's own integration tests of its canvas, chords over the broker
@@ -222,12 +228,17 @@ $(RABBITMQ4_ROOT)/.installed: | root build
 	@tools/debian-rabbitmq install $(RABBITMQ4_ROOT) $(RABBITMQ4_SUITE) $(DEBIAN_MIRROR)
 	@touch $@
 
+# Some tests of kombu and Celery are marked flaky, hence the reruns.
 $(KOMBU)/.fetched: $(VENV)/.installed
-	@tools/fetch-kombu-tests $(PY) $(KOMBU)
+	@tools/fetch-tests $(PY) kombu $(KOMBU) pytest-rerunfailures
+	@touch $@
+
+$(AMQP)/.fetched: $(VENV)/.installed
+	@tools/fetch-tests $(PY) amqp $(AMQP)
 	@touch $@
 
 $(CELERY)/.fetched: $(VENV)/.installed
-	@tools/fetch-celery-tests $(PY) $(CELERY)
+	@tools/fetch-tests $(PY) celery $(CELERY) pytest-rerunfailures pydantic
 	@touch $@
 
 $(AMQP_SPEEDUPS)/.tried: $(VENV)/.installed

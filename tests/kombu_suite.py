@@ -16,6 +16,7 @@ import pytest
 
 import fastrpc
 from tests.support.broker import RabbitMQ
+from tests.support.suites import run_suite
 
 OURS = "fastrpc.transport.transports:Transport"
 
@@ -32,14 +33,10 @@ class Used:
 def main(sources: str) -> int:
     """Run the tests; return pytest's exit code."""
     fastrpc.install()
-    sys.path.append(sources)  # behind the kombu that is installed
     with RabbitMQ() as broker:
         os.environ["RABBITMQ_HOST"] = broker.host
         os.environ["RABBITMQ_5672_TCP"] = str(broker.port)
-        tests = os.path.join(sources, "t", "integration", "test_py_amqp.py")
-        theirs = ["-c", os.devnull, "--rootdir", sources, "-o", "python_classes=test_*"]
-        quiet = ["-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestUnknownMarkWarning"]
-        return pytest.main([*theirs, *quiet, tests], plugins=[Used()])
+        return run_suite(sources, ["t/integration/test_py_amqp.py"], [Used()])
 
 
 if __name__ == "__main__":
