@@ -312,6 +312,7 @@ def rates_table(outcomes: list[Outcome]) -> Any:
 
 
 @main.command()
+@click.argument("url", required=False)
 @target_options
 @click.option("--queue", "queues", multiple=True, help="Show this queue too; can be repeated.")
 @click.option("--management", help="List the reply queues: http://user:password@host:15672.")
@@ -321,6 +322,7 @@ def rates_table(outcomes: list[Outcome]) -> Any:
 @click.pass_context
 def top(
     ctx: click.Context,
+    url: str | None,
     app: str | None,
     broker: str | None,
     queues: tuple[str, ...],
@@ -338,7 +340,7 @@ def top(
 
     from .top import Management, Sampler
 
-    target = Target(ctx, app, broker)
+    target = Target(ctx, app, url or broker)
     loaded = target.load_or_fail() or celery.Celery(broker=target.broker, set_as_current=False)
     sampler = Sampler(loaded, queues)
     if management:
@@ -349,13 +351,19 @@ def top(
         watch(sampler, screen, interval, count)
     except URLError as exc:
         raise click.ClickException(f"no answer from the management plugin: {exc}") from None
-    except (OperationalError, *loaded.connection_for_write().connection_errors) as exc:
+    except (OperationalError, *lost_connection(loaded)) as exc:
         message = f"no connection to the broker: {exc}\nfastrpc doctor looks for the reason."
         raise click.ClickException(message) from None
     except KeyboardInterrupt:
         pass  # the way to end it
     finally:
         sampler.close()
+
+
+def lost_connection(app: Any) -> tuple[type[Exception], ...]:
+    """What a lost connection raises, and a refused one: a wrong password is a channel error."""
+    connection = app.connection_for_write()
+    return (*connection.connection_errors, *connection.channel_errors)
 
 
 def watch(sampler: Sampler, screen: Any, interval: float, count: int) -> None:

@@ -135,6 +135,13 @@ class TestTop:
         assert "no connection to the broker" in done.output
         assert "Traceback" not in done.output
 
+    def test_wrong_password(self, private_broker):
+        done = run("top", private_broker.url.replace(":guest@", ":hunter2@"), "--count", 1)
+        assert done.exit_code == 1
+        assert "no connection to the broker" in done.output
+        assert "ACCESS_REFUSED" in done.output
+        assert "hunter2" not in done.output
+
     def test_rate(self):
         assert rate(1, 5, 2.0) == 2.0
         assert rate(None, 5, 2.0) is None
