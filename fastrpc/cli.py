@@ -372,9 +372,13 @@ def watch(sampler: Sampler, screen: Any, interval: float, count: int) -> None:
         for _ in looks(sampler, interval, count):
             click.echo(json.dumps(sampler.as_dict()))
         return
+    if not screen.is_terminal:  # Live would show only the last sample
+        for _ in looks(sampler, interval, count):
+            screen.print(top_tables(sampler))
+        return
     from rich.live import Live
 
-    with Live(console=screen, auto_refresh=False, screen=screen.is_terminal and not count) as live:
+    with Live(console=screen, auto_refresh=False, screen=not count) as live:
         for _ in looks(sampler, interval, count):
             live.update(top_tables(sampler), refresh=True)
 
@@ -395,18 +399,20 @@ def top_tables(sampler: Sampler) -> Any:
     from rich.console import Group
     from rich.table import Table
 
-    workers = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    # Numbers are never cut, and long names are folded: 80 columns show all of it.
+    workers = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     queues = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("worker", "backend"):
-        workers.add_column(name)
+    workers.add_column("worker", overflow="fold")
+    workers.add_column("backend", overflow="fold", min_width=len("fastrpc"))
     for name in WORKER_COLUMNS:
-        workers.add_column(name, justify="right")
+        workers.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for row in sampler.workers.values():
         counts = [row.stats.get(name) for name in WORKER_COLUMNS[3:]]
         cells = (row.answer.get("tasks"), row.tasks_rate, row.results_rate, *counts)
-        backend = row.answer.get("backend", "no fastrpc_stats")
-        workers.add_row(row.name, backend.partition(":")[0], *map(number_text, cells))
-    queues.add_column("queue")
+        backend = row.answer.get("backend", "no stats").partition(":")[0]
+        short = backend.removeprefix("celery.backends.").removesuffix(".backend")
+        workers.add_row(row.name, short, *map(number_text, cells))
+    queues.add_column("queue", overflow="fold")
     for name in ("messages", "consumers", "grows/s"):
         queues.add_column(name, justify="right")
     for depth in sampler.depths.values():

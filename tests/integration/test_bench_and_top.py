@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from fastrpc import cli
 from fastrpc.bench import MEASUREMENTS, Outcome, broker_settings
-from fastrpc.top import Management, Sampler, rate
+from fastrpc.top import Management, Sampler, WorkerRow, rate
 from tests.support.apps import make_app
 from tests.support.backends import FAST, STOCK
 from tests.support.broker import RabbitMQ, free_port
@@ -134,6 +134,27 @@ class TestTop:
         assert done.exit_code == 1
         assert "no connection to the broker" in done.output
         assert "Traceback" not in done.output
+
+    def test_eighty_columns(self):
+        """Numbers are whole, and so is a name, on as many lines as it takes."""
+        sampler = Sampler(None)
+        stats = {"published": 1_234_567, "unconfirmed": 12, "resent": 0, "returned": 0}
+        answer = {"backend": "fastrpc.backend:RPCBackend", "tasks": 7_654_321, "stats": stats}
+        sampler.workers["celery@a-long-name"] = WorkerRow("celery@a-long-name", answer, 871.0)
+        with open(os.devnull, "w") as nowhere:
+            screen = cli.console(width=80, record=True, file=nowhere)
+            screen.print(cli.top_tables(sampler))
+        lines = screen.export_text().splitlines()
+        assert "unconfirmed" in lines[0]
+        assert {"fastrpc", "7,654,321", "871", "1,234,567", "12"} <= set(lines[1].split())
+        folded = "".join(line.split(" ")[0] for line in lines[1 : lines.index("", 1)])
+        assert folded == "celery@a-long-name"
+
+    def test_each_look_in_a_pipe(self, private_broker):
+        done = run("top", private_broker.url, "--count", 2, "--interval", 0)
+        assert done.exit_code == 0, done.output
+        assert done.output.count("grows/s") == 2
+        assert done.output.endswith("\n")
 
     def test_wrong_password(self, private_broker):
         done = run("top", private_broker.url.replace(":guest@", ":hunter2@"), "--count", 1)
