@@ -47,6 +47,9 @@ WORKER_COLUMNS = ("tasks", "tasks/s", "results/s", "published", "unconfirmed", "
 #: Those with most results in them.
 MOST_REPLY_QUEUES = 20
 
+SECONDS = click.FloatRange(min=0)
+AT_LEAST_ONE = click.IntRange(min=1)
+
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
 
 
@@ -127,7 +130,13 @@ def main(app: str | None, broker: str | None) -> None:
 @main.command()
 @click.argument("url", required=False)
 @target_options
-@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for each answer.")
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    default=5.0,
+    show_default=True,
+    help="Seconds to wait for each answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.option("--no-workers", is_flag=True, help="Ask no worker, and send no task.")
 @click.option("--message-size", type=size, default="0", help="Send one message of this size.")
@@ -230,8 +239,12 @@ def verdict(found: list[Finding]) -> Any:
 @main.command()
 @click.argument("url", required=False)
 @target_options
-@click.option("--tasks", default=2000, show_default=True, help="Tasks in a round.")
-@click.option("--rounds", default=3, show_default=True, help="Rounds of each measurement.")
+@click.option(
+    "--tasks", type=AT_LEAST_ONE, default=2000, show_default=True, help="Tasks in a round."
+)
+@click.option(
+    "--rounds", type=AT_LEAST_ONE, default=3, show_default=True, help="Rounds of each measurement."
+)
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the rates into this file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rates as JSON.")
 @click.pass_context
@@ -316,8 +329,15 @@ def rates_table(outcomes: list[Outcome]) -> Any:
 @target_options
 @click.option("--queue", "queues", multiple=True, help="Show this queue too; can be repeated.")
 @click.option("--management", help="List the reply queues: http://user:password@host:15672.")
-@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
-@click.option("--count", default=0, help="End after so many looks; 0 goes on until Ctrl-C.")
+@click.option(
+    "--interval", type=SECONDS, default=2.0, show_default=True, help="Seconds between two looks."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(min=0),
+    default=0,
+    help="End after so many looks; 0 goes on until Ctrl-C.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print each look as one line of JSON.")
 @click.pass_context
 def top(

@@ -226,6 +226,22 @@ def test_a_url_in_place_of_the_apps(tmp_path, monkeypatch):
     assert "serializers" in done.output
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("doctor", "--timeout", "-1"),
+        ("bench", "--tasks", "0"),
+        ("bench", "--rounds", "0"),
+        ("top", "--interval", "-1"),
+        ("top", "--count", "-1"),
+    ],
+)
+def test_a_number_without_a_meaning(args):
+    done = CliRunner().invoke(cli.main, ["-b", "amqp://127.0.0.1:1//", *args])
+    assert done.exit_code == 2
+    assert f"Invalid value for '{args[1]}'" in done.output
+
+
 def test_what_a_person_sees():
     done = CliRunner().invoke(cli.main, ["doctor", "amqp://u:hunter2@127.0.0.1:1//"])
     assert done.exit_code == 1
