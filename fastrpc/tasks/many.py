@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from types import FunctionType
 from typing import Any
 
@@ -49,6 +49,8 @@ METHODS = (
 SIGNALS = (signals.before_task_publish, signals.after_task_publish, signals.task_sent)
 #: The last part of a task's body if no other task follows.
 NOTHING_FOLLOWS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+#: What stands in the place of an item, where a list has ended.
+MISSING: Any = object()
 
 Call = tuple[Any, Any]
 
@@ -77,6 +79,11 @@ def apply_many(
     task = stands_for(task)
     if isinstance(task, Task):
         return Sending(task.app, options).send_calls(task, calls(argslist, kwargslist))
+    if isinstance(task, str):
+        raise TypeError(
+            f"apply_many() takes a task, not the name {task!r}: send signatures instead, as in "
+            f"apply_many(app.signature({task!r}, args) for args in argslist)"
+        )
     if argslist is not None or kwargslist is not None:
         raise TypeError("apply_many() takes arguments with a task, not with signatures")
     signatures = iter(task)
@@ -96,7 +103,16 @@ def calls(
         return ((args, None) for args in argslist or ())
     if argslist is None:
         return ((None, kwargs) for kwargs in kwargslist)
-    return zip(argslist, kwargslist, strict=True)
+    return paired(argslist, kwargslist)
+
+
+def paired(argslist: Iterable[Any], kwargslist: Iterable[Any]) -> Iterator[Call]:
+    """The items of both, side by side."""
+    for args, kwargs in zip_longest(argslist, kwargslist, fillvalue=MISSING):
+        if args is MISSING or kwargs is MISSING:
+            name = "argslist" if args is MISSING else "kwargslist"
+            raise ValueError(f"{name} has too few items: one for each call is needed")
+        yield args, kwargs
 
 
 class Sending:

@@ -150,6 +150,13 @@ class TestApplyMany:
         with pytest.raises(TypeError, match="not with signatures"):
             fastrpc.apply_many([one.add.s(1, 2)], [(1, 2)])
 
+    def test_the_name_of_a_task(self, sender):
+        one = sender()
+        with pytest.raises(TypeError, match="takes a task, not the name"):
+            fastrpc.apply_many("tests.add", [(1, 2)])
+        results = fastrpc.apply_many(one.app.signature("tests.add", args) for args in [(1, 2)])
+        assert [result.id for result in results] == one.ids(1)
+
 
 class TestFailures:
     """The calls before the failed one are sent, and the error holds their results."""
@@ -169,6 +176,16 @@ class TestFailures:
         with pytest.raises(NotAllSent, match=f"{at} tasks were sent, 0 are in doubt") as raised:
             fastrpc.apply_many(one.add, arguments)
         self.check(raised, one, at, TypeError)
+
+    @pytest.mark.parametrize(
+        ("argslist", "kwargslist", "short"),
+        [([(1,), (2,)], [{"y": 2}], "kwargslist"), ([(1,)], [{"y": 2}, {"y": 3}], "argslist")],
+    )
+    def test_lists_of_unequal_length(self, sender, watched, argslist, kwargslist, short):
+        one = sender()
+        with pytest.raises(NotAllSent, match=f"{short} has too few items") as raised:
+            fastrpc.apply_many(one.add, argslist, kwargslist)
+        self.check(raised, one, 1, ValueError)
 
     def test_arguments_that_are_no_list(self, sender, watched):
         one = sender()
