@@ -300,7 +300,8 @@ def _client(leaf: Any) -> ClientSide:
     backend = leaf.backend
     if not isinstance(backend, RPCBackend):
         raise TypeError(
-            f"only results of fastrpc:// can be awaited, {leaf.id} is of {type(backend).__name__}"
+            f"only results of fastrpc:// can be awaited, {leaf.id} is of {type(backend).__name__}: "
+            "make the app with backend='fastrpc://'"
         )
     return backend.client
 

@@ -330,6 +330,8 @@ def _leaves_of(node: Any) -> list[Any]:
     """The results in ``node``, on all levels."""
     if is_leaf(node):
         return [node]
+    if not hasattr(node, "results"):
+        raise TypeError(f"{type(node).__name__} is no result of a task, nor a group of results")
     return [leaf for member in node.results for leaf in _leaves_of(member)]
 
 

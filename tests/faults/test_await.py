@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from celery import chain, group, states
+from celery import Celery, chain, group, states
 from celery.exceptions import TimeoutError
 from celery.result import EagerResult, denied_join_result
 from kombu.exceptions import DecodeError
@@ -536,6 +536,16 @@ class TestSeveral:
                 await aio.gather(*expect(app, 1), *expect(sender, 1))
 
         run(main())
+
+    @pytest.mark.parametrize("wait", [aio.get, aio.gather])
+    def test_what_is_no_result(self, wait):
+        with pytest.raises(TypeError, match="str is no result of a task, nor a group"):
+            run(wait("an id"))
+
+    def test_a_result_of_another_backend(self):
+        stored = Celery(backend="cache+memory://", set_as_current=False).AsyncResult("an id")
+        with pytest.raises(TypeError, match="CacheBackend: make the app with backend='fastrpc://'"):
+            run(aio.get(stored))
 
     def test_groups_in_groups(self, app, sender):
         async def main():
