@@ -30,11 +30,14 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     The collected messages are written when there are ``max_size`` of them, or 128 KiB, and at the
     end of the ``with`` block. An exception in the block discards the rest. With
     ``confirm_publish`` there is one wait for all messages of a write. If the connection is lost,
-    they are sent again as ``task_publish_retry`` and its policy say. Needs ``fastrpc.install()``.
+    they are sent again as ``task_publish_retry`` and its policy say.
+
+    Needs ``fastrpc.install()`` before the app is made. Otherwise each task is sent by itself, as
+    without a batch, and nothing is gained; ``fastrpc doctor`` tells (check ``transport``).
 
     Raises:
         NotAllSent: the messages of one write may not have arrived.
-        TypeError: the app does not send tasks over fastrpc's transport.
+        TypeError: after ``install()``, the broker of the app is not AMQP.
     """
     return Batch(app, max_size)
 

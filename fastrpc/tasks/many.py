@@ -64,7 +64,8 @@ def apply_many(
     """Send one task many times, or many signatures.
 
     The messages are those of ``apply_async``, but many leave in one write. Iterables are consumed
-    lazily, a batch at a time. Needs ``fastrpc.install()``.
+    lazily, a batch at a time. Needs ``fastrpc.install()`` before the app is made; otherwise each
+    task is sent by itself.
 
     Args:
         task: A task, or an iterable of signatures.

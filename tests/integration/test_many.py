@@ -378,6 +378,16 @@ class TestBatch:
         with batch, pytest.raises(RuntimeError, match="entered only once"):
             batch.__enter__()
 
+    def test_an_app_that_sends_by_celery(self, sender):
+        """As one that was made before install(): no gain, and nothing is lost."""
+        one = sender()
+        app = Celery(amqp="celery.app.amqp:AMQP", set_as_current=False)
+        app.conf.update(broker_url=one.app.conf.broker_url, task_default_queue=one.queue)
+        add = app.tasks["celery.accumulate"]
+        with fastrpc.batch(app):
+            results = [add.delay(1, 2), *fastrpc.apply_many(add, [(3, 4), (5, 6)])]
+            assert [result.id for result in results] == one.ids(3)  # before the batch ends
+
     def test_where_the_transport_is_not_ours(self):
         app = make_app("memory://", "cache+memory://")
         with fastrpc.batch(app), pytest.raises(TypeError, match=r"fastrpc.install\(\)"):
