@@ -480,6 +480,8 @@ class Redis(_Server):
 
 def main(*command: str) -> int:
     """Run a command with BROKER_URL set to a private node."""
+    # By default a SIGTERM ends only this process: the node, in a session of its own, goes on.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         with RabbitMQ() as node:
             return subprocess.call(command, env={**os.environ, "BROKER_URL": node.url})
