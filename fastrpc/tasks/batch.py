@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextvars import ContextVar, Token
 from typing import Any
 
@@ -19,6 +20,12 @@ MAX_SIZE = 1000
 _current: ContextVar[Batch | None] = ContextVar("fastrpc_batch", default=None)
 
 
+NOT_INSTALLED = (
+    "batch() and apply_many() send each task by itself for this app: call fastrpc.install() before "
+    "the app is made"
+)
+
+
 def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     """Collect the tasks that this thread sends with ``app``, and send many in one write.
 
@@ -33,7 +40,7 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     they are sent again as ``task_publish_retry`` and its policy say.
 
     Needs ``fastrpc.install()`` before the app is made. Otherwise each task is sent by itself, as
-    without a batch, and nothing is gained; ``fastrpc doctor`` tells (check ``transport``).
+    without a batch, nothing is gained, and a ``RuntimeWarning`` says so.
 
     Raises:
         NotAllSent: the messages of one write may not have arrived.
@@ -69,6 +76,8 @@ class Batch:
         self.producers = OneProducer(self.producer, pool)
         self.outer = _current.get()
         self._token = _current.set(self)
+        if self.app.amqp.producer_pool is not self.producers:
+            warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=2)
         return self
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> None:

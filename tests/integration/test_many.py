@@ -384,9 +384,12 @@ class TestBatch:
         app = Celery(amqp="celery.app.amqp:AMQP", set_as_current=False)
         app.conf.update(broker_url=one.app.conf.broker_url, task_default_queue=one.queue)
         add = app.tasks["celery.accumulate"]
-        with fastrpc.batch(app):
-            results = [add.delay(1, 2), *fastrpc.apply_many(add, [(3, 4), (5, 6)])]
-            assert [result.id for result in results] == one.ids(3)  # before the batch ends
+        batch = fastrpc.batch(app)
+        with pytest.warns(RuntimeWarning, match="before the app is made"):
+            batch.__enter__()
+        results = [add.delay(1, 2), *fastrpc.apply_many(add, [(3, 4), (5, 6)])]
+        assert [result.id for result in results] == one.ids(3)  # before the batch ends
+        batch.__exit__(None)
 
     def test_where_the_transport_is_not_ours(self):
         app = make_app("memory://", "cache+memory://")
