@@ -37,6 +37,7 @@ KOMBU := .make/kombu
 AMQP := .make/amqp
 CELERY := .make/celery
 AMQP_SPEEDUPS := .make/amqp-speedups
+LIBRABBITMQ := .make/librabbitmq
 
 # What `system` looks for, see tools/install-system-packages. Some targets ask for more, or for less.
 NEEDS := compiler python rabbitmq redis
@@ -155,10 +156,10 @@ compile: ## compile the C code alone, with warnings as errors
 # -- benchmarks
 
 .PHONY: bench-deps
-bench-deps: build $(AMQP_SPEEDUPS)/.tried
+bench-deps: build $(AMQP_SPEEDUPS)/.tried $(LIBRABBITMQ)/.tried
 
 .PHONY: bench
-bench: bench-deps ## compare stock, redis, fastrpc and raw bytes; report and plots in .make/bench
+bench: bench-deps ## compare stock, redis, fastrpc, other task queues and raw bytes; report and plots in .make/bench
 	$(call say,'running the benchmarks: about ten minutes')
 	@tools/run-benchmarks $(PY) $(BENCH_OUT)
 
@@ -244,4 +245,9 @@ $(CELERY)/.fetched: $(VENV)/.installed
 $(AMQP_SPEEDUPS)/.tried: $(VENV)/.installed
 	$(call say,'building py-amqp with its own Cython speed-ups')
 	@tools/build-amqp-speedups $(PY) $(AMQP_SPEEDUPS)
+	@touch $@
+
+$(LIBRABBITMQ)/.tried: $(VENV)/.installed
+	$(call say,'fetching librabbitmq')
+	@tools/fetch-librabbitmq $(PY) $(LIBRABBITMQ)
 	@touch $@

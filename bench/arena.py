@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,8 @@ import pytest
 from tests.support.worker import Worker
 
 from .cost import session_pids
+from .peers import PEERS
+from .peers.settings import Settings
 
 __all__ = [
     *("QUICK", "ROOT", "Arena", "Client", "Race"),
@@ -46,6 +49,8 @@ CPU = ("client", "worker", "servers")
 
 full_only = pytest.mark.skipif(QUICK, reason="left out of the quick run")
 
+#: Stands for the URL of the session's own Redis.
+REDIS = "redis://"
 BACKENDS = {
     "rpc": "rpc://",
     "rpc-cython": "rpc://",
@@ -55,6 +60,10 @@ BACKENDS = {
     "fastrpc-chords": "fastrpc://?chords=1",
     "installed": "rpc://",
     "raw": "rpc://",
+    "librabbitmq": "rpc://",
+    "redis": REDIS,
+    "dramatiq": REDIS,
+    "taskiq": REDIS,
 }
 
 
@@ -66,6 +75,12 @@ def rounds(full: int) -> int:
 def contestants(*names: str) -> pytest.MarkDecorator:
     """The implementations of one benchmark, as its parameter `who`."""
     return pytest.mark.parametrize("who", names)
+
+
+def selected(session: pytest.Session) -> set[str]:
+    """All implementations that take part in this session."""
+    found = (getattr(item, "callspec", None) for item in session.items)
+    return {spec.params["who"] for spec in found if spec is not None and "who" in spec.params}
 
 
 _replayed = 0.0
@@ -82,12 +97,15 @@ def _replay(samples: Iterator[float]) -> None:
 
 
 class Client:
-    """A process of `bench.client`; each method name is a measurement there."""
+    """A process of `bench.client` or of a peer; each method name is a measurement there."""
 
     def __init__(self, who: str, config: dict[str, Any], env: dict[str, str]) -> None:
         self.who = who
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.client", json.dumps({"who": who, **config})],
+            [
+                *(sys.executable, "-m", PEERS[who].module if who in PEERS else "bench.client"),
+                json.dumps({"who": who, **config}),
+            ],
             cwd=ROOT,
             env={**os.environ, **env},
             stdin=subprocess.PIPE,
@@ -125,7 +143,7 @@ class Arena:
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self._request = request
         self._clients: dict[str, Client] = {}
-        self._workers: dict[str, Worker | Echo] = {}
+        self._workers: dict[str, Worker | Answering] = {}
         self._pool = ""
         self._races: dict[Any, dict[str, Any]] = {}
         #: Versions of the servers and libraries in use.
@@ -143,23 +161,39 @@ class Arena:
     # -- who takes part
 
     def backend(self, who: str) -> str:
-        if who == "redis":
+        if BACKENDS[who] == REDIS:
             return self._request.getfixturevalue("redis_server").url
         return BACKENDS[who]
 
+    def missing(self, who: str) -> str:
+        """Why this implementation is left out, or an empty text."""
+        if who in PEERS:
+            return PEERS[who].missing()
+        if who == "rpc-cython" and not list(SPEEDUPS.glob("amqp/*.so")):
+            return f"py-amqp with its Cython speed-ups is not in {SPEEDUPS}: make bench-deps"
+        return ""
+
+    def say_who_is_missing(self) -> None:
+        """Name the selected implementations that are left out, and why."""
+        for who in sorted(BACKENDS.keys() & selected(self._request.session)):
+            if reason := self.missing(who):
+                self.say(f"{who} is left out: {reason}")
+
     def _env(self, who: str) -> dict[str, str]:
-        if who != "rpc-cython":
+        """The environment of its processes; skips if it is not installed."""
+        if reason := self.missing(who):
+            pytest.skip(f"{who}: {reason}")
+        folder = PEERS[who].folder if who in PEERS else SPEEDUPS if who == "rpc-cython" else None
+        if folder is None:
             return {}
-        if not list(SPEEDUPS.glob("amqp/*.so")):
-            pytest.skip(f"py-amqp with its Cython speed-ups is not in {SPEEDUPS}: make bench-deps")
-        return {"PYTHONPATH": f"{SPEEDUPS}:{os.environ.get('PYTHONPATH', '')}"}
+        return {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}"}
 
     def start_client(self, who: str) -> Client:
         """A new client process; the caller closes it."""
         env = self._env(who)
         broker = self._request.getfixturevalue("broker")
         servers = [broker.pid] if hasattr(broker, "pid") else []
-        if who == "redis":
+        if BACKENDS[who] == REDIS:
             servers.append(self._request.getfixturevalue("redis_server").process.pid)
         config = {"broker": broker.url, "backend": self.backend(who), "servers": servers}
         client = Client(who, config, env)
@@ -185,7 +219,7 @@ class Arena:
         finally:
             client.close()
 
-    def worker(self, who: str, pool: str) -> Worker | Echo:
+    def worker(self, who: str, pool: str) -> Worker | Answering:
         """A real worker for that implementation; only the workers of one pool run at a time."""
         if pool != self._pool:
             self._close_workers()
@@ -194,7 +228,13 @@ class Arena:
             broker, env = self._request.getfixturevalue("broker"), self._env(who)
             queue = f"bench-{who}-{pool}-{os.getpid()}"
             if who == "raw":
-                self._workers[who] = Echo(broker.url, queue)
+                command = [sys.executable, "-m", "bench.echo", broker.url, queue]
+                self._workers[who] = Answering(queue, command, env)
+            elif who in PEERS:
+                command, processes = PEERS[who].workers[pool]
+                settings = Settings(broker.url, self.backend(who), queue)
+                env = {**env, **settings.env()}
+                self._workers[who] = Answering(queue, command, env, processes)
             else:
                 self._workers[who] = Worker(
                     broker.url,
@@ -226,26 +266,40 @@ class Arena:
             client.close()
 
 
-class Echo:
-    """The worker of the raw-bytes loop: `bench.echo`."""
+class Answering:
+    """A worker without Celery: `bench.echo`, or a peer's.
 
-    def __init__(self, broker: str, queue: str) -> None:
+    Each of its `processes` that consumes writes a line; all have when the constructor returns.
+    """
+
+    def __init__(
+        self, queue: str, command: list[str], env: dict[str, str], processes: int = 1
+    ) -> None:
         self.queue = queue
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.echo", broker, queue],
+            command,
             cwd=ROOT,
+            env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
-        if not self.process.stdout.readline():
-            raise RuntimeError("bench.echo did not start")
         self.pid = self.process.pid
+        for _ in range(processes):
+            if not self.process.stdout.readline():
+                self.close()
+                raise RuntimeError(f"it did not start: {' '.join(command)}")
 
     def ask_to_stop(self) -> None:
         self.process.terminate()
 
     def close(self) -> None:
+        """Stop, by force if necessary."""
+        self.ask_to_stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)
         self.process.stdout.close()
 

@@ -7,9 +7,11 @@ import pytest
 from .arena import QUICK, contestants, full_only, rounds
 
 EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "installed", "raw")
+#: Other task queues: over the same RabbitMQ, with their results in Redis.
+PEERS = ("dramatiq", "taskiq")
 
 
-@contestants(*EVERYBODY)
+@contestants(*EVERYBODY, *PEERS)
 def test_call(race, arena, who):
     """send_task of a task without arguments to speak of, until all are in the queue."""
     race(lambda who: arena.client(who).call(count=200 if QUICK else 1_000), rounds(5))
@@ -40,7 +42,7 @@ def whole(race, arena, measure, pool, count, full_rounds):
 
 
 # The workers of a pool run until another pool is needed, so these three stay together.
-@contestants(*EVERYBODY)
+@contestants(*EVERYBODY, *PEERS)
 def test_round_solo(race, arena, who):
     """No-op tasks to a real worker with the solo pool, and their results."""
     whole(race, arena, "whole", "solo", 300 if QUICK else 4_000, 3)
@@ -68,7 +70,7 @@ def test_call_and_wait(race, arena, who):
 
 @full_only
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-@contestants("rpc", "redis", "fastrpc", "installed")
+@contestants("rpc", "redis", "fastrpc", "installed", *PEERS)
 def test_round(race, arena, who, pool):
     """The same with the other pools, two threads or processes each."""
     whole(race, arena, "whole", pool, 4_000, 3)

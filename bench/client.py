@@ -1,8 +1,6 @@
-"""The process of one implementation: runs the rounds that `bench.arena` asks for.
+"""The process of one implementation through Celery: the measurements that `bench.arena` asks for.
 
-Reads `[measurement, arguments]` from stdin, one JSON text per line, and writes a sample: `wall` and
-`cpu` in seconds per operation, and further values of the measurement. Every received result is
-compared with the one that was sent.
+Every received result is compared with the one that was sent.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from importlib.metadata import version
 from typing import Any
 
 import amqp.serialization
@@ -28,32 +24,21 @@ from kombu.utils.uuid import uuid
 import fastrpc
 
 from .awaiting import Awaiting
-from .cost import Meter, peak_rss, reset_peak_rss, rss
+from .cost import peak_rss, reset_peak_rss, rss
+from .messages import Messages, bodies_of, check_published
 from .neighbours import Neighbours
+from .serving import FIRST_VALUE, TIMEOUT, WARM, serve, values_of
 from .wire import Wire, result_body
 
-TIMEOUT = 600
-#: Warm-up calls, for measurements of a process that has its connections open.
-WARM = 20
-#: Seven digits each, so that all messages of the raw loop are of one size.
-FIRST_VALUE = 1_000_000
 
-
-def values_of(count: int, size: int | None) -> list[Any]:
-    """Different small numbers, or texts of `size` characters."""
-    if size is None:
-        return list(range(FIRST_VALUE, FIRST_VALUE + count))
-    return [f"{n:08d}" + "x" * (size - 8) for n in range(count)]
-
-
-class CeleryClient(Awaiting, Neighbours):
+class CeleryClient(Awaiting, Neighbours, Messages):
     """The measurements through Celery's public API; the same lines for every backend."""
 
+    packages = ("celery", "kombu", "amqp", "orjson", "redis")
+
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self.meter = Meter(config["servers"])
+        super().__init__(config)
         self.is_redis = config["backend"].startswith("redis")
-        self.wire = Wire(config["broker"])
         # Kept: stock's reply queue is named after the address of the app.
         self.apps: list[Celery] = []
         self.senders: dict[bool, Celery] = {}
@@ -65,10 +50,7 @@ class CeleryClient(Awaiting, Neighbours):
         """Return the versions; check that the expected build of py-amqp is loaded."""
         is_cython = amqp.serialization.__file__.endswith(".so")
         assert is_cython == (self.config["who"] == "rpc-cython"), amqp.serialization.__file__
-        broker = self.wire.connection.connection.server_properties
-        names = ("celery", "kombu", "amqp", "orjson", "redis")
-        versions = {name: version(name) for name in names}
-        versions[broker["product"]] = broker["version"]
+        versions = super().hello()["versions"]
         if self.is_redis:
             info = self.app().backend.client.info("server")
             versions["redis-server"] = info["redis_version"]
@@ -631,6 +613,24 @@ class RawClient(CeleryClient):
 
     group = whole
 
+    def publish(self, count: int) -> dict[str, Any]:
+        queue, wire, bodies = f"bench-raw-{uuid()}", Wire(self.config["broker"]), bodies_of(count)
+        self.wire.declare(queue)
+        encode = wire.encoder()
+        frames = [encode(queue, i, body) for i, body in bodies]
+        send = wire.sock.sendall
+        with self.meter(count) as sample:
+            for data in frames:
+                send(data)
+            sample["not_counted"] = self.wire.wait_count(queue, count)
+        wire.close()
+        check_published(self.config["broker"], queue, bodies)
+        self.wire.delete(queue)
+        return sample
+
+    def consume(self, count: int) -> dict[str, Any]:
+        return self.intake(count)
+
     def c_parser(self, binary: str) -> dict[str, Any]:
         """The C reader without Python: bench/c/parser_rate.c, built."""
         said = subprocess.run([binary], check=True, capture_output=True, text=True).stdout
@@ -641,19 +641,8 @@ class RawClient(CeleryClient):
 def main(config: dict[str, Any]) -> None:
     if config["who"] == "installed":
         fastrpc.install()
-    client = (RawClient if config["who"] == "raw" else CeleryClient)(config)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nobody else writes to where the answers go
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        try:
-            answer = getattr(client, name)(**arguments)
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        print(json.dumps(answer), file=answers, flush=True)
+    serve((RawClient if config["who"] == "raw" else CeleryClient)(config))
 
 
 if __name__ == "__main__":
     main(json.loads(sys.argv[1]))
-    # Not the exit handlers of a hundred apps: their connections end with the process.
-    os._exit(0)

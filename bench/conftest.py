@@ -67,6 +67,7 @@ def redis_server():
 def arena(request):
     arena = Arena(request)
     request.config.stash[VERSIONS] = arena.versions
+    arena.say_who_is_missing()
     yield arena
     arena.close()
 

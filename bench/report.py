@@ -24,6 +24,9 @@ NAMES = {
     "fastrpc-busywait": "fastrpc://, busy_wait",
     "fastrpc-chords": "fastrpc://?chords=1",
     "installed": "fastrpc.install()",
+    "dramatiq": "dramatiq",
+    "taskiq": "taskiq",
+    "librabbitmq": "librabbitmq",
     "raw": "raw bytes (limit)",
     "kombu": "kombu (stock)",
     "py-amqp": "py-amqp (stock)",
@@ -44,6 +47,9 @@ COLOURS = {
     "fastrpc-busywait": "#123f7a",
     "fastrpc-chords": "#123f7a",
     "installed": "#0b7a4b",
+    "dramatiq": "#8a5fb0",
+    "taskiq": "#c0a3d8",
+    "librabbitmq": "#b0564a",
     "raw": "#2d9a6b",
 }
 
@@ -248,6 +254,11 @@ def installed(measure: Measure) -> Measure:
     return of_installed
 
 
+def past(peer: str) -> Measure:
+    """How many times faster fastrpc.install() is than that peer."""
+    return lambda entries, run: entries[peer].us / entries["installed"].us
+
+
 def less_worker_cpu(entries: dict[str, Entry], run: Run) -> float:
     return entries["rpc"].cpu("worker") / entries["fastrpc"].cpu("worker")
 
@@ -312,6 +323,7 @@ TARGETS = (
     Target("apply_many", AT_ONCE, ">= 50 % of raw bytes", installed(of_limit), at_least(50), " %"),
     Target("group in batch()", ("test_call_group", ""), ">= 3 x", installed(faster), at_least(3)),
     Target("whole round, install()", SOLO, ">= 3.5 x", installed(faster), at_least(3.5)),
+    Target("whole round, install()", SOLO, ">= 1.5 x dramatiq", past("dramatiq"), at_least(1.5)),
     Target("whole round, at once", ROUND_MANY, ">= 4.5 x", installed(faster), at_least(4.5)),
     Target("worker CPU, solo", SOLO, "3 x less", installed(less_worker_cpu), at_least(3)),
     Target(

@@ -35,7 +35,8 @@ class Wire:
     """One connection."""
 
     def __init__(self, url: str) -> None:
-        self.connection = kombu.Connection(url)
+        # The name of the transport: with librabbitmq installed, kombu takes that for amqp:// URLs.
+        self.connection = kombu.Connection(url, transport="pyamqp")
         self.channel = self.connection.default_channel
         self._amqp = self.connection.connection
         # py-amqp's timeout is one second; a write that the broker holds up longer would fail.
