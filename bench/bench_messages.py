@@ -5,7 +5,7 @@ from __future__ import annotations
 from .arena import QUICK, contestants, rounds
 
 TRANSPORTS = ("rpc", "rpc-cython", "librabbitmq", "installed", "raw")
-COUNT = 2_000 if QUICK else 20_000
+COUNT = 1_000 if QUICK else 10_000
 
 
 @contestants(*TRANSPORTS)
