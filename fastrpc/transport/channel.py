@@ -75,6 +75,18 @@ class Channel(pyamqp.Channel):
 
     basic_publish = _basic_publish
 
+    def wait(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for an answer, as py-amqp. Deliveries are left to the thread that consumes.
+
+        Raises:
+            RecoverableConnectionError: the connection is closed.
+        """
+        connection = self.connection
+        if connection is None:
+            raise RecoverableConnectionError("connection already closed")
+        with connection.leaving_deliveries():
+            return super().wait(*args, **kwargs)
+
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""
         answer = super().confirm_select(*args, **kwargs)

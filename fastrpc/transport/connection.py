@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
@@ -78,6 +80,11 @@ class Connection(pyamqp.Connection):
         self.reading_lock = Lock()
         #: ``served`` at the end of our last drain_events().
         self._seen_served = 0
+        #: The thread that drained events last: its deliveries are not given to consumers by others.
+        self.consuming_thread = 0
+        #: Deliveries that another thread has read and left to that thread.
+        self.left_deliveries: deque[partial[None]] = deque()
+        self._leaving: set[int] = set()
 
     def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
         super()._on_tune(channel_max, frame_max, *args, **kwargs)
@@ -93,6 +100,12 @@ class Connection(pyamqp.Connection):
         Raises:
             socket.timeout: no whole frame or delivery arrived within ``timeout`` seconds.
         """
+        this_thread = threading.get_ident()
+        if this_thread not in self._leaving:
+            self.consuming_thread = this_thread
+            if self.left_deliveries:
+                self.left_deliveries.popleft()()
+                return
         if timeout and self._seen_served != Connection.served and not self.awaits():
             timeout = 0
         try:
@@ -100,6 +113,24 @@ class Connection(pyamqp.Connection):
             Connection.served += 1
         finally:
             self._seen_served = Connection.served
+
+    @contextmanager
+    def leaving_deliveries(self) -> Iterator[None]:
+        """In this context, deliveries that this thread reads are left to the thread that consumes.
+
+        For threads that publish or wait for an answer: a consumer may wait for such a thread. On
+        gevent and eventlet Celery's consumer waits for room in a pool whose greenlets restore the
+        prefetch count.
+        """
+        this_thread = threading.get_ident()
+        if this_thread in self._leaving:
+            yield
+            return
+        self._leaving.add(this_thread)
+        try:
+            yield
+        finally:
+            self._leaving.discard(this_thread)
 
     def awaits(self) -> bool:
         """Whether a consumer, a listener, a method or the handshake waits for something."""
@@ -133,9 +164,11 @@ class Connection(pyamqp.Connection):
                         return True
                     served = self._read_one(timeout)
             if isinstance(served, partial):
-                # Without the lock: the consumer may wait for a thread that needs it to read.
-                # Celery's consumer does on gevent and eventlet, while the pool is full.
-                served()
+                this_thread = threading.get_ident()
+                if this_thread in self._leaving and self.consuming_thread not in (0, this_thread):
+                    self.left_deliveries.append(served)
+                else:  # without the lock: the consumer may wait for a thread that needs it to read
+                    served()
                 return True
             return served
         finally:
@@ -156,12 +189,13 @@ class Connection(pyamqp.Connection):
         if self.reader.receiving or (reading.locked() and not reading.mine):
             return
         if self.reader.buffered or self.readable():
-            with suppress(TimeoutError):  # only part of a frame arrived, or another thread reads
+            # TimeoutError: only part of a frame arrived, or another thread reads.
+            with suppress(TimeoutError), self.leaving_deliveries():
                 self.drain_events(timeout=0)
 
     def tell_of_rest(self) -> None:
-        """Call ``on_rest`` if the buffer holds something."""
-        if self.on_rest is not None and self.reader.buffered:
+        """Call ``on_rest`` if something was read and not handled."""
+        if self.on_rest is not None and (self.reader.buffered or self.left_deliveries):
             self.on_rest()
 
     def fill(self, timeout: float | None = None, stay: bool = True) -> int:
@@ -238,6 +272,7 @@ class Connection(pyamqp.Connection):
 
     def _end(self) -> None:
         on_collect, self.on_collect, self.on_rest = self.on_collect, None, None
+        self.left_deliveries.clear()  # the broker delivers them again
         if on_collect is not None:
             on_collect()
 

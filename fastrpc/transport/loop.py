@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -63,6 +64,7 @@ class LoopReader:
         connection = self.connection
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
+        connection.consuming_thread = threading.get_ident()
         with connection.reading_lock.within(0) as taken:
             some_are_left = taken and self._serve(monotonic() + LONGEST_TURN)
         if some_are_left:
@@ -79,7 +81,9 @@ class LoopReader:
                 for callback in loop._pop_ready():
                     if callback:
                         callback()
-            if kind := reader.next():
+            if connection.left_deliveries:
+                connection.left_deliveries.popleft()()
+            elif kind := reader.next():
                 served = connection.dispatch(kind)
                 if isinstance(served, partial):
                     served()

@@ -123,7 +123,11 @@ def test_tasks_travel_over_tls(tls_broker, make_client, trusting, confirm):
                 "all have arrived",
             )
             got = [channel.basic_get(queue, no_ack=True) for _ in sent]
-        assert [message.properties["correlation_id"] for message in got] == sent
+        arrived = [message.properties["correlation_id"] for message in got]
+        if confirm == "pipelined":  # many go over another connection than one, and may pass it
+            assert sorted(arrived) == sorted(sent)
+        else:
+            assert arrived == sent
         app.backend.close()
         app.close()
 

@@ -277,6 +277,38 @@ class TestTwoReaders:
             assert consumer.result(10) is True
         assert len(opened.frames) == 1
 
+    def test_a_thread_that_waits_for_an_answer_leaves_deliveries_to_the_consuming_one(self, opened):
+        threads: list[int] = []
+        connection = opened.connection
+        Channel(connection, 1).callbacks["queue"] = lambda m: threads.append(threading.get_ident())
+        for tag in (7, 8):
+            connection.reader.feed(delivery(tag, b"body", b"id"))
+
+        def wait_for_an_answer() -> None:
+            with connection.leaving_deliveries():
+                connection.drain_events(1)
+
+        connection.drain_events(1)
+        told: list[int] = []
+        connection.on_rest = lambda: told.append(1)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(wait_for_an_answer).result(10)
+        assert len(threads) == len(told) == 1
+        connection.drain_events(1)
+        assert threads == 2 * [threading.get_ident()]
+
+    def test_a_thread_that_consumes_and_waits_for_an_answer_delivers(self, opened):
+        """As on py-amqp, where the callback comes before the answer."""
+        done: list[int] = []
+        connection = opened.connection
+        Channel(connection, 1).callbacks["queue"] = lambda m: done.append(1)
+        for tag in (7, 8):
+            connection.reader.feed(delivery(tag, b"body", b"id"))
+        connection.drain_events(1)
+        with connection.leaving_deliveries():
+            connection.drain_events(1)
+        assert done == [1, 1]
+
     def test_who_waited_for_another_one_looks_before_it_reads(self, opened):
         """What it waits for may have been served."""
         opened.connection.reading_lock = SimpleNamespace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,10 +27,12 @@ class Served:
     """A connection to a peer that the test is, which writes down the channels of its frames."""
 
     connected = True
+    consuming_thread = 0
 
     def __init__(self) -> None:
         self.ours, self.peer = socket.socketpair()
         self.reader, self.reading_lock = FrameReader(), Lock()
+        self.left_deliveries: deque[Callable[[], object]] = deque()
         self.done: list[object] = []
         self.on_frame: Callable[[], object] = lambda: None
 
@@ -93,6 +96,14 @@ def test_the_loop_gets_its_turn_while_much_arrives(served, connection):
     served.on_readable()
     assert connection.done == [1, 2]
     assert not wants_a_turn(served)
+
+
+def test_what_another_thread_has_left_comes_first(served, connection):
+    connection.peer.sendall(numbered(2))
+    connection.left_deliveries.append(lambda: connection.done.append(1))
+    served.on_readable()
+    assert connection.done == [1, 2]
+    assert connection.consuming_thread == threading.get_ident()
 
 
 def test_part_of_a_frame_wants_no_turn(served, connection):
