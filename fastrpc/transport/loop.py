@@ -65,12 +65,12 @@ class LoopReader:
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         connection.consuming_thread = threading.get_ident()
+        # Before the turn: another thread may leave a delivery at its end, and set the alarm again.
+        self.alarm.clear()
         with connection.reading_lock.within(0) as taken:
             some_are_left = taken and self._serve(monotonic() + LONGEST_TURN)
-        if some_are_left:
+        if some_are_left:  # more than a part of a frame
             self.alarm.set()
-        else:  # at most a part of a frame is left in the buffer
-            self.alarm.clear()
 
     def _serve(self, until: float) -> bool:
         """Handle what arrives; return whether the time ``until`` came before all was handled."""

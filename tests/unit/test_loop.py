@@ -106,6 +106,23 @@ def test_what_another_thread_has_left_comes_first(served, connection):
     assert connection.consuming_thread == threading.get_ident()
 
 
+def test_what_another_thread_leaves_at_the_end_of_a_turn_wants_another(served, connection):
+    def leave_one() -> int:
+        if not connection.left_deliveries:
+            connection.left_deliveries.append(lambda: connection.done.append(1))
+            served.alarm.set()
+        return 0
+
+    connection.fill_now = leave_one
+    served.on_readable()
+    assert connection.done == []
+    assert wants_a_turn(served)
+    connection.fill_now = lambda: 0
+    served.on_readable()
+    assert connection.done == [1]
+    assert not wants_a_turn(served)
+
+
 def test_part_of_a_frame_wants_no_turn(served, connection):
     connection.peer.sendall(numbered(1) + numbered(2)[:-1])
     served.alarm.set()
