@@ -70,14 +70,16 @@ class Batch:
     def __enter__(self) -> Batch:
         if self._token is not None:
             raise RuntimeError("a batch can be entered only once")
+        from .amqp import AMQP  # which looks for batches
+
+        if not isinstance(self.app.amqp, AMQP):
+            warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=2)
         pool = self.app.amqp.producer_pool
         self.connection = pool.connections.acquire(block=True)
         self.producer = BatchProducer(self)
         self.producers = OneProducer(self.producer, pool)
         self.outer = _current.get()
         self._token = _current.set(self)
-        if self.app.amqp.producer_pool is not self.producers:
-            warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=2)
         return self
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> None:

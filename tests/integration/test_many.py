@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from kombu.exceptions import EncodeError, OperationalError
 
 import fastrpc
 from fastrpc import NotAllSent, TableError
+from fastrpc.tasks import batch as batch_module
 from fastrpc.tasks.many import Model
 from tests.support.apps import make_app
 from tests.support.installed import installed
@@ -390,6 +392,15 @@ class TestBatch:
         results = [add.delay(1, 2), *fastrpc.apply_many(add, [(3, 4), (5, 6)])]
         assert [result.id for result in results] == one.ids(3)  # before the batch ends
         batch.__exit__(None)
+
+    def test_a_warning_that_is_raised_leaves_no_batch_behind(self, sender):
+        app = Celery(amqp="celery.app.amqp:AMQP", set_as_current=False)
+        app.conf.broker_url = sender().app.conf.broker_url
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            with pytest.raises(RuntimeWarning, match="before the app is made"):
+                fastrpc.batch(app).__enter__()
+        assert batch_module.current_producers(app) is None
 
     def test_where_the_transport_is_not_ours(self):
         app = make_app("memory://", "cache+memory://")
