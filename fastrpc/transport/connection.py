@@ -126,8 +126,8 @@ class Connection(pyamqp.Connection):
         if this_thread in self._leaving:
             yield
             return
-        self._leaving.add(this_thread)
         try:
+            self._leaving.add(this_thread)  # within: an exception may be thrown in after it
             yield
         finally:
             self._leaving.discard(this_thread)
