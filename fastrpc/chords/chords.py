@@ -184,8 +184,12 @@ class Chords:
         if getattr(request, "subtask_type", None) != "group":
             return [request.id]
         signature = {
-            **{"task": request.task, "args": (), "kwargs": request.kwargs, "options": {}},
-            **{"subtask_type": "group", "immutable": True},
+            "task": request.task,
+            "args": (),
+            "kwargs": request.kwargs,
+            "options": {},
+            "subtask_type": "group",
+            "immutable": True,
         }
         return flat(leaves([maybe_signature(signature, app=self.app).freeze()]))
 
