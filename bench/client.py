@@ -559,17 +559,22 @@ class RawClient(CeleryClient):
         self.drop(app)
         return copies, ids
 
+    def write(self, queue: str, parts: list[bytes], count: int) -> dict[str, Any]:
+        """Write the parts, which hold `count` messages, one by one, until all are in the queue."""
+        wire = Wire(self.config["broker"])
+        send = wire.sock.sendall
+        with self.meter(count) as sample:
+            for data in parts:
+                send(data)
+            sample["not_counted"] = self.wire.wait_count(queue, count)
+        wire.close()
+        return sample
+
     def call(self, count: int) -> dict[str, Any]:
         queue = f"bench-sink-{uuid()}"
         self.wire.declare(queue)
         frames, _ = self.task_frames(queue, "nowhere", count)
-        wire = Wire(self.config["broker"])
-        send = wire.sock.sendall
-        with self.meter(count) as sample:
-            for data in frames:
-                send(data)
-            sample["not_counted"] = self.wire.wait_count(queue, count)
-        wire.close()
+        sample = self.write(queue, frames, count)
         self.wire.delete(queue)
         return sample
 
@@ -578,12 +583,7 @@ class RawClient(CeleryClient):
         self.wire.declare(queue)
         frames, _ = self.task_frames(queue, "nowhere", count)
         parts = [b"".join(frames[n : n + 100]) for n in range(0, count, 100)]
-        wire = Wire(self.config["broker"])
-        with self.meter(count) as sample:
-            for part in parts:
-                wire.sock.sendall(part)
-            sample["not_counted"] = self.wire.wait_count(queue, count)
-        wire.close()
+        sample = self.write(queue, parts, count)
         self.wire.delete(queue)
         return sample
 
@@ -614,16 +614,10 @@ class RawClient(CeleryClient):
     group = whole
 
     def publish(self, count: int) -> dict[str, Any]:
-        queue, wire, bodies = f"bench-raw-{uuid()}", Wire(self.config["broker"]), bodies_of(count)
+        queue, bodies = f"bench-raw-{uuid()}", bodies_of(count)
         self.wire.declare(queue)
-        encode = wire.encoder()
-        frames = [encode(queue, i, body) for i, body in bodies]
-        send = wire.sock.sendall
-        with self.meter(count) as sample:
-            for data in frames:
-                send(data)
-            sample["not_counted"] = self.wire.wait_count(queue, count)
-        wire.close()
+        encode = self.wire.encoder()
+        sample = self.write(queue, [encode(queue, i, body) for i, body in bodies], count)
         check_published(self.config["broker"], queue, bodies)
         self.wire.delete(queue)
         return sample
