@@ -22,6 +22,9 @@ DEFAULT_MAXLEVELS = 3
 class AMQP(celery.app.amqp.AMQP):
     """``celery.app.amqp.AMQP`` that describes arguments in C and has :class:`Producer` send."""
 
+    #: Tells ``fastrpc.batch()`` that ``producer_pool`` looks for it; Celery's own has no such name.
+    collects_batches = True
+
     def as_task_v2(
         self,
         task_id: Any,

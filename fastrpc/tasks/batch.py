@@ -70,9 +70,7 @@ class Batch:
     def __enter__(self) -> Batch:
         if self._token is not None:
             raise RuntimeError("a batch can be entered only once")
-        from .amqp import AMQP  # which looks for batches
-
-        if not isinstance(self.app.amqp, AMQP):
+        if not getattr(self.app.amqp, "collects_batches", False):
             warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=2)
         pool = self.app.amqp.producer_pool
         self.connection = pool.connections.acquire(block=True)
