@@ -17,8 +17,11 @@ CWARN := -std=c11 -Wall -Wextra -Wconversion -Wsign-conversion -Werror
 # Warnings are errors when the extension modules are built here; users' own builds only warn.
 export FASTRPC_WERROR ?= 1
 
-# The fast ones come first.
 TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
+# Most tests wait more than they compute: three processes keep two cores busy. The tests of a file
+# stay together, because they share workers.
+TEST_PROCESSES ?= 3
+AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile
 SANITIZED_TESTS ?= tests/unit
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
@@ -64,12 +67,12 @@ demo: system $(or $(wildcard $(VENV)/.installed),$(VENV)/.installed-demo) ## a t
 test: NEEDS += clang
 test: build lint compile ## everything: lint, C warnings as errors, all tests but the long ones
 	$(call say,'running the tests')
-	@$(PY) -m pytest $(TESTS) -m 'not long'
+	@$(PY) -m pytest $(TESTS) $(AT_ONCE) -m 'not long'
 
 .PHONY: test-quick
 test-quick: build lint compile ## as test, without the slow ones
 	$(call say,'running the quick tests')
-	@$(PY) -m pytest $(TESTS) -m 'not slow and not long'
+	@$(PY) -m pytest $(TESTS) $(AT_ONCE) -m 'not slow and not long'
 
 .PHONY: test-long
 test-long: build ## the tests that take many minutes: a million results, ten thousand threads

@@ -48,21 +48,30 @@ class MissingServer(RuntimeError):
     """A server binary that the tests need is not installed; the text says how to install it."""
 
 
+#: Each holds the UDP port of the number of a port that ``free_port`` gave out. A server listens on
+#: it only seconds later, and tests of another process ask for ports meanwhile.
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A loopback port that no process listens on.
+    """A loopback port that no process listens on, and that no other caller is given.
 
     It is below the kernel's ephemeral range: otherwise, while a server is down, an outgoing
     connection of a client could be given this port, and even connect to itself.
     """
     for _ in range(200):
         port = random.randrange(20000, 32000)
+        reserved = socket.socket(type=socket.SOCK_DGRAM)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
+                reserved.bind(("127.0.0.1", port))
             except OSError:
+                reserved.close()
                 continue
-            return port
+        _reserved.append(reserved)
+        return port
     raise RuntimeError("no free port between 20000 and 32000")
 
 

@@ -218,7 +218,7 @@ class TestEncoding:
             datetime.datetime(1969, 12, 31, 23, 59, 59),
             datetime.datetime.min.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=23))),
             datetime.datetime(2026, 1, 1, tzinfo=BrokenZone()),
-            {memoryview(b"ab"): 1},
+            pytest.param({memoryview(b"ab"): 1}, id="{memoryview: 1}"),
         ],
         ids=lambda value: repr(value)[:40],
     )
