@@ -21,7 +21,7 @@ from ._borrowed import current_task, forget_own_pools, task_join_will_block
 from ._lifecycle import bequeath, making, register
 from .client.queues import make_queue
 from .client.reader import ResultConsumer
-from .client.side import ClientSide, client_side, is_leaf, open_channel
+from .client.side import ClientSide, client_side, is_leaf
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .replace import keep_reply_queue
@@ -184,7 +184,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ReplyQueueRefused: the broker refuses to make it.
         """
         self._client.renew(task_id)
-        self._client.expect(open_channel(producer))
+        self._client.expect(producer)
 
     @contextmanager
     def answering_to(self, reply_to: str) -> Iterator[None]:

@@ -109,10 +109,11 @@ class ClientSide:
         """A task with this id is sent: forget a result that was delivered for that id before."""
         self.matcher.renew(task_id)
 
-    def expect(self, channel: Any) -> None:
-        """Declare the reply queue, so that it exists when the next task on ``channel`` arrives.
+    def expect(self, producer: Any) -> None:
+        """Declare the reply queue, so that it exists when the next task of ``producer`` arrives.
 
-        Inside a task the declaration is not repeated for each call: tasks hardly ever wait for the
+        The producer has an open channel then, also if its connection was lost meanwhile. Inside a
+        task the declaration is not repeated for each call: tasks hardly ever wait for the
         tasks that they send, which should not pay for that.
 
         Raises:
@@ -126,7 +127,9 @@ class ClientSide:
         again = not task_join_will_block()
         # All names of the thread: a signature keeps the name that was current when it was made.
         for name in lease.handed_out:
+            channel = open_channel(producer)
             self.queues.declare_for_call(name, channel, again and not is_unread(name))
+        open_channel(producer)
         self.reader.consume_new()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ def _leaves_of(node: Any) -> list[Any]:
 
 
 def open_channel(producer: Any) -> Any:
-    """The channel of a producer, opened again if the producer lost its connection in the pool."""
+    """The channel of a producer, opened again if the producer has lost its connection."""
     channel = producer.channel
     if channel.connection is None and producer.__connection__ is not None:
         producer.revive(producer.__connection__.default_channel)

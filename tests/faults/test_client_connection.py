@@ -372,6 +372,17 @@ class TestHalfOpen:
             app.backend.on_task_call(producer, "some-id")
             assert producer.channel.connection is not None
 
+    def test_a_task_sent_once_arrives_if_its_connection_died(self, cut_app, proxy, worker):
+        """Declaring the reply queue connects again, and nobody else does: with ``retry=False``
+        kombu tries no second time. Celery 5.7 sends the next task of a chain so."""
+        echo = cut_app.signature("tests.echo", queue=worker.queue)
+        with cut_app.connection_for_write() as connection:
+            producer = cut_app.amqp.Producer(connection)
+            for n in range(4):
+                result = echo.apply_async((n,), producer=producer, retry=False)
+                assert result.get(timeout=20) == n
+                proxy.cut(rst=bool(n % 2))
+
 
 @contextmanager
 def collector_off() -> Iterator[None]:
