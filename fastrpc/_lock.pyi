@@ -1,4 +1,4 @@
-"""A lock that an asynchronous exception cannot leave locked, and a safe start of threads."""
+"""A lock and a signal that no asynchronous exception leaves locked; a safe start of threads."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -37,6 +37,19 @@ class Lock:
 
         It can be true in a signal handler or a destructor.
         """
+
+class Signal:
+    """Wakes a thread, as ``threading.Event`` does, but one thread, once for each ``set``.
+
+    An asynchronous exception that strikes in a method of ``Event`` can leave it locked.
+    """
+
+    def __init__(self) -> None: ...
+    def set(self) -> None:
+        """Wake the thread that waits, or the next one that will. Has no effect if that is due."""
+
+    def wait(self, timeout: float) -> bool:
+        """Wait ``timeout`` seconds at most; return whether there was a signal."""
 
 def start_thread(target: Callable[..., object], *args: object) -> None:
     """Run ``target(*args)`` in a new thread, which does not keep the process alive.

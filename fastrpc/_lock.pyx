@@ -1,4 +1,4 @@
-"""A lock that an asynchronous exception cannot leave locked. Documented in _lock.pyi.
+"""A lock and a signal that no asynchronous exception leaves locked. Documented in _lock.pyi.
 
 Compiled, because an asynchronous exception (from a signal handler or PyThreadState_SetAsyncExc) is
 raised between two bytecodes. Here no bytecode, and no call that may run Python code, comes between
@@ -142,6 +142,26 @@ cdef class _Turn:
         if self.taken:
             self.taken = False
             self.lock.give()
+
+
+cdef class Signal:
+    """Wakes a waiting thread. An asynchronous exception cannot leave it locked."""
+
+    cdef object gate  # locked while a thread should sleep
+
+    def __cinit__(self):
+        # Looked up at run time, as above.
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+    def set(self):
+        """Wake the thread that waits, or the next one that will."""
+        if self.gate.locked():
+            self.gate.release()
+
+    def wait(self, double timeout):
+        """Wait ``timeout`` seconds at most; return whether there was a signal."""
+        return self.gate.acquire(True, max(timeout, 0))
 
 
 # Exceptions are thrown in at bytecode, of which a compiled function has none.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,7 +15,7 @@ from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 
 from .._borrowed import current_task
-from .._lock import Lock
+from .._lock import Lock, Signal
 from ..client.queues import explained_refusal
 from ..client.side import open_channel
 from ..options import Options
@@ -172,7 +171,7 @@ class Chords:
         if not (current_task and current_task.acks_late):
             self._joiner.demand(look)
             return
-        looked = threading.Event()
+        looked = Signal()
         look.waiting.append(looked)
         self._joiner.demand(look)
         if not looked.wait(LOOK_TIMEOUT):

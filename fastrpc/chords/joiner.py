@@ -6,12 +6,11 @@ It begins with the first part that this process sends, and ends once nothing hap
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from .._lock import start_thread
+from .._lock import Lock, Signal, start_thread
 from ..retry import backoff
 from .body import BodySender
 from .connection import ChordConnection
@@ -55,8 +54,12 @@ class Joiner:
         self.joined = self.doubles = self.put_back = 0
         #: Used by the thread alone.
         self._connection: ChordConnection | None = None
-        #: Guards what follows; waited on by the thread, and by ``close``.
-        self._changed = threading.Condition()
+        #: Wakes the thread.
+        self._wake = Signal()
+        #: Wakes ``close``.
+        self._ended = Signal()
+        #: Guards what follows.
+        self._lock = Lock()
         #: By group id.
         self._looks: dict[str, Look] = {}
         #: Those that the thread is making.
@@ -78,7 +81,11 @@ class Joiner:
 
     def demand(self, look: Look) -> None:
         """Have the thread look at a chord: at once if a task waits for it."""
-        with self._changed:
+        # The soft time limit of the task may strike at any line: what a look needs comes before it.
+        with self._lock:
+            if not self._running:
+                self._closing, self._wakes_at = False, 0.0
+                start_thread(self._run)
             known = self._looks.get(look.group_id)
             if known is not None:
                 look.waiting += known.waiting
@@ -87,28 +94,30 @@ class Joiner:
                 look.due = 0.0
             elif known is None:
                 look.due = self._next.get(look.group_id, 0.0)
+            if look.due < self._wakes_at:
+                self._wake.set()
             self._looks[look.group_id] = look
-            if not self._running:
-                self._closing, self._wakes_at = False, 0.0
-                start_thread(self._run)
-                self._running = True
-            elif look.due < self._wakes_at:
-                self._changed.notify_all()
 
     def close(self, timeout: float) -> None:
         """Have the thread make all looks, hang up and end; wait ``timeout`` seconds at most."""
-        with self._changed:
+        deadline = time.monotonic() + timeout
+        with self._lock:
             self._closing = True
             for look in self._looks.values():
                 look.due = 0.0
-            self._changed.notify_all()
-            looked = self._changed.wait_for(lambda: not self._looks and not self._current, timeout)
-        if not looked:
-            logger.error("chords were not looked at within %g s of shutting down", timeout)
+            self._wake.set()
+        while self._looks or self._current:
+            if not self._ended.wait(deadline - time.monotonic()):
+                logger.error("chords were not looked at within %g s of shutting down", timeout)
+                return
 
     # -- the thread ----------------------------------------------------------------------------
 
     def _run(self) -> None:
+        with self._lock:
+            if self._running:  # the task that started the thread was struck, and another did too
+                return
+            self._running = True
         pauses = backoff()
         while looks := self._await_looks():
             try:
@@ -119,25 +128,23 @@ class Joiner:
 
     def _await_looks(self) -> list[Look]:
         """The looks that are due; none if nothing happened for long, and the thread is to end."""
-        with self._changed:
-            self._current = []
-            self._changed.notify_all()
-            idle_at = time.monotonic() + IDLE
-            while True:
-                now = time.monotonic()
-                due = [look for look in self._looks.values() if look.due <= now]
-                if due:
-                    for look in due:
-                        del self._looks[look.group_id]
-                    self._current = due
+        idle_at = time.monotonic() + IDLE
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                self._current = [look for look in self._looks.values() if look.due <= now]
+                for look in self._current:
+                    del self._looks[look.group_id]
+                if self._current:
                     self._wakes_at = 0.0
-                    return due
+                    return self._current
                 if not self._looks and (self._closing or now >= idle_at):
                     self._running = False
                     connection, self._connection = self._connection, None
+                    self._ended.set()
                     break
                 self._wakes_at = min((look.due for look in self._looks.values()), default=idle_at)
-                self._changed.wait(self._wakes_at - now)
+            self._wake.wait(self._wakes_at - now)
         if connection is not None:
             connection.hang_up()
         return []
@@ -165,7 +172,7 @@ class Joiner:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.hang_up()
-        with self._changed:
+        with self._lock:
             for look in looks:
                 newer = self._looks.setdefault(look.group_id, look)
                 if newer is not look:
@@ -175,36 +182,36 @@ class Joiner:
 
     def _look(self, connection: ChordConnection, look: Look) -> None:
         """Count the parts of a chord; if all may be there, read them and join the chord."""
-        queue = queue_name(look.group_id)
+        name = queue_name(look.group_id)
         read = 0
         while True:
-            count = connection.count(queue)
+            count = connection.count(name)
             if count is None:  # the body was sent by another process
                 return
             if count < look.size or count <= read:
                 pause = min((look.size - count) * PAUSE_FOR_EACH, MOST_PAUSE)
-                with self._changed:
+                with self._lock:
                     self._next[look.group_id] = time.monotonic() + pause
                 return
-            messages = connection.take(queue, count)
+            messages = connection.take(name, count)
             if messages is None:
                 return
             parts = Parts(look.size, messages, self.backend)
             if parts.whole:
                 self.bodies.send(connection, look, parts)
-                connection.delete(queue)
+                connection.delete(name)
                 self.joined += 1
                 self.doubles += parts.doubles
                 return
             self.put_back += 1
             read = parts.read
             connection.put_back()
-            self._await_return(connection, queue, read)
+            self._await_return(connection, name, read)
 
-    def _await_return(self, connection: ChordConnection, queue: str, read: int) -> None:
+    def _await_return(self, connection: ChordConnection, name: str, read: int) -> None:
         """Wait until the queue has taken back what was read, unless others take it meanwhile."""
         for _ in range(RETURN_TRIES):
-            count = connection.count(queue)
+            count = connection.count(name)
             if count is None or count >= read:
                 return
             time.sleep(RETURN_INTERVAL)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
+
+from .._lock import Signal
 
 __all__ = ["Look", "queue_name"]
 
@@ -30,4 +31,4 @@ class Look:
     #: How often the connection was lost while the body was sent.
     failures: int = 0
     #: Set once somebody has looked at the queue.
-    waiting: list[threading.Event] = field(default_factory=list)
+    waiting: list[Signal] = field(default_factory=list)

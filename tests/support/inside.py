@@ -36,6 +36,8 @@ def held_locks(app: Celery) -> list[str]:
     for publisher in publishers(app):
         locks[f"publisher {id(publisher)}"] = publisher._lock
         locks[f"room {id(publisher)}"] = publisher._room
+    if app.backend._chords is not None:
+        locks["joiner"] = app.backend._chords._joiner._lock
     return [name for name, lock in locks.items() if lock.locked()]
 
 

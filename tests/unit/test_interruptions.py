@@ -1,16 +1,21 @@
-"""An exception is thrown into a sending thread, at each point where Python allows it."""
+"""An exception is thrown into a thread that sends, at each point where Python allows it."""
 
 from __future__ import annotations
 
 import dis
 import sys
+import threading
 from collections.abc import Callable
-from types import FrameType, SimpleNamespace
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
+from fastrpc._lock import Signal
+from fastrpc.chords import joiner as joiner_module
+from fastrpc.chords.joiner import Joiner
+from fastrpc.chords.look import Look
 from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending.publisher import AMQPPublisher
@@ -29,14 +34,14 @@ ENTERED = LETS_IN[0]
 
 
 class Interrupter:
-    """Throws SoftTimeLimitExceeded at point number `at` in the source of the publisher."""
+    """Throws SoftTimeLimitExceeded at point number `at` in the source of some modules."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
+    def __init__(self, at: int, modules: tuple[ModuleType, ...]) -> None:
+        self.left, self.files = at, {module.__file__ for module in modules}
         self.before: dict[FrameType, str] = {}
 
     def __call__(self, frame: FrameType, event: str, arg: object) -> Any:
-        if frame.f_code.co_filename != publisher_module.__file__:
+        if frame.f_code.co_filename not in self.files:
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -49,12 +54,12 @@ class Interrupter:
         return self
 
 
-def interrupted(at: int, action: Callable[[], object]) -> bool:
+def interrupted(at: int, action: Callable[[], object], *modules: ModuleType) -> bool:
     """Whether the point was reached before `action` ended."""
 
     def act() -> bool:
         sys._getframe().f_trace_opcodes = True  # 3.12: not heeded in the frame that is first to ask
-        sys.settrace(Interrupter(at))
+        sys.settrace(Interrupter(at, modules or (publisher_module,)))
         try:
             action()
         except SoftTimeLimitExceeded:
@@ -157,3 +162,32 @@ def test_no_lock_is_held_wherever_it_strikes_at_the_end(make):
         publisher.close(0)
         assert publisher.unconfirmed == 0
     assert at > 20, "it was never interrupted"
+
+
+def test_the_thread_that_joins_chords_goes_on_wherever_it_strikes_a_task(monkeypatch):
+    """Also if the task is the first, and starts the thread."""
+
+    class Connection:
+        errors = (OSError,)
+
+        def __init__(self, app: Any) -> None: ...
+
+        def count(self, queue: str) -> None:
+            """The queue is deleted: the chord was joined elsewhere."""
+
+        def hang_up(self) -> None: ...
+
+    monkeypatch.setattr(joiner_module, "ChordConnection", Connection)
+    came, at = True, 0
+    while came:
+        at += 1
+        joiner = Joiner(SimpleNamespace(app=None), lambda: None)
+        struck = Look("struck", 2, {}, None)
+        came = interrupted(at, lambda: joiner.demand(struck), joiner_module, threading)  # noqa: B023
+        looked = Signal()
+        joiner.demand(Look("next", 2, {}, None, waiting=[looked]))
+        assert looked.wait(10), at
+        joiner.close(10)
+        assert not joiner._lock.locked(), at
+        assert not joiner._looks, at
+    assert at > 4, "it was never interrupted"

@@ -1,4 +1,4 @@
-"""fastrpc._lock: no exception thrown into a thread leaves it locked."""
+"""fastrpc._lock: no exception thrown into a thread leaves a lock or a signal locked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from fastrpc._lock import Lock, start_thread
+from fastrpc._lock import Lock, Signal, start_thread
+from tests.support.threads import Background
 
 #: How many exceptions hit each way of taking it.
 BLOWS = 300
@@ -209,3 +210,31 @@ class TestANewThread:
 
         start_thread(fail)
         assert reports.get(timeout=5) is Blow
+
+
+class TestSignal:
+    def test_it_wakes_the_one_that_waits_and_no_other(self):
+        signalled = Signal()
+        waiter = Background(lambda: signalled.wait(10))
+        signalled.set()
+        assert waiter.result()
+        assert not signalled.wait(0)
+
+    def test_those_that_come_at_once_are_one(self):
+        signalled = Signal()
+        signalled.set()
+        signalled.set()
+        assert [signalled.wait(0), signalled.wait(0)] == [True, False]
+
+    @pytest.mark.parametrize("storm", [alarms, async_exceptions])
+    def test_no_thrown_exception_keeps_it_from_waking(self, storm):
+        """The thread that signals is not held up by one that was struck while it waited."""
+        signalled, rng = Signal(), random.Random(1)
+        with storm() as strike:
+            for _ in range(BLOWS):
+                with suppress(Blow):
+                    strike(rng.uniform(1e-5, 5e-4))
+                    while True:
+                        signalled.wait(1e-4)
+                signalled.set()
+                assert signalled.wait(0)
