@@ -260,8 +260,7 @@ class Connection(pyamqp.Connection):
         """Hang up without AMQP's handshake."""
         transport = self._transport
         if transport is not None and transport.sock is not None:
-            with suppress(OSError):  # the socket is already closed
-                transport.sock.settimeout(HANG_UP_TIMEOUT)
+            _close_socket(transport)
         try:
             super().collect()
         except AttributeError:
@@ -323,6 +322,19 @@ class Connection(pyamqp.Connection):
         if channel is None:
             raise ProtocolError(f"delivery on channel {reader.channel}, which is not open")
         return partial(channel.deliver, reader.delivery_args, reader.properties, reader.body)
+
+
+def _close_socket(transport: Any) -> None:
+    """Close the socket of a py-amqp transport, in whatever state its TLS is."""
+    sock = transport.sock
+    with suppress(OSError):  # the socket is already closed
+        sock.settimeout(HANG_UP_TIMEOUT)
+    # py-amqp ends TLS first. It cannot if an exception was thrown into the TLS handshake, or into an
+    # earlier end.
+    with suppress(OSError, ValueError, AttributeError):
+        transport.close()
+    sock.close()
+    transport.sock = None
 
 
 class PendingAnswer:

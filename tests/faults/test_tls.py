@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import pytest
-import trustme
-from celery.exceptions import TimeoutError
+from celery.exceptions import SoftTimeLimitExceeded, TimeoutError
 from kombu.exceptions import OperationalError
 
 from fastrpc import aio, apply_many
@@ -19,6 +18,7 @@ from fastrpc.sending import link, publisher
 from fastrpc.transport.transports import SSLTransport, Transport
 from tests.support import inside
 from tests.support.apps import make_app
+from tests.support.authority import Authority
 from tests.support.broker import RabbitMQ
 from tests.support.installed import installed
 from tests.support.loops import run
@@ -27,24 +27,6 @@ from tests.support.proxy import Proxy
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background, run_threads
 from tests.support.waiting import stopwatch, wait_until
-
-
-class Authority:
-    """A CA, a good server certificate and bad ones, as files."""
-
-    def __init__(self, folder) -> None:
-        self.ca = trustme.CA()
-        self.folder = folder
-        self.cafile = str(folder / "ca.pem")
-        self.ca.cert_pem.write_to_path(self.cafile)
-
-    def issue(self, name: str, *identities: str, **options) -> dict[str, str]:
-        leaf = self.ca.issue_cert(*identities, **options)
-        cert, key = str(self.folder / f"{name}.pem"), str(self.folder / f"{name}.key")
-        for n, blob in enumerate(leaf.cert_chain_pems):
-            blob.write_to_path(cert, append=n > 0)
-        leaf.private_key_pem.write_to_path(key)
-        return {"certfile": cert, "keyfile": key}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +80,30 @@ def test_results_travel_over_tls(tls_broker, make_client, trusting):
     sock = inside.intake_socket(app)
     assert isinstance(sock, ssl.SSLSocket)
     assert sock.version() in ("TLSv1.2", "TLSv1.3")
+
+
+@pytest.mark.parametrize("method", ["do_handshake", "unwrap"])
+def test_a_time_limit_in_the_middle_of_tls(tls_broker, make_client, trusting, monkeypatch, method):
+    """It ends the wait in which it strikes, and no later one."""
+    app = make_client(tls_broker.tls_url, broker_use_ssl=trusting)
+    if method == "unwrap":
+        round_trip(app)
+    stock, struck = getattr(ssl.SSLSocket, method), []
+
+    def strike(sock: ssl.SSLSocket, *args: object, **kwargs: object) -> object:
+        if struck:
+            return stock(sock, *args, **kwargs)
+        struck.append(sock)
+        if method == "unwrap":
+            stock(sock)
+        raise SoftTimeLimitExceeded
+
+    monkeypatch.setattr(ssl.SSLSocket, method, strike)
+    interrupted = inside.intake(app).close if method == "unwrap" else app.AsyncResult("some-id").get
+    with pytest.raises(SoftTimeLimitExceeded):
+        interrupted()
+    assert struck
+    round_trip(app)
 
 
 @pytest.mark.parametrize("confirm", [False, True, "pipelined"])
