@@ -92,10 +92,11 @@ def example(own_vhost, tmp_path) -> Iterator[Callable[[str], Example]]:
 
 
 def fetch(url: str, *paths: str) -> list[httpx.Response]:
-    """All at once."""
+    """All at once, each over a connection of its own: gunicorn closes one that is idle for 2 s, and
+    a request that is sent at that moment fails."""
 
     async def main() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=len(paths))
+        limits = httpx.Limits(max_connections=len(paths), max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits) as client:
             return await asyncio.gather(*map(client.get, paths))
 

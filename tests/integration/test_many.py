@@ -242,12 +242,24 @@ class TestLostConnections:
             fastrpc.apply_many(one.add, [(1, 2)])
             assert len(one.ids(1)) == 1
             with pytest.raises(NotAllSent) as raised:
-                fastrpc.apply_many(one.add, self.cut_at(proxy, 1500, 3000))
+                fastrpc.apply_many(one.add, self.cut_at(proxy, 1500, 3000), ignore_result=True)
             sent, in_doubt = raised.value.sent.results, raised.value.in_doubt
             assert in_doubt
             assert not {result.id for result in sent} & set(in_doubt)
             # Messages written before the cut may be lost with the connection, as on stock.
             assert set(one.ids(1)) <= {*(result.id for result in sent), *in_doubt}
+
+    def test_without_retries_each_call_that_wants_a_result_connects_again(
+        self, broker, sender, monkeypatch
+    ):
+        """To declare the reply queue. What is collected is then written to that connection."""
+        monkeypatch.setattr(Model, "of", lambda *args: None)
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), task_publish_retry=False)
+            fastrpc.apply_many(one.add, [(1, 2)])
+            assert len(one.ids(1)) == 1
+            results = fastrpc.apply_many(one.add, self.cut_at(proxy, 20, 100))
+            assert one.ids(100) == [result.id for result in results]
 
 
 class TestConfirms:
