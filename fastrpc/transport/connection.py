@@ -329,8 +329,8 @@ def _close_socket(transport: Any) -> None:
     sock = transport.sock
     with suppress(OSError):  # the socket is already closed
         sock.settimeout(HANG_UP_TIMEOUT)
-    # py-amqp ends TLS first. It cannot if an exception was thrown into the TLS handshake, or into an
-    # earlier end.
+    # py-amqp ends TLS first. It cannot if an exception was thrown into the TLS handshake, or while
+    # it did this before.
     with suppress(OSError, ValueError, AttributeError):
         transport.close()
     sock.close()

@@ -7,14 +7,16 @@ import sys
 
 LIBRARY, URL, SCENARIO = sys.argv[1:4]
 if LIBRARY == "gevent":
-    from gevent import monkey
+    from gevent import Timeout, monkey
 
     monkey.patch_all()
 else:
     import eventlet
+    from eventlet import Timeout
 
     eventlet.monkey_patch()
 
+import random  # noqa: E402
 import time  # noqa: E402
 from itertools import pairwise  # noqa: E402
 
@@ -148,6 +150,35 @@ def cuts():
             answer(sender, oid, results[n : n + 50], [n])
             assert [wait() for wait in waits[n : n + 50]] == [[n]] * 50
         assert app.backend.stats()["reconnects"] >= 5
+
+
+def struck():
+    """Timeouts of the library strike waits and sends, again and again; nothing is left behind."""
+    app, sender = client(URL), client(URL)
+    results = expect(app, 50)
+    oid = app.backend.oid
+    rng = random.Random(1)
+    strikes = []
+
+    def until_done(function, *args):
+        while True:
+            try:
+                with Timeout(rng.expovariate(20)):
+                    return function(*args)
+            except Timeout as strike:
+                strikes.append(strike)
+
+    def send(n):
+        for result in results[n::5]:
+            time.sleep(0.2)
+            until_done(answer, sender, oid, [result], result.id)
+
+    waits = [spawn(until_done, result.get, 30) for result in results]
+    each(5, send)
+    assert [wait() for wait in waits] == [result.id for result in results]
+    assert len(strikes) > 100, len(strikes)
+    for one in (app, sender):
+        wait_until(lambda: not any(inside.leftovers(one).values()), 20, "all is over")  # noqa: B023
 
 
 def busy_wait():

@@ -19,7 +19,10 @@ def library(request) -> str:
 
 @pytest.mark.parametrize(
     "scenario",
-    ["many_wait", "call_and_wait", "latency", "callbacks", "timeouts", "cuts", "busy_wait"],
+    [
+        *("many_wait", "call_and_wait", "latency", "callbacks", "timeouts", "cuts", "struck"),
+        "busy_wait",
+    ],
 )
 def test_a_client(private_broker, library, scenario):
     said = run_child("tests.faults.green_child", library, private_broker.url, scenario)
