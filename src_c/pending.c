@@ -463,7 +463,7 @@ static void lose(pending *p, pending_entry *e)
 }
 
 /* Drops the body of e, a progress state. e stays WAITING. */
-static void drop_advice(pending *p, pending_entry *e)
+static void drop_progress(pending *p, pending_entry *e)
 {
     leave(p, e);
     enter(p, without_body(p, e), PENDING_WAITING);
@@ -471,20 +471,20 @@ static void drop_advice(pending *p, pending_entry *e)
 
 static uint64_t apply_caps(pending *p, pending_entry *newest)
 {
-    order *advice = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
+    order *progress = &p->orders[PENDING_WAITING], *results = &p->orders[PENDING_UNCLAIMED];
     uint64_t most = p->limits.max_unclaimed_bytes, evicted = p->evicted;
     if (newest->state == PENDING_WAITING) {
         /* If the results alone leave no room for it, dropping other progress states cannot help. */
         if (stored_len(newest) > most - results->bytes)
-            drop_advice(p, newest);
+            drop_progress(p, newest);
     } else if (stored_len(newest) > most) {
         lose(p, newest);
     }
     while (results->count > p->limits.max_unclaimed)
         lose(p, results->oldest);
-    while (advice->bytes + results->bytes > most) {
-        if (advice->oldest != NULL)
-            drop_advice(p, advice->oldest);
+    while (progress->bytes + results->bytes > most) {
+        if (progress->oldest != NULL)
+            drop_progress(p, progress->oldest);
         else
             lose(p, results->oldest);
     }
@@ -677,7 +677,7 @@ void pending_drop_body(pending *p, pending_entry *e)
     if (e->state == PENDING_UNCLAIMED) {
         discard(p, e);
     } else if (e->state == PENDING_WAITING) {
-        drop_advice(p, e);
+        drop_progress(p, e);
     }
 }
 

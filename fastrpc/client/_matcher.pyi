@@ -153,10 +153,10 @@ class DeliveryLoop:
     def holds_some(self) -> bool:
         """Whether bytes or deliveries were read and not delivered yet."""
 
-    def run(self, short_way: bool, now: float) -> None:
+    def run(self, fast_path: bool, now: float) -> None:
         """Deliver everything that the reader has; ``now`` is the time of arrival.
 
-        ``short_way`` allows the fast path. Exceptions of the sink, and ``ProtocolError``, are
+        With ``fast_path``, deliveries may take it. Exceptions of the sink and ``ProtocolError`` are
         passed on. An exception thrown into the thread loses nothing: the next call continues with
         the same delivery. A callback of a result may call ``run`` again, to wait for another one.
         """

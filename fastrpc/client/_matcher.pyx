@@ -393,7 +393,7 @@ cdef class DeliveryLoop:
     def holds_some(self):
         return self._shown or bool(self._undelivered) or self._reader.buffered
 
-    def run(self, bint short_way, double now):
+    def run(self, bint fast_path, double now):
         """Deliver everything that the reader has."""
         cdef frame_event *e = &self._reader.event
         cdef int kind
@@ -414,7 +414,7 @@ cdef class DeliveryLoop:
                     continue
                 self._shown = True
             tag = e.delivery_tag
-            if short_way and _is_plain_json(e) and self.deliver(e, now):
+            if fast_path and _is_plain_json(e) and self.deliver(e, now):
                 self.count(tag)
             else:
                 self._undelivered.append(self.take_out())

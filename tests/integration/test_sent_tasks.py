@@ -30,14 +30,14 @@ def test_a_raw_consumer_receives_what_stock_sends(received, how, case):
     assert received[how][case] == received["stock"][case]
 
 
-def test_the_short_way_of_a_call_is_taken_where_it_can_be(received):
+def test_the_fast_path_of_a_call_is_taken_where_it_can_be(received):
     assert not any(received["stock"]["short"].values())
     for how in ("single", "batch"):
         counts = {case: n.get("Producer", 0) for case, n in received[how]["short"].items()}
         assert {case for case, n in counts.items() if n == 0} == {"gzip", "compressed"}
 
 
-def test_the_short_way_of_many_calls_is_taken_where_only_the_call_changes(received):
+def test_the_fast_path_of_many_calls_is_taken_where_only_the_call_changes(received):
     counts = {case: n.get("Model", 0) for case, n in received["many"]["short"].items()}
     assert {case for case, n in counts.items() if n == 0} == ONE_BY_ONE
     assert {n for n in counts.values()} == {0, 2}  # the first is Celery's

@@ -193,7 +193,7 @@ def describe(messages: list[Any]) -> list[Any]:
     return json.loads(ORIGIN.sub("gen@", TIME.sub("TIME", text)))
 
 
-def count_short_ways() -> Counter[str]:
+def count_fast_paths() -> Counter[str]:
     """Count how often the fast paths are taken from now on."""
     counts: Counter[str] = Counter()
 
@@ -217,7 +217,7 @@ def main(how: str, url: str) -> None:
         fastrpc.install()
     consumer = Consumer(url)
     sent: dict[str, Any] = {"short": {}}
-    counts = count_short_ways()
+    counts = count_fast_paths()
     cases = {name: (PLAIN, *case) for name, case in CALLS.items()}
     cases.update({name: (calls, {}, {}) for name, calls in VALUES.items()})
     cases["picklable"] = (

@@ -112,8 +112,8 @@ class Looping:
     def arrives(self, *task_ids: str, **properties: Any) -> None:
         self.reader.feed(b"".join(self.frames(task_id, **properties) for task_id in task_ids))
 
-    def run(self, short_way: bool = True) -> None:
-        self.loop.run(short_way, 1.0)
+    def run(self, fast_path: bool = True) -> None:
+        self.loop.run(fast_path, 1.0)
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -141,7 +141,7 @@ class TestWays:
     def test_without_permission_nothing_does(self, looping):
         result = looping.wait_for("a")
         looping.arrives("a", "b")
-        looping.run(short_way=False)
+        looping.run(fast_path=False)
         assert looping.slow == [1, 2]
         assert result.state == "SUCCESS"
 
@@ -263,8 +263,8 @@ class TestExceptions:
         assert looping.counted == (4, 4)
         assert not looping.loop.spoiled
 
-    @pytest.mark.parametrize("short_way", [True, False])
-    def test_while_a_large_body_is_decoded_too(self, looping, short_way):
+    @pytest.mark.parametrize("fast_path", [True, False])
+    def test_while_a_large_body_is_decoded_too(self, looping, fast_path):
         result = looping.wait_for("a")
         looping.on_load.append(KeyboardInterrupt())
         looping.arrives("a", body=meta("a", "x" * LARGE))
@@ -273,7 +273,7 @@ class TestExceptions:
         assert looping.counted == (0, 0)
         assert looping.loop.holds_some
         assert result._cache is None
-        looping.run(short_way)
+        looping.run(fast_path)
         assert len(result._cache["result"]) == LARGE
         assert looping.counted == (1, 1)
         assert not looping.loop.spoiled
@@ -350,36 +350,36 @@ class TestExceptions:
 
 
 class TestCallbacksThatRead:
-    @pytest.mark.parametrize("short_way", [True, False])
-    def test_go_on_with_the_next_delivery(self, looping, short_way):
+    @pytest.mark.parametrize("fast_path", [True, False])
+    def test_go_on_with_the_next_delivery(self, looping, fast_path):
         seen: list[str] = []
 
         def read() -> None:
-            looping.run(short_way)
+            looping.run(fast_path)
             seen.append(f"a, after {other.state}")
 
         result = looping.wait_for("a", read)
         other = looping.wait_for("b", lambda: seen.append("b"))
         looping.arrives("a", "b", "c")
-        looping.run(short_way)
+        looping.run(fast_path)
         assert seen == ["b", "a, after SUCCESS"]
         assert result.state == "SUCCESS"
         assert looping.counted == (3, 3)
         assert [looping.table.state(task_id) for task_id in "abc"] == [DONE, DONE, UNCLAIMED]
 
-    @pytest.mark.parametrize("short_way", [True, False])
-    def test_see_a_copy_of_their_own_and_hand_it_out_once(self, looping, short_way):
+    @pytest.mark.parametrize("fast_path", [True, False])
+    def test_see_a_copy_of_their_own_and_hand_it_out_once(self, looping, fast_path):
         seen: list[str] = []
 
         def read() -> None:
             seen.append("a")
-            looping.run(short_way)
+            looping.run(fast_path)
 
         looping.wait_for("a", read)
         late = looping.wait_for("a", lambda: seen.append("late"))
         looping.arrives("a", body=meta("a", "first"))
         looping.arrives("a", body=meta("a", "second"))
-        looping.run(short_way)
+        looping.run(fast_path)
         assert seen == ["a", "late"]
         assert late._cache is not None
         assert looping.counted == (2, 2)
@@ -477,9 +477,9 @@ class TestEnd:
         assert looping.loop.acked_tag == looping.loop.last_tag
         assert [looping.table.state(task_id) for task_id in "bc"] == [UNKNOWN, UNKNOWN]
 
-    @pytest.mark.parametrize("short_way", [True, False])
-    def test_in_a_callback_that_forks(self, looping, short_way):
+    @pytest.mark.parametrize("fast_path", [True, False])
+    def test_in_a_callback_that_forks(self, looping, fast_path):
         looping.wait_for("a", looping.loop.end)
         looping.arrives("a", "b")
-        looping.run(short_way)
+        looping.run(fast_path)
         assert looping.table.state("b") == UNKNOWN

@@ -47,7 +47,7 @@ class PromptIntake(AMQPIntake):
 class ReferenceIntake(PromptIntake):
     """Passes every delivery to ResultMatcher.deliver."""
 
-    short_way = False
+    fast_path = False
 
 
 #: The paths of a delivery: name -> (the intake, whether it arrives while an answer is awaited).
