@@ -79,11 +79,14 @@ class AMQPIntake(Intake):
     def _declare(self, name: str, patience: float) -> bool:
         timeout = self._amqp.answer_timeout
         patience = min(patience, timeout / 2)
+        channel = self._declaring_channel
+        refusals = channel.refusals
         try:
             with self.answered_within(patience):
                 return super()._declare(name, patience)
         except TimeoutError:
-            late = PendingAnswer(self._declaring_channel, spec.Queue.DeclareOk)
+            # It may have been refused in time, and py-amqp was opening the channel again.
+            late = PendingAnswer(channel, spec.Queue.DeclareOk, refusals)
             # This fails if the broker answers nothing on any channel.
             with self.answered_within(timeout - patience):
                 self._declaring_channel = self.connection.channel()
@@ -141,7 +144,7 @@ class AMQPIntake(Intake):
             return
         if self._answer is None:
             self._ask_at = now + ANSWER_TIMEOUT
-            self._answer = PendingAnswer(self.channel, spec.Basic.QosOk)
+            self._answer = PendingAnswer(self.channel, spec.Basic.QosOk, self.channel.refusals)
             self._consumed_anew = False
             self._write_qos()
         elif self._answer.came:

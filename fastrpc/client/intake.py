@@ -76,8 +76,8 @@ class Intake:
         self.queues = queues
         self.options = options
         self.consumed: set[str] = set()
-        #: Unreachable queues. None: the node of the queue is down. Otherwise the broker has not yet
-        #: answered the declaration.
+        #: Unreachable queues. None: the node of the queue is down. Otherwise the broker had not yet
+        #: answered the declaration when we stopped waiting.
         self.away: dict[str, PendingAnswer | None] = {}
         #: When the queues of dead nodes are tried again.
         self._away_at = 0.0
@@ -158,7 +158,7 @@ class Intake:
             if late is not None and late.came:
                 late.channel.close()
                 self._consume_again(name)
-            elif late is None and due:
+            elif due and (late is None or late.refused):
                 self._declare_and_consume(name)
 
     def close(self) -> None:

@@ -33,6 +33,8 @@ class Channel(pyamqp.Channel):
     batch: PublishBatch | None = None
     #: Messages published since confirm_select(): the delivery tag of the last one.
     published = 0
+    #: How often the broker has closed it, to refuse a method. py-amqp opens it again each time.
+    refusals = 0
 
     def _basic_publish(
         self,
@@ -74,6 +76,10 @@ class Channel(pyamqp.Channel):
         return fulfilled()
 
     basic_publish = _basic_publish
+
+    def _on_close(self, *args: Any) -> None:
+        self.refusals += 1
+        super()._on_close(*args)
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for an answer, as py-amqp. Deliveries are left to the thread that consumes.

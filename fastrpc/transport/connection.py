@@ -341,12 +341,23 @@ class PendingAnswer:
     """The answer to a method that no thread waits for.
 
     RabbitMQ handles the methods of a channel one by one: no other answer arrives before this one.
+
+    Args:
+        channel: Where the method was sent.
+        method: The method that is the answer.
+        refusals: ``channel.refusals`` before the method was sent.
     """
 
-    def __init__(self, channel: Any, method: tuple[int, int]) -> None:
+    def __init__(self, channel: Any, method: tuple[int, int], refusals: int) -> None:
         self.channel = channel
+        self._refusals = refusals
         self._promise = channel._pending[method] = promise()
 
     @property
     def came(self) -> bool:
         return bool(self._promise.ready)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the broker has closed the channel instead. The answer never comes."""
+        return bool(self.channel.refusals != self._refusals)

@@ -14,6 +14,7 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu import Connection
 
+from fastrpc.client import intake
 from tests.support import inside
 from tests.support.broker import Cluster, RabbitMQ
 from tests.support.results import answer, await_confirms, expect
@@ -129,8 +130,15 @@ def test_classic_queue_on_another_node_than_the_connected_one(cluster, make_clie
 
 
 @pytest.mark.slow
-def test_classic_queue_comes_back_with_its_node(request, cluster, make_client, goes):
-    """Meanwhile nothing hangs, and the queues of other threads work."""
+@pytest.mark.parametrize("patience", [intake.READING_PATIENCE, 0.0005], ids=["", "impatient"])
+def test_classic_queue_comes_back_with_its_node(
+    request, cluster, make_client, goes, patience, monkeypatch
+):
+    """Meanwhile nothing hangs, and the queues of other threads work.
+
+    With little patience the refusal of a declaration comes when nobody waits for it any more.
+    """
+    monkeypatch.setattr(intake, "READING_PATIENCE", patience)
     home, other = cluster.nodes[0], cluster.nodes[1]
     # RabbitMQ 4 may leave the declaration of a queue whose node was killed unanswered for 64 s.
     is_told = "killed" not in request.node.name or home.ctl("version").startswith("3.")

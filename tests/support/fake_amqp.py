@@ -23,6 +23,7 @@ class FakeChannel:
         #: As kombu's, which remembers what it has declared.
         self.connection = SimpleNamespace(client=SimpleNamespace(declared_entities=set()))
         self._pending: dict[Any, Any] = {}
+        self.refusals = 0
 
     def _write(self, *method: Any) -> None:
         error, self.fails = self.fails, None

@@ -370,7 +370,7 @@ class TestTurns:
         elif awaited == "handshake":
             idle.connection._handshake_complete = False
         else:
-            PendingAnswer(channel, spec.Basic.CancelOk)
+            PendingAnswer(channel, spec.Basic.CancelOk, channel.refusals)
         self.drained(idle)
         self.serve(busy)
         assert self.drained(idle)[0] == 0.01
@@ -405,11 +405,12 @@ class TestEnds:
 
 class TestPendingAnswer:
     def test_it_came_once_its_method_was_handled(self):
-        channel = SimpleNamespace(_pending={})
-        answer = PendingAnswer(channel, spec.Queue.DeclareOk)
+        channel = SimpleNamespace(_pending={}, refusals=0)
+        answer = PendingAnswer(channel, spec.Queue.DeclareOk, 0)
         assert not answer.came
         channel._pending.pop(spec.Queue.DeclareOk)()
         assert answer.came
+        assert not answer.refused
 
 
 def test_the_reader_accepts_frames_of_the_negotiated_size(monkeypatch):

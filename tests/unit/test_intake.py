@@ -217,6 +217,18 @@ class TestConsuming:
         assert way.consumed() == ["b", "a"]
         assert first.written[-1] == ("close",)
 
+    def test_one_that_is_refused_too_late_is_declared_again(self, clock):
+        """The answer that is still awaited never comes."""
+        way = Way("a", a=TimeoutError())
+        way.connection.default_channel.refusals += 1
+        way.intake.tend()
+        assert way.broker.declared == ["a"]
+        way.broker.answers.clear()
+        clock.now += intake_module.DOWN_INTERVAL
+        way.intake.tend()
+        assert way.broker.declared == ["a", "a"]
+        assert way.consumed() == ["a"]
+
 
 class TestReading:
     def test_whether_something_came(self):
