@@ -46,7 +46,7 @@ class Signal:
 
     def __init__(self) -> None: ...
     def set(self) -> None:
-        """Wake the thread that waits, or the next one that will. Has no effect if that is due."""
+        """Wake the thread that waits, or the next one that will. Many calls before it are one."""
 
     def wait(self, timeout: float) -> bool:
         """Wait ``timeout`` seconds at most; return whether there was a signal."""

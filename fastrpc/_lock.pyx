@@ -157,7 +157,10 @@ cdef class Signal:
     def set(self):
         """Wake the thread that waits, or the next one that will."""
         if self.gate.locked():
-            self.gate.release()
+            try:
+                self.gate.release()
+            except RuntimeError:
+                pass  # another thread was faster
 
     def wait(self, double timeout):
         """Wait ``timeout`` seconds at most; return whether there was a signal."""

@@ -63,8 +63,7 @@ class ChordConnection:
         """How many messages are ready in ``queue``; None if there is no such queue."""
         try:
             return int(self._open_channel().queue_declare(queue, passive=True).message_count)
-        except NotFound:
-            self._channel = None
+        except NotFound:  # py-amqp has opened the channel again
             return None
 
     def take(self, queue: str, count: int) -> list[Any] | None:
@@ -80,7 +79,6 @@ class ChordConnection:
             while len(messages) < count and not gone:
                 self._connection.drain_events(timeout=HELD_TIMEOUT)
         except NotFound:
-            self._channel = None
             return None
         except TimeoutError:
             self.put_back()

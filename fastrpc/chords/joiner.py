@@ -56,8 +56,8 @@ class Joiner:
         self._connection: ChordConnection | None = None
         #: Wakes the thread.
         self._wake = Signal()
-        #: Wakes ``close``.
-        self._ended = Signal()
+        #: Wakes ``close`` once no look is owed.
+        self._done = Signal()
         #: Guards what follows.
         self._lock = Lock()
         #: By group id.
@@ -81,11 +81,7 @@ class Joiner:
 
     def demand(self, look: Look) -> None:
         """Have the thread look at a chord: at once if a task waits for it."""
-        # The soft time limit of the task may strike at any line: what a look needs comes before it.
         with self._lock:
-            if not self._running:
-                self._closing, self._wakes_at = False, 0.0
-                start_thread(self._run)
             known = self._looks.get(look.group_id)
             if known is not None:
                 look.waiting += known.waiting
@@ -94,20 +90,28 @@ class Joiner:
                 look.due = 0.0
             elif known is None:
                 look.due = self._next.get(look.group_id, 0.0)
-            if look.due < self._wakes_at:
-                self._wake.set()
+            # First, because the soft time limit of the task may strike at any line. The thread
+            # finds it then at the latest when it would end.
             self._looks[look.group_id] = look
+            if not self._running:
+                start_thread(self._run)
+            elif look.due < self._wakes_at:
+                self._wake.set()
 
     def close(self, timeout: float) -> None:
         """Have the thread make all looks, hang up and end; wait ``timeout`` seconds at most."""
+        if self._lock.mine:
+            return  # this is a signal handler or a destructor that interrupts a task in demand()
         deadline = time.monotonic() + timeout
         with self._lock:
             self._closing = True
             for look in self._looks.values():
                 look.due = 0.0
+            if self._looks and not self._running:
+                start_thread(self._run)
             self._wake.set()
         while self._looks or self._current:
-            if not self._ended.wait(deadline - time.monotonic()):
+            if not self._done.wait(deadline - time.monotonic()):
                 logger.error("chords were not looked at within %g s of shutting down", timeout)
                 return
 
@@ -115,7 +119,7 @@ class Joiner:
 
     def _run(self) -> None:
         with self._lock:
-            if self._running:  # the task that started the thread was struck, and another did too
+            if self._running:  # another call of demand() has started a thread too
                 return
             self._running = True
         pauses = backoff()
@@ -125,6 +129,12 @@ class Joiner:
                 pauses = backoff()
             except Exception as exc:  # the connection is lost, most likely
                 self._again(looks, exc, next(pauses))
+            except BaseException as exc:  # SystemExit, for example, from code of the application
+                self._again(looks, exc, next(pauses))
+                with self._lock:
+                    self._running = False
+                    start_thread(self._run)
+                raise
 
     def _await_looks(self) -> list[Look]:
         """The looks that are due; none if nothing happened for long, and the thread is to end."""
@@ -138,11 +148,12 @@ class Joiner:
                 if self._current:
                     self._wakes_at = 0.0
                     return self._current
-                if not self._looks and (self._closing or now >= idle_at):
-                    self._running = False
-                    connection, self._connection = self._connection, None
-                    self._ended.set()
-                    break
+                if not self._looks:
+                    self._done.set()
+                    if self._closing or now >= idle_at:
+                        self._running = self._closing = False
+                        connection, self._connection = self._connection, None
+                        break
                 self._wakes_at = min((look.due for look in self._looks.values()), default=idle_at)
             self._wake.wait(self._wakes_at - now)
         if connection is not None:
@@ -166,7 +177,7 @@ class Joiner:
             for looked in looks.pop(0).waiting:
                 looked.set()
 
-    def _again(self, looks: list[Look], exc: Exception, pause: float) -> None:
+    def _again(self, looks: list[Look], exc: BaseException, pause: float) -> None:
         """Have these looks made over another connection, after a pause."""
         logger.warning("looking at %d chords failed, trying again: %r", len(looks), exc)
         connection, self._connection = self._connection, None

@@ -18,12 +18,11 @@ import os
 import threading
 from asyncio import AbstractEventLoop, TimerHandle
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import TimeoutError
 
-from .._lock import Lock, start_thread
+from .._lock import Lock, Signal, start_thread
 from ._wait import LoopWait, Wait
 from .intake import INTERVAL, Intake
 from .reader import CONNECT_TIMEOUT
@@ -52,10 +51,8 @@ class Loops:
         #: What the running keeper was started with, so that it notices a successor.
         self._keeper: object | None = None
         self._lock = Lock()
-        #: Its release wakes the keeper. Not an Event: an exception can interrupt the methods of an
-        #: Event while they hold its own lock.
-        self._bell = threading.Lock()
-        self._bell.acquire()
+        #: Wakes the keeper.
+        self._bell = Signal()
         #: A connection that a loop has found lost, and the exception.
         self._lost: tuple[Intake, Exception] | None = None
         self.role.on_free = self._on_free
@@ -127,9 +124,7 @@ class Loops:
 
     def ring(self) -> None:
         """Have the keeper look at the connection now."""
-        if self._bell.locked():
-            with suppress(RuntimeError):  # another thread was faster
-                self._bell.release()
+        self._bell.set()
 
     def _keep(self, me: object) -> None:
         """Look after the connection until nothing is awaited and nothing is to be acknowledged."""
@@ -154,7 +149,7 @@ class Loops:
             self._fail(waiting, exc)
         for reader in waiting:
             reader.ring_again()
-        return reads or self._bell.acquire(timeout=self._interval()) or self._is_needed()
+        return reads or self._bell.wait(self._interval()) or self._is_needed()
 
     def _is_needed(self) -> bool:
         intake = self.consumer.intake

@@ -164,30 +164,71 @@ def test_no_lock_is_held_wherever_it_strikes_at_the_end(make):
     assert at > 20, "it was never interrupted"
 
 
-def test_the_thread_that_joins_chords_goes_on_wherever_it_strikes_a_task(monkeypatch):
+class Chords:
+    """The connection of the thread that joins chords. All of them were joined elsewhere."""
+
+    errors = (OSError,)
+
+    def __init__(self, app: Any) -> None: ...
+
+    def count(self, queue: str) -> None:
+        """None: the queue is deleted."""
+
+    def put_back(self) -> None: ...
+
+    def hang_up(self) -> None: ...
+
+
+@pytest.fixture
+def joiner(monkeypatch) -> Callable[[], Joiner]:
+    monkeypatch.setattr(joiner_module, "ChordConnection", Chords)
+    return lambda: Joiner(SimpleNamespace(app=None), lambda: None)
+
+
+def look(name: str, *waiting: Signal) -> Look:
+    return Look(name, 2, {}, None, waiting=[*waiting])
+
+
+def test_the_thread_that_joins_chords_goes_on_wherever_it_strikes_a_task(joiner):
     """Also if the task is the first, and starts the thread."""
-
-    class Connection:
-        errors = (OSError,)
-
-        def __init__(self, app: Any) -> None: ...
-
-        def count(self, queue: str) -> None:
-            """The queue is deleted: the chord was joined elsewhere."""
-
-        def hang_up(self) -> None: ...
-
-    monkeypatch.setattr(joiner_module, "ChordConnection", Connection)
     came, at = True, 0
     while came:
         at += 1
-        joiner = Joiner(SimpleNamespace(app=None), lambda: None)
-        struck = Look("struck", 2, {}, None)
-        came = interrupted(at, lambda: joiner.demand(struck), joiner_module, threading)  # noqa: B023
-        looked = Signal()
-        joiner.demand(Look("next", 2, {}, None, waiting=[looked]))
+        one, looked = joiner(), Signal()
+        came = interrupted(at, lambda: one.demand(look("struck")), joiner_module, threading)  # noqa: B023
+        one.demand(look("next", looked))
         assert looked.wait(10), at
-        joiner.close(10)
-        assert not joiner._lock.locked(), at
-        assert not joiner._looks, at
+        one.close(10)
+        assert not one._lock.locked(), at
+        assert not one._looks, at
     assert at > 4, "it was never interrupted"
+
+
+def test_chords_are_joined_after_an_exit_in_their_thread(joiner, monkeypatch):
+    """``SystemExit`` from code of the application: it ends that thread, and the look is made."""
+    one, looked, counted = joiner(), Signal(), []
+
+    def count(self: Chords, queue: str) -> None:
+        counted.append(queue)
+        if len(counted) == 1:
+            raise SystemExit
+
+    monkeypatch.setattr(Chords, "count", count)
+    one.demand(look("first", looked))
+    assert looked.wait(10)
+    one.close(10)
+    assert counted == ["fastrpc.chord.first"] * 2
+
+
+def test_looks_without_a_thread_are_made_when_it_closes(joiner, monkeypatch):
+    one, looked = joiner(), Signal()
+
+    def no_more(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(joiner_module, "start_thread", no_more)
+        with pytest.raises(RuntimeError):
+            one.demand(look("first", looked))
+    one.close(10)
+    assert looked.wait(0)
