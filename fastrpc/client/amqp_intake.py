@@ -77,8 +77,12 @@ class AMQPIntake(Intake):
         self._amqp.on_delivery = self._loop.keep
 
     def _declare(self, name: str, patience: float) -> bool:
+        reachable = self._declare_within(name, min(patience, self._amqp.answer_timeout / 2))
+        self._check_channel()
+        return reachable
+
+    def _declare_within(self, name: str, patience: float) -> bool:
         timeout = self._amqp.answer_timeout
-        patience = min(patience, timeout / 2)
         channel = self._declaring_channel
         refusals = channel.refusals
         try:
@@ -87,6 +91,7 @@ class AMQPIntake(Intake):
         except TimeoutError:
             # It may have been refused in time, and py-amqp was opening the channel again.
             late = PendingAnswer(channel, spec.Queue.DeclareOk, refusals)
+            channel.unattended = True
             # This fails if the broker answers nothing on any channel.
             with self.answered_within(timeout - patience):
                 self._declaring_channel = self.connection.channel()
@@ -110,8 +115,7 @@ class AMQPIntake(Intake):
         # The queue was deleted, or moved to another node: declare it and consume it again.
         if consumer_tag not in self.queues:
             return  # this process deleted it
-        self.consumed.discard(consumer_tag)
-        self._declare_and_consume(consumer_tag)
+        self._cancelled(consumer_tag)
 
     def read(self, timeout: float) -> bool:
         if self._busy_wait:
@@ -129,6 +133,16 @@ class AMQPIntake(Intake):
         self._amqp.bytes_recv += 1  # heartbeat_tick() needs to see a change
         return True
 
+    def _check_channel(self) -> None:
+        """
+        Raises:
+            RecoverableConnectionError: the broker has closed the channel of the results. py-amqp
+                opened it again, but nothing is consumed on it. It raised that in whatever waited
+                for an answer then, which may have taken it for its own.
+        """
+        if self.channel.refusals:
+            raise RecoverableConnectionError("the broker has closed the channel of the results")
+
     def _ask_channel(self) -> None:
         """Ask whether the channel still answers. Called while nothing arrives.
 
@@ -139,12 +153,13 @@ class AMQPIntake(Intake):
         Raises:
             RecoverableConnectionError: the last question was not answered in time.
         """
+        self._check_channel()
         now = time.monotonic()
         if now < self._ask_at and not (self._consumed_anew and self._answer is None):
             return
         if self._answer is None:
             self._ask_at = now + ANSWER_TIMEOUT
-            self._answer = PendingAnswer(self.channel, spec.Basic.QosOk, self.channel.refusals)
+            self._answer = PendingAnswer(self.channel, spec.Basic.QosOk, 0)
             self._consumed_anew = False
             self._write_qos()
         elif self._answer.came:

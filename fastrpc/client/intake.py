@@ -81,6 +81,8 @@ class Intake:
         self.away: dict[str, PendingAnswer | None] = {}
         #: When the queues of dead nodes are tried again.
         self._away_at = 0.0
+        #: Those in ``away`` that the log has been told of.
+        self._told: set[str] = set()
         #: How many messages were in the queues when they were declared.
         self.backlog = 0
         #: How many messages were delivered.
@@ -122,8 +124,13 @@ class Intake:
         """Consume the queue ``name``, which exists."""
         with self._consume_lock:
             if name not in self.consumed and name not in self.away:
-                self._consume(name)
+                # Before it is written: the broker may cancel it before we get to the next line.
                 self.consumed.add(name)
+                try:
+                    self._consume(name)
+                except BaseException:
+                    self.consumed.discard(name)
+                    raise
 
     def _declare_and_consume(self, name: str) -> None:
         if self._declare(name, READING_PATIENCE):
@@ -131,7 +138,17 @@ class Intake:
 
     def _consume_again(self, name: str) -> None:
         self.away.pop(name, None)
+        self._told.discard(name)
         self.consume(name)
+
+    def _cancelled(self, name: str) -> None:
+        """Have ``tend`` declare and consume ``name`` again: it was deleted, or its node is down.
+
+        Not at once. This is called while an answer is awaited, and the broker may cancel many.
+        """
+        self.away[name] = None
+        self._away_at = 0.0
+        self.consumed.discard(name)
 
     def _declare(self, name: str, patience: float) -> bool:
         """Declare ``name``; return False if it is unreachable, which must not stop the others."""
@@ -143,7 +160,8 @@ class Intake:
             return False
 
     def _set_aside(self, name: str, why: Any, late: PendingAnswer | None = None) -> None:
-        if name not in self.away:
+        if name not in self._told:
+            self._told.add(name)
             logger.warning("the reply queue %s is down, trying again: %s", name, why)
         self.away[name] = late
         self._away_at = time.monotonic() + DOWN_INTERVAL
@@ -159,6 +177,8 @@ class Intake:
                 late.channel.close()
                 self._consume_again(name)
             elif due and (late is None or late.refused):
+                if late is not None:
+                    late.channel.close()
                 self._declare_and_consume(name)
 
     def close(self) -> None:

@@ -35,6 +35,8 @@ class Channel(pyamqp.Channel):
     published = 0
     #: How often the broker has closed it, to refuse a method. py-amqp opens it again each time.
     refusals = 0
+    #: Nobody waits for what it answers any more: if the broker closes it, it stays closed.
+    unattended = False
 
     def _basic_publish(
         self,
@@ -79,7 +81,11 @@ class Channel(pyamqp.Channel):
 
     def _on_close(self, *args: Any) -> None:
         self.refusals += 1
-        super()._on_close(*args)
+        if self.unattended:
+            self.send_method(spec.Channel.CloseOk)
+            self.collect()
+        else:
+            super()._on_close(*args)
 
     def wait(self, *args: Any, **kwargs: Any) -> Any:
         """Wait for an answer, as py-amqp. Deliveries are left to the thread that consumes.

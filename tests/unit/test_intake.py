@@ -176,8 +176,42 @@ class TestConsuming:
         way = Way("a")
         way.intake.catch_up()
         way.channel.on_cancel("a")
+        way.intake.tend()
         assert way.broker.declared == ["a", "a"]
         assert way.consumed() == ["a", "a"]
+
+    def test_those_that_it_cancels_meanwhile_are_made_after_that_one(self, monkeypatch):
+        """The answer to one declaration is awaited, and in comes that another one is cancelled."""
+        way = Way("a", "b")
+        way.intake.catch_up()
+        under_way: list[str] = []
+        stock = way.broker.declare
+
+        def declare(name: str):
+            assert not under_way
+            under_way.append(name)
+            if name == "a":
+                way.channel.on_cancel("b")
+            under_way.remove(name)
+            return stock(name)
+
+        monkeypatch.setattr(way.broker, "declare", declare)
+        way.channel.on_cancel("a")
+        way.intake.tend()
+        way.intake.tend()
+        assert way.broker.declared == ["a", "b", "a", "b"]
+        assert way.consumed() == ["a", "b", "a", "b"]
+        assert not way.intake.away
+
+    def test_a_channel_of_results_that_the_broker_has_closed_is_a_lost_connection(self):
+        """py-amqp opened it again, without consumers, and raised in whatever waited then."""
+        way = Way("a", a=NotFound("node down"))
+        way.broker.answers.clear()
+        way.channel.refusals = 1
+        way.intake._away_at = 0.0
+        with pytest.raises(RecoverableConnectionError, match="closed the channel"):
+            way.intake.tend()
+        assert way.intake.spoiled
 
     def test_but_not_one_that_we_deleted(self):
         way = Way("a")
@@ -220,7 +254,8 @@ class TestConsuming:
     def test_one_that_is_refused_too_late_is_declared_again(self, clock):
         """The answer that is still awaited never comes."""
         way = Way("a", a=TimeoutError())
-        way.connection.default_channel.refusals += 1
+        first = way.connection.default_channel
+        first.refusals += 1
         way.intake.tend()
         assert way.broker.declared == ["a"]
         way.broker.answers.clear()
@@ -228,6 +263,7 @@ class TestConsuming:
         way.intake.tend()
         assert way.broker.declared == ["a", "a"]
         assert way.consumed() == ["a"]
+        assert first.written[-1] == ("close",)
 
 
 class TestReading:
