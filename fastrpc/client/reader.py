@@ -474,6 +474,9 @@ class ResultConsumer:
             logger.debug("closing the connection for results: %s", exc)
             intake.close()
             return False
+        except BaseException:  # thrown into this thread; nobody else knows the intake now
+            intake.close()
+            raise
 
 
 def make_intake(app: Any, queues: ReplyQueues, options: Options, matcher: ResultMatcher) -> Intake:

@@ -86,6 +86,14 @@ class Connection(pyamqp.Connection):
         self.left_deliveries: deque[partial[None]] = deque()
         self._leaving: set[int] = set()
 
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Connect, as py-amqp. Whatever fails or interrupts it, no socket stays open."""
+        try:
+            return super().connect(*args, **kwargs)
+        except BaseException:
+            self.collect()
+            raise
+
     def _on_tune(self, channel_max: int, frame_max: int, *args: Any, **kwargs: Any) -> None:
         super()._on_tune(channel_max, frame_max, *args, **kwargs)
         self.reader.frame_max = self.frame_max
@@ -329,8 +337,8 @@ def _close_socket(transport: Any) -> None:
     sock = transport.sock
     with suppress(OSError):  # the socket is already closed
         sock.settimeout(HANG_UP_TIMEOUT)
-    # py-amqp ends TLS first. It cannot if an exception was thrown into the TLS handshake, or while
-    # it did this before.
+    # py-amqp ends TLS first. It cannot if an exception was thrown into the TLS handshake, or into
+    # the end of TLS.
     with suppress(OSError, ValueError, AttributeError):
         transport.close()
     sock.close()
