@@ -468,8 +468,8 @@ def markdown(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def best(entries: dict[str, Entry]) -> str:
-    """The faster way of ours: both halves, where that was measured."""
+def ours(entries: dict[str, Entry]) -> str:
+    """``install()`` where that was measured, else the backend alone."""
     return "installed" if "installed" in entries else "fastrpc"
 
 
@@ -479,7 +479,7 @@ def readme_table(run: Run) -> str:
     rows = []
     for name, entries in shown(run):
         rates = [number(1e6 / entries[w].us) if w in entries else "" for w in who]
-        rows.append([name, *rates, f"{entries['rpc'].us / entries[best(entries)].us:.1f} x"])
+        rows.append([name, *rates, f"{entries['rpc'].us / entries[ours(entries)].us:.1f} x"])
     header = ["per second", *(NAMES[w] for w in who), "to stock"]
     return table(header, rows) + "\n\n" + describe(run) + "\n"
 
@@ -505,7 +505,7 @@ def style(pyplot: Any) -> None:
 
 def shown(run: Run) -> list[tuple[str, dict[str, Entry]]]:
     found = [(name, run.group(*key)) for key, name in SHOWN.items()]
-    return [(name, entries) for name, entries in found if "rpc" in entries]
+    return [(name, entries) for name, entries in found if {"rpc", ours(entries)} <= {*entries}]
 
 
 def bars(
@@ -519,13 +519,13 @@ def bars(
     """Horizontal bars from `start`, a row for each benchmark, a bar for each implementation."""
     height = 0.8 / len(who)
     for place, name in enumerate(who):
-        told = [row for row, (_, entries) in enumerate(rows) if name in entries]
-        ys = [row + (place - (len(who) - 1) / 2) * height for row in told]
-        xs = [value(rows[row][1], name) for row in told]
+        measured = [row for row, (_, entries) in enumerate(rows) if name in entries]
+        ys = [row + (place - (len(who) - 1) / 2) * height for row in measured]
+        xs = [value(rows[row][1], name) for row in measured]
         widths = [x - start for x in xs]
         axes.barh(ys, widths, height * 0.9, left=start, color=COLOURS[name], label=NAMES[name])
-        for row, y, x in zip(told, ys, xs, strict=True):
-            if name == best(rows[row][1]):
+        for row, y, x in zip(measured, ys, xs, strict=True):
+            if name == ours(rows[row][1]):
                 end = (max(x, start), y)
                 axes.annotate(text(x), end, (3, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])

@@ -112,9 +112,9 @@ class ClientSide:
     def expect(self, producer: Any) -> None:
         """Declare the reply queue, so that it exists when the next task of ``producer`` arrives.
 
-        The producer has an open channel then, also if its connection was lost meanwhile. Inside a
-        task the declaration is not repeated for each call: tasks hardly ever wait for the
-        tasks that they send, which should not pay for that.
+        The producer has an open channel then, even if the declaration had to connect again. Inside
+        a task the declaration is not repeated for each call: tasks hardly ever wait for the tasks
+        that they send, which should not pay for that.
 
         Raises:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.

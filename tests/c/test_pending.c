@@ -174,7 +174,7 @@ static void test_the_oldest_go_over_the_bytes(void)
 }
 
 /* Bodies of WAITING ids (progress) are dropped for results, never the other way round. */
-static void test_advice_goes_before_results(void)
+static void test_progress_goes_before_results(void)
 {
     pending *p = make((pending_limits){100, 20, 10, 10});
     uint32_t waiter;
@@ -206,7 +206,7 @@ static void test_advice_goes_before_results(void)
     pending_free(p);
 }
 
-static void test_advice_alone_over_the_bytes(void)
+static void test_progress_alone_over_the_bytes(void)
 {
     pending *p = make((pending_limits){100, 1000, 10, 10});
     char id[16], body[200] = {0};
@@ -223,7 +223,7 @@ static void test_advice_alone_over_the_bytes(void)
 }
 
 /* Progress without a waiter is still not a result. */
-static void test_abandoned_advice_costs_no_result(void)
+static void test_abandoned_progress_costs_no_result(void)
 {
     pending *p = make((pending_limits){2, 1000, 10, 10});
     for (int i = 0; i < 2; i++) {
@@ -521,9 +521,9 @@ int main(void)
     test_progress_of_a_waiting_id();
     test_the_oldest_goes_over_the_count();
     test_the_oldest_go_over_the_bytes();
-    test_advice_goes_before_results();
-    test_advice_alone_over_the_bytes();
-    test_abandoned_advice_costs_no_result();
+    test_progress_goes_before_results();
+    test_progress_alone_over_the_bytes();
+    test_abandoned_progress_costs_no_result();
     test_limits_of_zero();
     test_done_and_lost_are_bounded();
     test_expiry_by_age();

@@ -56,7 +56,7 @@ static model_entry *oldest(model *m, int state)
     return found;
 }
 
-static model_entry *oldest_advice(model *m)
+static model_entry *oldest_progress(model *m)
 {
     model_entry *found = NULL;
     for (int i = 0; i < IDS; i++)
@@ -99,9 +99,9 @@ static uint64_t caps(model *m, model_entry *newest)
         lose(m, newest);
     while (count(m, PENDING_UNCLAIMED) > m->limits.max_unclaimed)
         lose(m, oldest(m, PENDING_UNCLAIMED));
-    model_entry *advice;
-    while (bytes(m, 0) > room && (advice = oldest_advice(m)) != NULL)
-        advice->stored = false;
+    model_entry *progress;
+    while (bytes(m, 0) > room && (progress = oldest_progress(m)) != NULL)
+        progress->stored = false;
     while (bytes(m, 0) > room)
         lose(m, oldest(m, PENDING_UNCLAIMED));
     return m->evicted - before;

@@ -95,7 +95,7 @@ def test_blocks(path, tmp_path, own_vhost, rabbitmqctl):
         [sys.executable, "-m", "tests.support.doc_page", str(path), json.dumps(asdict(page))],
         cwd=tmp_path,
         env={
-            # Without what tells a pytest of ours that it runs for another one.
+            # Without those of pytest: a page may run pytest itself.
             **{name: value for name, value in os.environ.items() if "PYTEST" not in name},
             "CELERY_BROKER_URL": own_vhost,
             "PATH": os.pathsep.join(folders),

@@ -31,13 +31,13 @@ def test_a_raw_consumer_receives_what_stock_sends(received, how, case):
 
 
 def test_the_fast_path_of_a_call_is_taken_where_it_can_be(received):
-    assert not any(received["stock"]["short"].values())
+    assert not any(received["stock"]["fast"].values())
     for how in ("single", "batch"):
-        counts = {case: n.get("Producer", 0) for case, n in received[how]["short"].items()}
+        counts = {case: n.get("Producer", 0) for case, n in received[how]["fast"].items()}
         assert {case for case, n in counts.items() if n == 0} == {"gzip", "compressed"}
 
 
 def test_the_fast_path_of_many_calls_is_taken_where_only_the_call_changes(received):
-    counts = {case: n.get("Model", 0) for case, n in received["many"]["short"].items()}
+    counts = {case: n.get("Model", 0) for case, n in received["many"]["fast"].items()}
     assert {case for case, n in counts.items() if n == 0} == ONE_BY_ONE
     assert {n for n in counts.values()} == {0, 2}  # the first is Celery's

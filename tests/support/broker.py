@@ -48,8 +48,8 @@ class MissingServer(RuntimeError):
     """A server binary that the tests need is not installed; the text says how to install it."""
 
 
-#: Each holds the UDP port of the number of a port that ``free_port`` gave out. A server listens on
-#: it only seconds later, and tests of another process ask for ports meanwhile.
+#: UDP sockets, bound to the numbers of the ports that ``free_port`` gave out. A server listens on
+#: its port only seconds later, and tests of another process ask for ports meanwhile.
 _reserved: list[socket.socket] = []
 
 

@@ -212,11 +212,11 @@ def count_fast_paths() -> Counter[str]:
 
 
 def main(how: str, url: str) -> None:
-    """Print the messages; ``short`` says which cases took which fast path."""
+    """Print the messages; ``fast`` says which cases took which fast path."""
     if how != "stock":
         fastrpc.install()
     consumer = Consumer(url)
-    sent: dict[str, Any] = {"short": {}}
+    sent: dict[str, Any] = {"fast": {}}
     counts = count_fast_paths()
     cases = {name: (PLAIN, *case) for name, case in CALLS.items()}
     cases.update({name: (calls, {}, {}) for name, calls in VALUES.items()})
@@ -229,7 +229,7 @@ def main(how: str, url: str) -> None:
         app = make_app(url, "rpc://", QUEUE, **conf)
         counts.clear()
         send(how, app, calls, options)
-        sent["short"][name] = dict(counts)
+        sent["fast"][name] = dict(counts)
         sent[name] = describe(consumer.take(6 if name == "event" else 3))
         app.close()
 
@@ -252,7 +252,7 @@ def main(how: str, url: str) -> None:
     signals.after_task_publish.connect(after)
     counts.clear()
     send(how, app, PLAIN, {})
-    sent["short"]["signals"] = dict(counts)
+    sent["fast"]["signals"] = dict(counts)
     signals.before_task_publish.disconnect(before)
     signals.after_task_publish.disconnect(after)
     sent["signals"] = [*describe(consumer.take()), *seen]

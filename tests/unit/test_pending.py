@@ -64,9 +64,9 @@ class Model:
         while len(self.unclaimed) > most:
             self.lose(next(iter(self.unclaimed)))
         while self.bytes() > most_bytes:
-            advice = [key for key in self.bodies if key in self.waiters]  # in order of arrival
-            if advice:
-                del self.bodies[advice[0]]
+            progress = [key for key in self.bodies if key in self.waiters]  # in order of arrival
+            if progress:
+                del self.bodies[progress[0]]
             else:
                 self.lose(next(iter(self.unclaimed)))
         return self.evicted - before
@@ -217,7 +217,7 @@ TestAgainstTheModel = AgainstTheModel.TestCase
 TestAgainstTheModel.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 
 
-# ---- advice and results
+# ---- progress and results
 
 
 def test_progress_of_waiting_tasks_evicts_no_result():
