@@ -104,6 +104,7 @@ def test_a_time_limit_in_the_middle_of_tls(tls_broker, make_client, trusting, mo
         interrupted()
     assert struck
     round_trip(app)
+    assert [sock.fileno() for sock in struck] == [-1]
 
 
 @pytest.mark.parametrize("confirm", [False, True, "pipelined"])
