@@ -148,18 +148,38 @@ async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dic
         matcher = _client(result).matcher
         with _wait_for([result], timeout, listens=True) as wait:
             newest = matcher.newest(result.id)
+            heard = _unfinished(result.id, wait, matcher)
             if newest is not None and newest["status"] not in celery_states.READY_STATES:
                 yield newest
+                # A wait is told of a state before that state is kept as the newest.
+                heard = _those_after(newest, heard)
+            for meta in heard:
+                yield meta
             while not _is_ready(result):
                 await wait
-                for meta in wait.take_metas():
-                    if (
-                        meta["task_id"] == result.id
-                        and meta["status"] not in celery_states.READY_STATES
-                    ):
-                        yield matcher.to_python(meta)
+                for meta in _unfinished(result.id, wait, matcher):
+                    yield meta
     if result._cache:
         yield dict(result._cache)
+
+
+def _unfinished(task_id: str, wait: Any, matcher: Any) -> list[dict[str, Any]]:
+    """The states of a task that ``wait`` was told of since the last call, without the final one."""
+    return [
+        matcher.to_python(meta)
+        for meta in wait.take_metas()
+        if meta["task_id"] == task_id and meta["status"] not in celery_states.READY_STATES
+    ]
+
+
+def _those_after(state: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ``states`` that follow ``state``: all, if it is not among them."""
+
+    def told(meta: dict[str, Any]) -> tuple[str, str]:
+        return meta["status"], repr(meta["result"])  # an exception equals no other one
+
+    places = [place for place, other in enumerate(states) if told(other) == told(state)]
+    return states[places[-1] + 1 :] if places else states
 
 
 async def apply_async(

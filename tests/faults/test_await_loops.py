@@ -125,3 +125,26 @@ class TestOtherTransports:
             return seen
 
         assert run(main()) == ["half", "whole"]
+
+    def test_a_state_that_arrives_while_the_newest_is_looked_up(self, other, monkeypatch):
+        """It is told once."""
+        matcher = other.backend._client.matcher
+        look_up = matcher.newest
+
+        def newest(task_id):
+            for done in ("half", "most"):
+                answer(other, other.backend.oid, [task_id], done, "PROGRESS")
+            wait_until(lambda: (look_up(task_id) or {}).get("result") == "most", 10, "it came")
+            return look_up(task_id)
+
+        async def main():
+            [result] = expect(other, 1)
+            seen = []
+            async for meta in aio.states(result, timeout=20):
+                seen.append(meta["result"])
+                if len(seen) == 1:
+                    answer(other, other.backend.oid, [result], "whole")
+            return seen
+
+        monkeypatch.setattr(matcher, "newest", newest)
+        assert run(main()) == ["most", "whole"]

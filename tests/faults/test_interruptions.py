@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,15 @@ FILES = ("/fastrpc/", "/threading.py")
 
 #: A list of this many dicts makes a result of more than 4 MiB, which kombu decodes in Python.
 LARGE = [{"n": n, "text": "x" * 90} for n in range(100_000)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def import_nothing() -> Iterator[None]:
+    """kombu tries to import librabbitmq for each connection. An exception that is thrown in there
+    leaves Python's import lock locked, and the process hangs at its next import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "librabbitmq", None)
+        yield
 
 
 @contextmanager
