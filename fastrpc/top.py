@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from kombu.exceptions import ContentDisallowed
+
 __all__ = ["Management", "QueueRow", "Sampler", "WorkerRow"]
 
 #: Reply queues are named by a UUID, with a suffix where a task waits for what it has sent.
@@ -113,6 +115,8 @@ class Sampler:
     depths: dict[str, QueueRow] = field(default_factory=dict)
     reply_queues: list[QueueRow] = field(default_factory=list)
     at: float = 0.0
+    #: Why not all answers of the workers could be read; None if all were.
+    refused: str | None = None
     connection: Any = None
 
     def sample(self) -> None:
@@ -137,6 +141,7 @@ class Sampler:
             "workers": [row.as_dict() for row in self.workers.values()],
             "queues": [row.as_dict() for row in self.depths.values()],
             "reply_queues": [row.as_dict() for row in self.reply_queues],
+            "refused": self.refused,
         }
 
     def close(self) -> None:
@@ -146,10 +151,17 @@ class Sampler:
             self.connection = None
 
     def _ask_workers(self) -> dict[str, dict[str, Any]]:
-        answers = self.app.control.broadcast("fastrpc_stats", reply=True, timeout=self.timeout)
+        answers: list[dict[str, dict[str, Any]]] = []
+        self.refused = None
+        try:
+            self.app.control.broadcast(
+                "fastrpc_stats", reply=True, timeout=self.timeout, callback=answers.append
+            )
+        except ContentDisallowed as exc:  # kombu then reads no further answer
+            self.refused = str(exc)
         return {
             name: answer if "pid" in answer else {}  # a worker without the command says an error
-            for reply in answers or ()
+            for reply in answers
             for name, answer in reply.items()
         }
 

@@ -105,6 +105,17 @@ class TestTop:
             sampler.close()
         assert sampler.workers[worker.name].stats == {}
 
+    def test_a_worker_that_answers_with_pickle(self, own_vhost):
+        """An app that knows only the URL does not read that. What else there is, is shown."""
+        conf = {"task_serializer": "pickle", "accept_content": ["json", "pickle"]}
+        queue = "fastrpc-tests-top-pickle"
+        with Worker(own_vhost, FAST, pool="solo", queues=(queue,), conf=conf):
+            done = run("top", own_vhost, "--count", 1, "--queue", queue)
+        assert done.exit_code == 0, done.output
+        assert "untrusted content of type pickle" in " ".join(done.output.split())
+        assert "accept_content" in done.output
+        assert queue in done.output
+
     @pytest.mark.slow
     def test_reply_queues(self, tmp_path):
         plugins = tmp_path / "plugins"
