@@ -269,6 +269,7 @@ class Connection(pyamqp.Connection):
         transport = self._transport
         if transport is not None and transport.sock is not None:
             _close_socket(transport)
+            self._transport = None
         try:
             super().collect()
         except AttributeError:
@@ -342,7 +343,7 @@ def _close_socket(transport: Any) -> None:
     with suppress(OSError, ValueError, AttributeError):
         transport.close()
     sock.close()
-    transport.sock = None
+    transport.sock, transport.connected = None, False
 
 
 class PendingAnswer:
