@@ -126,10 +126,11 @@ class ClientSide:
         lease.hand_out()
         again = not task_join_will_block()
         # All names of the thread: a signature keeps the name that was current when it was made.
+        channel = open_channel(producer)
         for name in lease.handed_out:
-            channel = open_channel(producer)
             self.queues.declare_for_call(name, channel, again and not is_unread(name))
-        open_channel(producer)
+            if channel.connection is None:  # lost meanwhile; kombu has connected again
+                channel = open_channel(producer)
         self.reader.consume_new()
 
     # -- waiting -------------------------------------------------------------------------------
