@@ -444,14 +444,14 @@ def top_tables(sampler: Sampler) -> Any:
     for depth in sampler.reply_queues[:MOST_REPLY_QUEUES]:
         cells = (depth.messages, depth.consumers, depth.growth)
         queues.add_row(depth.name, *map(number_text, cells))
-    parts: list[Any] = [workers if sampler.workers else "no worker answers", "", queues]
+    parts: list[Any] = [workers if sampler.workers else "no worker answers"]
     if sampler.refused:
-        parts.insert(
-            1,
+        parts.append(
             f"A worker's answer was refused, and those after it are missing: {sampler.refused}\n"
             "Name the app with -A, or set its accept_content: a worker answers in its own "
-            "task_serializer.",
+            "task_serializer."
         )
+    parts += ["", queues]
     if sampler.management:
         messages = sum(row.messages or 0 for row in sampler.reply_queues)
         parts.append(f"{len(sampler.reply_queues):,} reply queues, {messages:,} results in them")
