@@ -229,8 +229,12 @@ class Target:
     unit: str = " x"
 
 
+def to_stock(entries: dict[str, Entry], who: str) -> float:
+    return entries["rpc"].us / entries[who].us
+
+
 def faster(entries: dict[str, Entry], run: Run) -> float:
-    return entries["rpc"].us / entries["fastrpc"].us
+    return to_stock(entries, "fastrpc")
 
 
 def of_limit(entries: dict[str, Entry], run: Run) -> float:
@@ -468,7 +472,7 @@ def markdown(run: Run) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def ours(entries: dict[str, Entry]) -> str:
+def our_way(entries: dict[str, Entry]) -> str:
     """``install()`` where that was measured, else the backend alone."""
     return "installed" if "installed" in entries else "fastrpc"
 
@@ -479,7 +483,7 @@ def readme_table(run: Run) -> str:
     rows = []
     for name, entries in shown(run):
         rates = [number(1e6 / entries[w].us) if w in entries else "" for w in who]
-        rows.append([name, *rates, f"{entries['rpc'].us / entries[ours(entries)].us:.1f} x"])
+        rows.append([name, *rates, f"{to_stock(entries, our_way(entries)):.1f} x"])
     header = ["per second", *(NAMES[w] for w in who), "to stock"]
     return table(header, rows) + "\n\n" + describe(run) + "\n"
 
@@ -505,7 +509,7 @@ def style(pyplot: Any) -> None:
 
 def shown(run: Run) -> list[tuple[str, dict[str, Entry]]]:
     found = [(name, run.group(*key)) for key, name in SHOWN.items()]
-    return [(name, entries) for name, entries in found if {"rpc", ours(entries)} <= {*entries}]
+    return [(name, entries) for name, entries in found if {"rpc", our_way(entries)} <= {*entries}]
 
 
 def bars(
@@ -525,7 +529,7 @@ def bars(
         widths = [x - start for x in xs]
         axes.barh(ys, widths, height * 0.9, left=start, color=COLOURS[name], label=NAMES[name])
         for row, y, x in zip(measured, ys, xs, strict=True):
-            if name == ours(rows[row][1]):
+            if name == our_way(rows[row][1]):
                 end = (max(x, start), y)
                 axes.annotate(text(x), end, (3, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
@@ -540,7 +544,7 @@ def plot_ratio(run: Run, pyplot: Any) -> Any:
         axes,
         rows,
         ["rpc-cython", "redis", "dramatiq", "fastrpc", "installed"],
-        lambda entries, who: entries["rpc"].us / entries[who].us,
+        to_stock,
         lambda x: f"{x:.1f} x",
         start=1,
     )
