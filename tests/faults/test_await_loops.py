@@ -109,6 +109,15 @@ class TestOtherTransports:
 
         assert run(main()) == list(range(10))
 
+    async def states_of(self, result, other):
+        """What the states tell, the final one of which is sent after the first."""
+        seen = []
+        async for meta in aio.states(result, timeout=20):
+            seen.append(meta["result"])
+            if len(seen) == 1:
+                answer(other, other.backend.oid, [result], "whole")
+        return seen
+
     def test_time_outs_and_states(self, other):
         async def main():
             [result] = expect(other, 1)
@@ -117,12 +126,7 @@ class TestOtherTransports:
                 await aio.get(result, timeout=0.3)
             assert time.monotonic() - began < 0.3 + LATE
             answer(other, other.backend.oid, [result], "half", "PROGRESS")
-            seen = []
-            async for meta in aio.states(result, timeout=20):
-                seen.append(meta["result"])
-                if len(seen) == 1:
-                    answer(other, other.backend.oid, [result], "whole")
-            return seen
+            return await self.states_of(result, other)
 
         assert run(main()) == ["half", "whole"]
 
@@ -139,12 +143,7 @@ class TestOtherTransports:
 
         async def main():
             [result] = expect(other, 1)
-            seen = []
-            async for meta in aio.states(result, timeout=20):
-                seen.append(meta["result"])
-                if len(seen) == 1:
-                    answer(other, other.backend.oid, [result], "whole")
-            return seen
+            return await self.states_of(result, other)
 
         monkeypatch.setattr(matcher, "newest", newest)
         assert run(main()) == ["most", "whole"]
