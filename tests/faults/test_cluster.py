@@ -130,7 +130,9 @@ def test_classic_queue_on_another_node_than_the_connected_one(cluster, make_clie
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("patience", [intake.READING_PATIENCE, 0.0005], ids=["", "impatient"])
+@pytest.mark.parametrize(
+    "patience", [intake.READING_PATIENCE, 0.0005], ids=["patient", "impatient"]
+)
 def test_classic_queue_comes_back_with_its_node(
     request, cluster, make_client, goes, patience, monkeypatch
 ):
