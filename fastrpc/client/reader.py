@@ -58,7 +58,7 @@ ACKNOWLEDGE_AFTER = 1.0
 #: How long, in seconds, closing the connection may take.
 GOODBYE_TIMEOUT = 2.0
 
-#: How long, in seconds, the first look waits for the messages that are already in the queues.
+#: How long, in seconds, a look that connects waits for the messages that are already in the queues.
 BACKLOG_TIMEOUT = 2.0
 
 
@@ -102,6 +102,8 @@ class ResultConsumer:
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
+        #: Whether this process has had an intake.
+        self._has_connected = False
         #: Until this time, by time.monotonic(), a thread that will acknowledge is taken to exist.
         self._acknowledger_until = 0.0
         self._pauses = backoff()
@@ -170,14 +172,15 @@ class ResultConsumer:
     def look(self, queue: str) -> int:
         """Deliver what has arrived, without waiting for more.
 
-        The first look connects, and waits for the messages that are already in the queues. In a
-        signal handler or a destructor that interrupts a read, this does nothing.
+        Without a connection, this connects, and waits for the messages that are already in the
+        queues. In a signal handler or a destructor that interrupts a read, this does nothing.
 
         Returns:
-            At the first look, how many messages were in the queues; else 0.
+            If the process had never connected for results, how many messages were in the queues;
+            else 0.
 
         Raises:
-            kombu.exceptions.OperationalError: the first look could not connect.
+            kombu.exceptions.OperationalError: the connection failed.
         """
         if self._role.interrupted:
             return 0
@@ -292,7 +295,7 @@ class ResultConsumer:
     def _look(self, queue: str) -> int:
         intake = self._usable_intake()
         if intake is None:
-            return self._first_look(queue)
+            return self._connect_and_look(queue)
         try:
             # A read that was interrupted by an exception may have left something to deliver.
             if intake.holds_some or intake.readable():
@@ -303,8 +306,9 @@ class ResultConsumer:
             self.lost(intake, exc)
         return 0
 
-    def _first_look(self, queue: str) -> int:
+    def _connect_and_look(self, queue: str) -> int:
         self.queues.use_at_least(queue)
+        is_first = not self._has_connected
         intake = self._open(CONNECT_TIMEOUT)
         end = time.monotonic() + BACKLOG_TIMEOUT
         try:
@@ -312,7 +316,7 @@ class ResultConsumer:
                 self.take_in(intake, left)
         except intake.errors as exc:
             self.lost(intake, exc)
-        return intake.backlog
+        return intake.backlog if is_first else 0
 
     def take_in(self, intake: Intake, timeout: float) -> bool:
         """Deliver what is buffered; if that is nothing, read once, for at most ``timeout`` seconds.
@@ -405,7 +409,7 @@ class ResultConsumer:
         intake = make_intake(self.app, self.queues, self.options, self.matcher)
         try:
             intake.open(timeout)
-            self._intake = intake
+            self._intake, self._has_connected = intake, True
         except intake.errors as exc:
             raise OperationalError(failure(intake.connection, exc)) from exc
         finally:

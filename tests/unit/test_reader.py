@@ -39,6 +39,9 @@ class SilentIntake:
     def acknowledge(self) -> None:
         self.owes_acknowledgement = False
 
+    def abandon(self) -> None:
+        pass
+
 
 @pytest.fixture
 def consumer() -> ResultConsumer:
@@ -95,6 +98,27 @@ def test_a_look_inside_a_read_does_not_read(consumer):
     """A destructor or a signal handler that interrupts a read gets what is in memory."""
     tended = consumer._role.run(lambda: consumer.look("queue") or consumer._intake.tended)
     assert tended == 0
+
+
+def test_only_the_first_look_of_a_process_tells_of_a_backlog(consumer, monkeypatch):
+    """Otherwise `ready()` raises BacklogLimitExceeded after each connection that was lost."""
+
+    class Backlog(SilentIntake):
+        backlog = taken = 2_000
+        connection = SimpleNamespace()
+
+        def open(self, timeout: float) -> None:
+            pass
+
+        catch_up = close = SilentIntake.tend
+
+    monkeypatch.setattr(reader_module, "make_intake", lambda *args: Backlog())
+    consumer._intake = None
+    assert consumer.look("queue") == 2_000
+    consumer._intake.spoiled = True  # a soft time limit struck while it was used
+    assert consumer.look("queue") == 0
+    consumer.after_fork()
+    assert consumer.look("queue") == 2_000
 
 
 def test_a_wait_inside_a_read_is_an_error_at_once(consumer):
