@@ -105,7 +105,6 @@ def test_only_the_first_look_of_a_process_tells_of_a_backlog(consumer, monkeypat
 
     class Backlog(SilentIntake):
         backlog = taken = 2_000
-        connection = SimpleNamespace()
 
         def open(self, timeout: float) -> None:
             pass
