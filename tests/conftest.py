@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.support.broker import RabbitMQ, Redis
+from tests.support.crashes import CrashReporter
 from tests.support.inside import watching_publishers
 from tests.support.session import ForeignBroker, session_broker, started
 from tests.support.waiting import wait_until
@@ -17,14 +16,7 @@ from tests.support.waiting import wait_until
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
     config.addinivalue_line("markers", "long: takes many minutes; only in test-long")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any, error: object) -> None:
-    """Say how a process of pytest-xdist died: a signal leaves no other trace."""
-    if error:
-        status = node.gateway._io.popen.wait(10)
-        print(f"\n{node.gateway.id} ended with {status}: {error}", file=sys.stderr)
+    config.pluginmanager.register(CrashReporter())
 
 
 @pytest.fixture(autouse=True)
