@@ -536,18 +536,19 @@ def echo(value):
 def limited():
     """Waits for a result that never comes, until its soft time limit."""
     end = time.monotonic() + 20
-    result = None
+    # All are kept: a time limit that strikes in the destructor of one would be swallowed.
+    results = []
     try:
         with allow_join_result():
             while time.monotonic() < end:
-                result = current_app.AsyncResult(new_ids(1)[0])
+                results.append(current_app.AsyncResult(new_ids(1)[0]))
                 with contextlib.suppress(TimeoutError):
-                    result.get(timeout=random.choice((0, 0.01)))
+                    results[-1].get(timeout=random.choice((0, 0.01)))
     except SoftTimeLimitExceeded:
-        if result is not None:
+        if results:
             # Celery's get() registers the result in one line and waits for it in the next. Between
             # them nothing of ours runs that could take it back.
-            result.forget()
+            results[-1].forget()
         return "limited"
     return "not limited"
 
@@ -568,7 +569,7 @@ def expose_sends(**_kwargs: Any) -> None:
     if "FASTRPC_STORM" not in os.environ:
         return
     silence_logging()
-    faulthandler.register(signal.SIGUSR2)
+    faulthandler.register(signal.SIGUSR2, sys.__stderr__)  # Celery's own has no file descriptor
     target, rng = Target(), random.Random(os.getpid())
     backend = current_app.backend
     store = backend.store_result
@@ -671,6 +672,8 @@ class WorkerSquall:
         for said in seen.values():
             self.counts.update(said["left"])
             self.counts["thrown"] += said["thrown"]
+        if seen and not self.counts["thrown"]:
+            raise RuntimeError("no send of the worker was interrupted")
 
 
 # -- all of it -------------------------------------------------------------------------------------
