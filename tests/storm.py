@@ -524,6 +524,14 @@ def silence_logging() -> None:
             logger.isEnabledFor(level)  # the first time it does
 
 
+def spare_imports() -> None:
+    """Import nothing while exceptions strike: an interrupted import leaves its lock locked.
+
+    kombu tries to import librabbitmq for each connection that it makes.
+    """
+    sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
+
+
 # -- the worker, and its callers -----------------------------------------------------------------
 
 
@@ -569,6 +577,7 @@ def expose_sends(**_kwargs: Any) -> None:
     if "FASTRPC_STORM" not in os.environ:
         return
     silence_logging()
+    spare_imports()
     faulthandler.register(signal.SIGUSR2, sys.__stderr__)  # Celery's own has no file descriptor
     target, rng = Target(), random.Random(os.getpid())
     backend = current_app.backend
@@ -754,8 +763,7 @@ def one(what: str, url: str, seconds: float, seed: int) -> dict[str, int]:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     silence_logging()
-    # kombu tries to import it for each connection it makes.
-    sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
+    spare_imports()
     if what == "worker":
         return WorkerSquall(url, seconds, seed).run()
     squall = Squall(url, seconds, seed, frozenset(what.split("+")))
