@@ -49,7 +49,7 @@ cdef class Lock:
         self.take(None)
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, kind, value, traceback, /):
         self.give()
 
     def within(self, timeout):
@@ -138,7 +138,7 @@ cdef class _Turn:
         self.taken = self.lock.take(None if self.timeout is None else max(self.timeout, 0))
         return self.taken
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, kind, value, traceback, /):
         if self.taken:
             self.taken = False
             self.lock.give()

@@ -272,7 +272,9 @@ class AMQPIntake(Intake):
             amqp.answer_timeout = usual
 
     def tend(self) -> None:
-        self._loop.guarded(self._tend)
+        # Called at each look, and nearly always for nothing.
+        if self._frames or self.away or time.monotonic() >= self._heartbeat_at:
+            self._loop.guarded(self._tend)
 
     def _tend(self) -> None:
         while self._frames:

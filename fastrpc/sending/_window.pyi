@@ -48,7 +48,9 @@ class ConfirmWindow:
         """How many messages were refused, including those in flight again."""
 
     def has_room(self, count: int, size: int) -> bool:
-        """Whether fewer than ``count`` messages, and than ``size`` bytes, were never refused."""
+        """Whether a new message may be sent: none is to be sent again, and fewer than ``count``
+        messages, and than ``size`` bytes, are in flight and were never refused.
+        """
 
     def holds(self, correlation_id: str) -> bool:
         """Whether a message with this correlation id is kept. Searches all messages."""

@@ -56,13 +56,17 @@ cdef class ConfirmWindow:
         return len(self.retried) + len(self.refused)
 
     def has_room(self, Py_ssize_t count, Py_ssize_t size):
-        """Whether fewer than ``count`` messages, and than ``size`` bytes, were never refused."""
+        """Whether a new message may be sent, see _window.pyi."""
         return (
-            len(self.messages) - len(self.retried) + len(self.again) < count and self.bytes < size
+            not self.again
+            and len(self.messages) - len(self.retried) < count
+            and self.bytes < size
         )
 
     def holds(self, correlation_id):
         """Whether a message with this correlation id is kept."""
+        if not self.messages and not self.again and not self.refused:
+            return False
         # Copied in one step: a garbage collection during the iteration may change the originals.
         for message in list(self.messages.values()):
             if message.correlation_id == correlation_id:
@@ -161,17 +165,18 @@ cdef class ConfirmWindow:
             self.settle_one(sent, taken)
         return 0
 
-    cdef int settle_one(self, uint64_t tag, bint taken) except -1:
+    cdef int settle_one(self, object tag, bint taken) except -1:
         message = self.messages.get(tag)
         if message is None:
             return 0
         cdef Py_ssize_t size = len(message.body)
-        cdef bint retried = tag in self.retried
+        cdef bint retried = bool(self.retried) and tag in self.retried
         if not taken:
             self.refused.append((monotonic(), self.retried.get(tag, 0) + 1, message))
         del self.messages[tag]
-        self.retried.pop(tag, None)
-        if not retried:
+        if retried:
+            del self.retried[tag]
+        else:
             self.bytes -= size
         if taken:
             self.confirmed += 1

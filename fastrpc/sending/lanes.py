@@ -77,7 +77,7 @@ class Lanes:
         is_large = self._confirms and len(message.body) >= LARGE_LANE_BYTES
         lane, other = (self.large, self.small) if is_large else (self.small, self.large)
         task = message.correlation_id
-        if other.unconfirmed and other.holds(task) and not (is_large and self._settles(task)):
+        if other.window.holds(task) and not (is_large and self._settles(task)):
             lane = other
         lane.publish(message)
 
@@ -87,7 +87,7 @@ class Lanes:
         If they do not, the large result takes the small ones' connection, and holds up others.
         """
         small, end = self.small, time.monotonic() + ORDER_PATIENCE
-        while small.holds(correlation_id):
+        while small.window.holds(correlation_id):
             if small.is_mine or time.monotonic() >= end:
                 return False
             small.look(ORDER_INTERVAL)

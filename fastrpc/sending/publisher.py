@@ -198,7 +198,7 @@ class AMQPPublisher:
         self._room = Lock()
         self._link: Link | None = None
         #: All unconfirmed messages.
-        self._window = ConfirmWindow()
+        self.window = ConfirmWindow()
         #: How many messages may be in flight.
         self._size = self.options.confirm_window or LEAST_WINDOW
         #: Confirms since a time by time.monotonic(), to measure their rate.
@@ -222,16 +222,12 @@ class AMQPPublisher:
     @property
     def unconfirmed(self) -> int:
         """Results that the broker has not confirmed yet."""
-        return len(self._window)
+        return len(self.window)
 
     @property
     def is_mine(self) -> bool:
         """Whether this thread is inside a send, which a signal handler or destructor interrupts."""
         return self._lock.mine or self._room.mine
-
-    def holds(self, correlation_id: str) -> bool:
-        """Whether a result of that task is not confirmed yet."""
-        return self._window.holds(correlation_id)
 
     def look(self, timeout: float) -> None:
         """Read confirms; then wait until more can be read, at most ``timeout`` seconds."""
@@ -250,9 +246,9 @@ class AMQPPublisher:
             kombu.exceptions.OperationalError: the retries of the retry policy are used up, or
                 the broker refuses the connection.
         """
-        if self.is_mine:
+        if self._lock.mine or self._room.mine:  # `is_mine`, without a call for each result
             # Called by a signal handler or a destructor that interrupts a send of this thread.
-            self._window.append(message)
+            self.window.append(message)
             self.stats.published += 1
             self._ensure_watched()
             return
@@ -302,31 +298,27 @@ class AMQPPublisher:
     # -- with the lock held --------------------------------------------------------------------
 
     def _send_new(self, message: Message | Packed, windows: int) -> bool:
-        now = time.monotonic()
-        link = self._open_link()
+        now, window, link = time.monotonic(), self.window, self._link
+        if link is None or link.closed or link.busy:
+            link = self._open_link()
         # Read before the send: once the message is in the window, a lost connection is not its
         # failure.
-        size, kept = len(message.body), self._window.bytes
+        size, kept = len(message.body), window.bytes
         if size >= LOOK_FIRST_BYTES and kept >= MANY_BYTES:
             self._look(link, MOMENT if size >= WAIT_FIRST_BYTES and kept >= 2 * size else 0)
         elif link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
-        if not self._has_room(link, windows):
+        most, most_bytes = windows * self._size, self.options.confirm_window_bytes
+        if link.blocked or not window.has_room(most, most_bytes):
             self._look(link)
             self._check_heard(link)
             self._send_again(link)
-            if not self._has_room(link, windows):
+            if link.blocked or not window.has_room(most, most_bytes):
                 return False
         self._send(link, message)
         self._sent_at = now
         self.stats.published += 1
         return True
-
-    def _has_room(self, link: Link, windows: int) -> bool:
-        window = self._window
-        return not (window.again or link.blocked) and window.has_room(
-            windows * self._size, self.options.confirm_window_bytes
-        )
 
     def _open_link(self) -> Link:
         link = self._link
@@ -366,8 +358,8 @@ class AMQPPublisher:
         if TOO_LARGE in str(lost):
             # The broker does not say which message it was. It has not confirmed that message, so
             # the largest unconfirmed one is at least as large.
-            too_large = max(self._window, key=lambda message: len(message.body), default=None)
-        self._window.lose()
+            too_large = max(self.window, key=lambda message: len(message.body), default=None)
+        self.window.lose()
         if too_large is not None:
             self._replace(too_large)
         self._heartbeat = HEARTBEAT if isinstance(lost, Silent) else 0
@@ -388,25 +380,25 @@ class AMQPPublisher:
         substitute = self.substitute(too_large)
         if substitute is not None and len(substitute.body) >= len(too_large.body):
             substitute = None  # `too_large` is a substitute already
-        self._window.replace(too_large, substitute)
+        self.window.replace(too_large, substitute)
 
     def _send(self, link: Link, message: Message | Packed) -> None:
-        if not self._window.in_flight:  # until now the broker had nothing to confirm
+        if not self.window.in_flight:  # until now the broker had nothing to confirm
             link.heard_at = time.monotonic()
-        link.send(message, self._window)
+        link.send(message, self.window)
         if self._watcher is None:
             self._ensure_watched()
 
     def _send_again(self, link: Link) -> None:
         """Send the messages of a lost link again, until the broker blocks the connection."""
-        again = self._window.again
+        again = self.window.again
         while again and not link.blocked:
             self._send(link, again[0])
             self.stats.resent += 1
             self._look(link)
 
     def _look(self, link: Link, timeout: float = 0) -> None:
-        window, options = self._window, self.options
+        window, options = self.window, self.options
         link.keep_alive(window)
         try:
             link.read(window, timeout)
@@ -431,7 +423,7 @@ class AMQPPublisher:
             self._confirms, self._confirms_since = 0, now
 
     def _check_heard(self, link: Link) -> None:
-        expected = self._window.in_flight or link.blocked
+        expected = self.window.in_flight or link.blocked
         if expected and time.monotonic() - link.heard_at > SILENCE:
             link.close()
             raise Silent(f"the broker has said nothing for {SILENCE:g} seconds")
@@ -445,7 +437,7 @@ class AMQPPublisher:
         for _ in range(SLICE):
             if self._is_worn_out(link) or not self._can_send_refused(link):
                 return False
-            message = self._window.refused[0][2]
+            message = self.window.refused[0][2]
             self._send(link, message)
             self.stats.resent += 1
             size += len(message.body)
@@ -458,7 +450,7 @@ class AMQPPublisher:
 
     def _is_refused_due(self) -> bool:
         """Drop messages that are out of retries; return whether the next one is due."""
-        refused = self._window.refused
+        refused = self.window.refused
         while refused:
             refused_at, refusals, _ = refused[0]
             delay = next(islice(self.options.retry_policy.delays(), refusals - 1, None), None)
@@ -468,7 +460,7 @@ class AMQPPublisher:
         return False
 
     def _give_up(self) -> None:
-        refusals, message = self._window.give_up()
+        refusals, message = self.window.give_up()
         logger.error(
             "the broker refused the result of task %s %d times, it is given up",
             message.correlation_id,
@@ -538,7 +530,7 @@ class AMQPPublisher:
         except Lost as exc:
             self._drop_link(exc)
             return exc
-        if not self._window.refused_count:
+        if not self.window.refused_count:
             self._patience = REFUSED_FOR_GOOD
         return None
 
@@ -547,7 +539,7 @@ class AMQPPublisher:
 
         The new link is opened first and without the lock, so that no sender waits for it.
         """
-        if not self._window.refused:
+        if not self.window.refused:
             return None
         with self._lock:
             link = self._link
@@ -580,7 +572,7 @@ class AMQPPublisher:
                 lost = self._tend(timeout=min(left, 0.1))
                 # Without releasing the lock: a thread that keeps sending would otherwise keep this
                 # one waiting for ever.
-                while lost is None and self._window.in_flight and time.monotonic() < deadline:
+                while lost is None and self.window.in_flight and time.monotonic() < deadline:
                     lost = self._tend(timeout=0.1)
                 if not self.unconfirmed:
                     return True
@@ -601,7 +593,7 @@ class AMQPPublisher:
         with self._room.within(LEAST_GOODBYE) as alone, self._lock.within(LEAST_GOODBYE) as taken:
             if not (alone and taken):
                 return  # another thread still sends over the link
-            self._window = ConfirmWindow()  # what is left is given up; the watching thread ends
+            self.window = ConfirmWindow()  # what is left is given up; the watching thread ends
             link, self._link = self._link, None
             if link is not None:
                 link.goodbye(max(deadline - time.monotonic(), LEAST_GOODBYE))

@@ -457,7 +457,7 @@ class TestRefused:
             with stopwatch(2, "all of them"):
                 answer(sender, oid, results)
                 assert [result.get(timeout=5) for result in results] == list(range(50))
-        assert inside.publisher(sender)._window.refused_count > 100
+        assert inside.publisher(sender).window.refused_count > 100
         full.backend.close()  # deletes the full queue, so nothing refuses the results any more
         await_confirms(sender)
 

@@ -139,12 +139,12 @@ def link_amqp(sender: Celery) -> Any:
 
 def refused(sender: Celery) -> int:
     """How many results the broker has refused and not taken yet."""
-    return sum(publisher._window.refused_count for publisher in publishers(sender))
+    return sum(publisher.window.refused_count for publisher in publishers(sender))
 
 
 def unconfirmed_bytes(sender: Celery) -> int:
     """Bytes of the results that are kept until they are confirmed."""
-    return sum(publisher._window.bytes for publisher in publishers(sender))
+    return sum(publisher.window.bytes for publisher in publishers(sender))
 
 
 def is_watched(sender: Celery) -> bool:

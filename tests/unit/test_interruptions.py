@@ -144,7 +144,7 @@ def test_none_is_lost_or_doubled_wherever_it_strikes(make, prepare):
             broker.link.confirm(broker.link.sent, multiple=True)
             publisher._tend()
             publisher._renew()
-        window = publisher._window
+        window = publisher.window
         assert len(window) == window.bytes == window.refused_bytes == 0, at
         assert publisher.stats.confirmed == len(set(broker.got) - {"sorry, large"}), at
     assert at > 20, "it was never interrupted"

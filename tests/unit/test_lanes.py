@@ -35,7 +35,7 @@ def make(broker, monkeypatch):
 
 
 def ids(publisher: AMQPPublisher) -> list[str]:
-    return [message.correlation_id for message in publisher._window]
+    return [message.correlation_id for message in publisher.window]
 
 
 def test_each_lane_connects_at_its_first_result(make, broker):
@@ -93,7 +93,7 @@ class TestTheOrderOfOneTask:
         broker.link.on_send = lambda: lanes.publish(message("task", LARGE_LANE_BYTES))
         lanes.publish(message("interrupted"))
         assert ids(lanes.small) == ["task", "interrupted"]
-        assert [m.correlation_id for m in lanes.small._window.again] == ["task"]
+        assert [m.correlation_id for m in lanes.small.window.again] == ["task"]
 
     def test_a_result_that_is_to_be_sent_again_keeps_the_order(self, make, broker):
         lanes = make()

@@ -45,7 +45,7 @@ def make(broker, monkeypatch):
     yield make
     broker.down = broker.refuses = False
     for publisher in made:
-        publisher._window = ConfirmWindow()
+        publisher.window = ConfirmWindow()
     wait_until(lambda: not watching_publishers(), 10, "no thread looks for confirms")
 
 
@@ -65,7 +65,7 @@ class TestTheWindow:
         broker.link.confirm(1)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == 0
+        assert publisher.window.bytes == 0
         assert (publisher.stats.published, publisher.stats.confirmed) == (1, 1)
 
     def test_one_confirm_may_be_for_many(self, make, broker):
@@ -73,7 +73,7 @@ class TestTheWindow:
         send(publisher, *"abcde")
         broker.link.confirm(3, multiple=True)
         publisher._tend()
-        assert [m.correlation_id for m in publisher._window] == ["d", "e"]
+        assert [m.correlation_id for m in publisher.window] == ["d", "e"]
         assert publisher.stats.confirmed == 3
 
     def test_confirms_may_come_in_any_order(self, make, broker):
@@ -102,8 +102,8 @@ class TestTheWindow:
             send(publisher, "c")
         send(publisher, "d")
         assert broker.got == ["a", "b", "a", "b", "d"]
-        assert [m.correlation_id for m in publisher._window] == ["a", "b", "d"]
-        assert publisher._window.bytes == 30
+        assert [m.correlation_id for m in publisher.window] == ["a", "b", "d"]
+        assert publisher.window.bytes == 30
         assert (publisher.stats.published, publisher.stats.resent) == (3, 2)
 
     def test_without_confirms_nothing_is_kept(self, make, broker):
@@ -260,7 +260,7 @@ class TestALostConnection:
         broker.link.confirm(3, multiple=True)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == 0
+        assert publisher.window.bytes == 0
 
     @pytest.mark.parametrize("count", range(1, 2 * publisher_module.SENDS_PER_LOOK + 2))
     def test_a_result_sent_just_before_the_loss_is_sent_again_once(self, make, broker, count):
@@ -288,7 +288,7 @@ class TestALostConnection:
             broker.link.cut = True
             send(publisher, name)
         assert broker.got[-5:] == ["a", "b", "c", "d", "e"]
-        assert [m.correlation_id for m in publisher._window] == list("abcde")
+        assert [m.correlation_id for m in publisher.window] == list("abcde")
 
     def test_a_send_is_retried_as_often_as_the_policy_says(self, make, broker):
         publisher = make(retry_policy={"max_retries": 3, "interval_max": 0.01})
@@ -461,7 +461,7 @@ class TestRefusals:
         broker.link.confirm(3)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == 0
+        assert publisher.window.bytes == 0
 
     def test_it_is_given_up_when_its_retries_are_used_up(self, make, broker, caplog):
         publisher = make(retry_policy={"max_retries": 2, "interval_max": 0})
@@ -472,7 +472,7 @@ class TestRefusals:
             publisher._tend()
         assert broker.got == ["the-task"] * 3
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == 0
+        assert publisher.window.bytes == 0
         assert "the-task 3 times" in caplog.text
 
     def test_it_waits_as_long_as_the_policy_says(self, make, broker):
@@ -571,17 +571,17 @@ class TestRefusals:
         send(publisher, *"ab")
         broker.link.refuse(2, multiple=True)
         publisher._tend()
-        assert (publisher._window.refused_count, publisher.unconfirmed) == (2, 2)
+        assert (publisher.window.refused_count, publisher.unconfirmed) == (2, 2)
         send(publisher, "c")
         publisher._tend()
-        assert (broker.got, publisher._window.in_flight) == (["a", "b", "c", "a", "b"], 3)
+        assert (broker.got, publisher.window.in_flight) == (["a", "b", "c", "a", "b"], 3)
         send(publisher, "d")
         assert publisher.unconfirmed == 4
         broker.confirms_at_once = True
         broker.link.confirm(6, multiple=True)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == publisher._window.refused_bytes == 0
+        assert publisher.window.bytes == publisher.window.refused_bytes == 0
 
     @pytest.mark.parametrize("limit", [{"confirm_window": 3}, {"confirm_window_bytes": 30}])
     def test_over_the_limit_the_oldest_refused_results_are_given_up(
@@ -594,7 +594,7 @@ class TestRefusals:
             send(publisher, name)
             broker.link.refuse(tag)
             publisher._tend()
-        assert [m.correlation_id for _, _, m in publisher._window.refused] == ["c", "d", "e"]
+        assert [m.correlation_id for _, _, m in publisher.window.refused] == ["c", "d", "e"]
         for name in "ab":
             assert f"refused the result of task {name} 1 times, it is given up" in caplog.text
 
@@ -630,13 +630,13 @@ class TestRefusals:
         send(publisher, "c")
         broker.link.cut = True
         publisher._tend()
-        assert publisher._window.refused_count == 2
+        assert publisher.window.refused_count == 2
         publisher._tend()
         assert broker.got[5:] == ["c", "a", "b"]
         broker.link.confirm(3, multiple=True)
         publisher._tend()
         assert publisher.unconfirmed == 0
-        assert publisher._window.bytes == publisher._window.refused_bytes == 0
+        assert publisher.window.bytes == publisher.window.refused_bytes == 0
 
 
 @pytest.mark.usefixtures("unwatched")
