@@ -49,7 +49,7 @@ cdef class Lock:
         self.take(None)
         return self
 
-    def __exit__(self, kind, value, traceback, /):
+    def __exit__(self, kind, value, traceback, /):  # not *exc_info, which packs a tuple
         self.give()
 
     def within(self, timeout):

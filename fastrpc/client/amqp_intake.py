@@ -272,7 +272,7 @@ class AMQPIntake(Intake):
             amqp.answer_timeout = usual
 
     def tend(self) -> None:
-        # Called at each look, and nearly always for nothing.
+        # Most looks find nothing to do. The condition must name everything that `_tend` does.
         if self._frames or self.away or time.monotonic() >= self._heartbeat_at:
             self._loop.guarded(self._tend)
 

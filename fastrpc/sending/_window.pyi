@@ -48,8 +48,10 @@ class ConfirmWindow:
         """How many messages were refused, including those in flight again."""
 
     def has_room(self, count: int, size: int) -> bool:
-        """Whether a new message may be sent: none is to be sent again, and fewer than ``count``
-        messages, and than ``size`` bytes, are in flight and were never refused.
+        """Whether a new message may be sent.
+
+        It may if ``again`` is empty, and the messages in flight that were never refused are fewer
+        than ``count`` and have fewer than ``size`` bytes.
         """
 
     def holds(self, correlation_id: str) -> bool:

@@ -56,7 +56,7 @@ cdef class ConfirmWindow:
         return len(self.retried) + len(self.refused)
 
     def has_room(self, Py_ssize_t count, Py_ssize_t size):
-        """Whether a new message may be sent, see _window.pyi."""
+        """Whether a new message may be sent."""
         return (
             not self.again
             and len(self.messages) - len(self.retried) < count
@@ -66,7 +66,7 @@ cdef class ConfirmWindow:
     def holds(self, correlation_id):
         """Whether a message with this correlation id is kept."""
         if not self.messages and not self.again and not self.refused:
-            return False
+            return False  # nearly always so of the connection for large results
         # Copied in one step: a garbage collection during the iteration may change the originals.
         for message in list(self.messages.values()):
             if message.correlation_id == correlation_id:

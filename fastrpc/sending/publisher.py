@@ -197,7 +197,8 @@ class AMQPPublisher:
         #: queue up for it. A thread that takes both locks takes this one first.
         self._room = Lock()
         self._link: Link | None = None
-        #: All unconfirmed messages.
+        #: All unconfirmed messages. Without the lock, read it anew for each use: `close` and
+        #: `after_fork` replace it.
         self.window = ConfirmWindow()
         #: How many messages may be in flight.
         self._size = self.options.confirm_window or LEAST_WINDOW
@@ -299,7 +300,7 @@ class AMQPPublisher:
 
     def _send_new(self, message: Message | Packed, windows: int) -> bool:
         now, window, link = time.monotonic(), self.window, self._link
-        if link is None or link.closed or link.busy:
+        if link is None or link.closed or link.busy:  # else a call less for each result
             link = self._open_link()
         # Read before the send: once the message is in the window, a lost connection is not its
         # failure.
@@ -313,6 +314,7 @@ class AMQPPublisher:
             self._look(link)
             self._check_heard(link)
             self._send_again(link)
+            most = windows * self._size  # a look may have fitted it to the rate of confirms
             if link.blocked or not window.has_room(most, most_bytes):
                 return False
         self._send(link, message)

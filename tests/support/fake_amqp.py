@@ -99,6 +99,9 @@ class FakeAMQP:
         else:
             self.dispatched.append((reader.frame_type, reader.channel, reader.payload))
 
+    def serve(self, frame: tuple[int, int, bytes]) -> None:
+        self.dispatched.append(frame)
+
     def heartbeat_tick(self) -> None:
         self.heartbeat_ticks += 1
 

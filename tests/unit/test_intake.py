@@ -422,6 +422,17 @@ class TestHandingOver:
         way.take_in()
         assert way.amqp.dispatched == [(8, 0, b"")]
 
+    def test_while_an_event_loop_reads_they_wait_for_the_next_time_it_is_tended(self, clock):
+        way = Way()
+        way.intake.tend()
+        rings: list[None] = []
+        way.intake.put_off = lambda: rings.append(None)
+        way.amqp.arriving.append(frame(8, 0))
+        way.take_in()
+        assert (way.amqp.dispatched, len(rings)) == ([], 1)
+        way.intake.tend()
+        assert way.amqp.dispatched == [(8, 0, b"")]
+
 
 class TestAcknowledging:
     def test_all_at_once_and_only_what_is_owed(self):

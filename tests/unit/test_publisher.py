@@ -161,6 +161,14 @@ class TestTheWindow:
         send(publisher, *(str(n) for n in range(1_500)))
         assert publisher.unconfirmed >= 1_500
 
+    def test_a_window_that_has_grown_meanwhile_has_room(self, make):
+        publisher = make()
+        send(publisher, *"abc")
+        publisher.delivery_mode = publisher_module.PERSISTENT
+        publisher._size = 3
+        publisher._confirms, publisher._confirms_since = 2_000, time.monotonic() - 1
+        assert publisher._publish(message("d"))
+
     def test_a_given_confirm_window_does_not_grow(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "RATE_INTERVAL", 0.0)
         broker.confirms_at_once = True

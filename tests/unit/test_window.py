@@ -93,6 +93,13 @@ def test_refused_messages_take_no_room():
     assert window.has_room(2, 2)
 
 
+def test_there_is_no_room_while_a_message_is_to_be_sent_again():
+    window = window_of()
+    assert window.has_room(100, 100)
+    window.append(SimpleNamespace(body=b"x", correlation_id="x"))
+    assert not window.has_room(100, 100)
+
+
 def test_the_refusals_of_a_message_are_counted_until_its_confirm():
     window = window_of(3)
     for tag in (1, 2, 3):
