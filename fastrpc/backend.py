@@ -452,8 +452,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """The newest known state of a task, without waiting; PENDING if there is none.
 
         Raises:
-            BacklogLimitExceeded: this was the first look of the process, and more than
-                ``backlog_limit`` messages were found. They are being read, so try again.
+            BacklogLimitExceeded: this look made the process's first connection for results, and
+                more than ``backlog_limit`` messages were found. They are being read, so try again.
         """
         client = self._client
         waiters = client.table.waiters(task_id)

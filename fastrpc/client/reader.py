@@ -102,7 +102,7 @@ class ResultConsumer:
 
     def _begin(self) -> None:
         self._intake: Intake | None = None
-        #: Whether this process has had an intake.
+        #: Whether this process has ever connected for results.
         self._has_connected = False
         #: Until this time, by time.monotonic(), a thread that will acknowledge is taken to exist.
         self._acknowledger_until = 0.0
@@ -176,8 +176,8 @@ class ResultConsumer:
         queues. In a signal handler or a destructor that interrupts a read, this does nothing.
 
         Returns:
-            If the process had never connected for results, how many messages were in the queues;
-            else 0.
+            If this look made the process's first connection for results, how many messages were in
+            the queues; else 0.
 
         Raises:
             kombu.exceptions.OperationalError: the connection failed.
