@@ -95,6 +95,7 @@ FAILURES = {
     "timers": "timers of an acknowledgement that stay pending",
     "unacknowledged": "clients that do not acknowledge what they were given",
     "unconfirmed": "results that nobody has confirmed",
+    "spared": "workers in which no send was interrupted",
     "watchers": "threads that are counted on and do not run",
     "threads": "threads that stay",
     "crashed": "processes that died of a signal",
@@ -524,10 +525,10 @@ def silence_logging() -> None:
             logger.isEnabledFor(level)  # the first time it does
 
 
-def spare_imports() -> None:
-    """Import nothing while exceptions strike: an interrupted import leaves its lock locked.
+def block_librabbitmq() -> None:
+    """Make kombu's import of librabbitmq fail at once.
 
-    kombu tries to import librabbitmq for each connection that it makes.
+    kombu tries it for each connection, and an interrupted import leaves its lock locked.
     """
     sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
 
@@ -544,7 +545,7 @@ def echo(value):
 def limited():
     """Waits for a result that never comes, until its soft time limit."""
     end = time.monotonic() + 20
-    # All are kept: a time limit that strikes in the destructor of one would be swallowed.
+    # Keep them all: a time limit raised in a destructor would be swallowed.
     results = []
     try:
         with allow_join_result():
@@ -577,8 +578,8 @@ def expose_sends(**_kwargs: Any) -> None:
     if "FASTRPC_STORM" not in os.environ:
         return
     silence_logging()
-    spare_imports()
-    faulthandler.register(signal.SIGUSR2, sys.__stderr__)  # Celery's own has no file descriptor
+    block_librabbitmq()
+    faulthandler.register(signal.SIGUSR2, sys.__stderr__)  # Celery's has no descriptor
     target, rng = Target(), random.Random(os.getpid())
     backend = current_app.backend
     store = backend.store_result
@@ -681,8 +682,7 @@ class WorkerSquall:
         for said in seen.values():
             self.counts.update(said["left"])
             self.counts["thrown"] += said["thrown"]
-        if seen and not self.counts["thrown"]:
-            raise RuntimeError("no send of the worker was interrupted")
+        self.counts["spared"] += int(bool(seen) and not self.counts["thrown"])
 
 
 # -- all of it -------------------------------------------------------------------------------------
@@ -763,7 +763,7 @@ def one(what: str, url: str, seconds: float, seed: int) -> dict[str, int]:
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     silence_logging()
-    spare_imports()
+    block_librabbitmq()
     if what == "worker":
         return WorkerSquall(url, seconds, seed).run()
     squall = Squall(url, seconds, seed, frozenset(what.split("+")))
