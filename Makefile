@@ -19,8 +19,8 @@ export FASTRPC_WERROR ?= 1
 
 TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
 # Most tests wait more than they compute: three processes keep two cores busy. The tests of a file
-# stay together, because they share workers. A process that crashes is not replaced: with loadfile the
-# run may then never end.
+# stay together, because they share workers. A process that crashes is not replaced: with loadfile
+# its replacement may wait for work for ever.
 TEST_PROCESSES ?= 3
 AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 SANITIZED_TESTS ?= tests/unit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +17,8 @@ LAST_BYTES = 8192
 class CrashReporter:
     """Says in the parent process how a test process died.
 
-    CPython writes the text of a fatal error to standard error, which pytest has turned into a
-    deleted file by then, and switches its fault handler off. The parent holds those files open.
+    For a fatal error CPython disables faulthandler and writes to standard error, which pytest has
+    redirected to a deleted file by then. The parent keeps that file open.
     """
 
     def __init__(self) -> None:
@@ -36,8 +37,7 @@ class CrashReporter:
                 files.enter_context(file)
             if not error:
                 return
-            status = node.gateway._io.popen.wait(10)
-            report = f"{node.gateway.id} ended with {status}: {error}"
+            report = f"{node.gateway.id} {how_it_ended(node.gateway._io.popen)}: {error}"
             print(f"\n{report}", file=sys.stderr)
             for text in filter(None, map(last_text, captured)):
                 print(f"its last output:\n{text}", file=sys.stderr)
@@ -49,13 +49,21 @@ class CrashReporter:
             terminalreporter.write_line(report)
 
 
+def how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    try:
+        return f"ended with {process.wait(10)}"
+    except subprocess.TimeoutExpired:
+        return "still runs"
+
+
 def deleted_files_of(pid: int) -> list[BinaryIO]:
-    """Open the files without a name that a process has open; empty where there is no /proc."""
-    return [
-        file.open("rb")
-        for file in Path(f"/proc/{pid}/fd").glob("*")
-        if str(file.readlink()).endswith(" (deleted)")
-    ]
+    """Open the deleted files that a process still holds open; none where there is no /proc."""
+    files = []
+    for file in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):  # closed meanwhile, or a folder
+            if str(file.readlink()).endswith(" (deleted)"):
+                files.append(file.open("rb"))
+    return files
 
 
 def last_text(file: BinaryIO) -> str:

@@ -106,10 +106,10 @@ def test_only_the_first_look_of_a_process_tells_of_a_backlog(consumer, monkeypat
     class Backlog(SilentIntake):
         backlog = taken = 2_000
 
-        def open(self, timeout: float) -> None:
+        def open(self, timeout: float = 0) -> None:
             pass
 
-        catch_up = close = SilentIntake.tend
+        catch_up = close = open
 
     monkeypatch.setattr(reader_module, "make_intake", lambda *args: Backlog())
     consumer._intake = None
