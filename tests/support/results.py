@@ -10,8 +10,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from amqp.basic_message import Message
@@ -71,19 +70,25 @@ def publish(app: Celery, oid: str, body: bytes, **properties: Any) -> None:
     """Put any message on the reply queue `oid`, over py-amqp alone."""
     properties.setdefault("content_type", "application/json")
     properties.setdefault("content_encoding", "utf-8")
+    message = Message(body, **properties)
+    if "application_headers" in properties:
+        encode_properties(message)
     with app.connection_for_write() as connection:
         channel = connection.default_channel
         channel.confirm_select()
-        with deep_recursion():
-            channel.basic_publish_confirm(Message(body, **properties), routing_key=oid)
+        channel.basic_publish_confirm(message, routing_key=oid)
 
 
-@contextmanager
-def deep_recursion() -> Iterator[None]:
-    """Raise the recursion limit: other clients write deeper tables than Python can by default."""
+def encode_properties(message: Message) -> None:
+    """Encode them now: other clients write deeper tables than Python can by default.
+
+    The recursion limit is that of all threads. Lowering it while another one decodes thousands of
+    levels ends the process, on CPython 3.11, so this comes before anything is sent.
+    """
     usual = sys.getrecursionlimit()
     sys.setrecursionlimit(20_000)
     try:
-        yield
+        encoded = message._serialize_properties()
     finally:
         sys.setrecursionlimit(usual)
+    message._serialize_properties = lambda: encoded
