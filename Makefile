@@ -24,6 +24,8 @@ TESTS := tests/c tests/unit tests/integration tests/faults tests/fuzz
 TEST_PROCESSES ?= 3
 AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile --max-worker-restart 0
 SANITIZED_TESTS ?= tests/unit
+# The oldest that is supported, one between, and the newest.
+CELERYS ?= 5.4 5.6 5.7
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 STORM_SECONDS ?= 300
@@ -101,9 +103,9 @@ test-celery: build $(CELERY)/.fetched ## Celery's own integration tests of its c
 	$(call say,'running the canvas tests of Celery over our backend')
 	@$(PY) -m tests.celery_suite $(CELERY)
 
-.PHONY: test-pythons
-test-pythons: system ## unit tests and the semantics on every Python from 3.10 to 3.13
-	@tools/test-pythons
+.PHONY: test-matrix
+test-matrix: system ## unit tests and semantics on every Python from 3.10 to 3.13, with CELERYS (5.4 5.6 5.7)
+	@tools/test-matrix $(CELERYS)
 
 .PHONY: test-sanitize
 test-sanitize: NEEDS := compiler python

@@ -13,6 +13,7 @@ import threading
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
+import celery
 import kombu
 import pytest
 from celery import chord, group, states
@@ -516,6 +517,13 @@ class TestWaiting:
             arrives(backend, task_id, task_id)
         with pytest.raises(KeyError):
             nested.get(timeout=5)
+
+    @pytest.mark.skipif(celery.VERSION < (5, 7), reason="this Celery raises it all the same")
+    def test_without_propagate_it_is_a_value_of_that_group(self, backend, nested):
+        error = {"exc_type": "KeyError", "exc_message": ["k"], "exc_module": "builtins"}
+        arrives(backend, "d", error, states.FAILURE)
+        for task_id in "abc":
+            arrives(backend, task_id, task_id)
         a, (b, (c, (d,)), empty) = nested.get(timeout=5, propagate=False)
         assert (a, b, c, type(d), empty) == ("a", "b", "c", KeyError, [])
 
