@@ -389,7 +389,7 @@ class LoopReader:
         intake.put_off = self._loops.ring
         try:
             self._watch(intake)
-            if intake.holds_some or intake.readable():
+            if intake.has_some():
                 consumer.take_in(intake, 0.0)
             return intake.readers_only and intake.readable()
         except intake.errors as exc:

@@ -188,6 +188,9 @@ class AMQPIntake(Intake):
     def holds_some(self) -> bool:
         return self._loop.holds_some
 
+    def has_some(self) -> bool:
+        return self._loop.holds_some or bool(self._amqp.readable())
+
     @property
     def spoiled(self) -> bool:
         return self._loop.spoiled

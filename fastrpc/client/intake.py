@@ -233,6 +233,10 @@ class Intake:
         """Whether something was read and not delivered yet."""
         raise NotImplementedError
 
+    def has_some(self) -> bool:
+        """Whether there is something to take in: on the socket, or left by an interrupted read."""
+        return self.holds_some or self.readable()
+
     def pump(self) -> None:
         """Deliver everything that was read to the matcher."""
         raise NotImplementedError

@@ -192,9 +192,10 @@ class ResultConsumer:
 
     def _acknowledge_soon(self) -> None:
         """Start a thread that acknowledges delivered results, in case no thread reads soon."""
-        intake, now = self._intake, time.monotonic()
+        intake = self._intake
         if self._role.reading or intake is None or not intake.owes_acknowledgement:
             return
+        now = time.monotonic()
         if now < self._acknowledger_until:
             return
         self._acknowledger_until = now + 2 * ACKNOWLEDGE_AFTER
@@ -297,8 +298,7 @@ class ResultConsumer:
         if intake is None:
             return self._connect_and_look(queue)
         try:
-            # A read that was interrupted by an exception may have left something to deliver.
-            if intake.holds_some or intake.readable():
+            if intake.has_some():
                 self.take_in(intake, 0)
             if self._intake is intake:
                 intake.tend()

@@ -30,6 +30,9 @@ class SilentIntake:
         self.tended = 0
         self.owes_acknowledgement = False
 
+    def has_some(self) -> bool:
+        return self.holds_some
+
     def readable(self) -> bool:
         return False
 
