@@ -34,6 +34,7 @@ __all__ = [
     "forget_own_pools",
     "forget_pools",
     "forget_schemes",
+    "is_leaf",
     "replace_codec",
     "running",
     "spellings",
@@ -160,6 +161,11 @@ def spellings(conf: Settings, name: str) -> Any:
 def stands_for(task: Any) -> Any:
     """The task behind a proxy that ``@app.task`` or ``@shared_task`` returned; else ``task``."""
     return task._get_current_object() if isinstance(task, Proxy) else task
+
+
+def is_leaf(result: Any) -> bool:
+    """Whether ``result`` is the result of one task, not a group."""
+    return hasattr(result, "_cache")
 
 
 def codecs() -> tuple[dict[str, Any], dict[str, Any], set[str]]:

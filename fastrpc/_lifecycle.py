@@ -20,7 +20,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 from weakref import WeakSet, finalize
 
-from celery.signals import worker_process_shutdown, worker_shutdown
+from celery.signals import (
+    worker_before_create_process,
+    worker_process_shutdown,
+    worker_shutdown,
+)
 
 from ._borrowed import forget_pools
 
@@ -48,6 +52,9 @@ class Estate(Protocol):
 
 class Closeable(Protocol):
     """An object with open connections."""
+
+    def load(self) -> None:
+        """Make what tasks will need: the process is about to fork the processes of a pool."""
 
     def flush(self) -> None:
         """Send everything that is outstanding: a worker has stopped, or the process ends."""
@@ -129,6 +136,13 @@ def _close_all(**kwargs: Any) -> None:
         time.sleep(0.01)
 
 
+def _load_all(**kwargs: Any) -> None:
+    # A soft time limit that strikes the first import in a task can leave the import lock taken, and
+    # the process of the pool hangs.
+    for closeable in list(_closeables):
+        closeable.load()
+
+
 def _flush_all(**kwargs: Any) -> None:
     for closeable in list(_closeables):
         _call_and_log(closeable.flush)
@@ -175,6 +189,7 @@ def _register_with_multiprocessing(close_all: Callable[[], None]) -> None:
 # A prefork child ends without running atexit handlers, but sends worker_process_shutdown before.
 # worker_shutdown only flushes: the process of a worker may live on and wait for results, as it does
 # in tests.
+worker_before_create_process.connect(_load_all, weak=False)
 worker_process_shutdown.connect(_close_all, weak=False)
 worker_shutdown.connect(_flush_all, weak=False)
 atexit.register(_close_all)

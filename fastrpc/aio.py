@@ -29,11 +29,12 @@ from celery import states as celery_states
 from celery.exceptions import TimeoutError
 from celery.result import EagerResult, assert_will_not_block
 
+from ._borrowed import is_leaf
 from ._lifecycle import making
 from ._lock import Lock, start_thread
 from .backend import RPCBackend
 from .client.aio import Loops, ResultWait
-from .client.side import ClientSide, Members, is_leaf
+from .client.side import ClientSide, Members
 
 __all__ = ["apply_async", "apply_many", "as_completed", "gather", "get", "install", "states"]
 

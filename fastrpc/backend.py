@@ -6,7 +6,7 @@ the caller's reply queue -> ``fastrpc.client`` -> the AsyncResult that waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -17,25 +17,21 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
-from ._borrowed import current_task, forget_own_pools, task_join_will_block
+from ._borrowed import current_task, forget_own_pools, is_leaf, task_join_will_block
 from ._lifecycle import bequeath, making, register
-from .client.queues import make_queue
-from .client.reader import ResultConsumer
-from .client.side import ClientSide, client_side, is_leaf
+from .client.names import QueueNames
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
 from .replace import keep_reply_queue
 from .retry import RetryPolicy
 from .settings import Setting
 from .stats import CHORD_COUNTERS
-from .transport.transports import is_amqp
-from .worker.message import pack, too_large_failure
-from .worker.meta import MetaBuilder
 
 if TYPE_CHECKING:
     from .chords.chords import Chords
-    from .sending.lanes import Lanes
-    from .sending.publisher import KombuPublisher
+    from .client.reader import ResultConsumer
+    from .client.side import ClientSide
+    from .worker.side import WorkerSide
 
 __all__ = ["RPCBackend"]
 
@@ -56,12 +52,21 @@ In the same process pass on the GroupResult, or its as_tuple() for result_from_t
 process, give the tasks a backend that stores results, such as redis://."""
 
 
+class _ReaderClass:
+    """``RPCBackend.ResultConsumer`` unless a subclass sets its own; imported when it is read."""
+
+    def __get__(self, backend: Any, backend_class: Any) -> type[ResultConsumer]:
+        from .client.reader import ResultConsumer
+
+        return ResultConsumer
+
+
 class RPCBackend(AsyncBackendMixin, Backend):
     """Result backend that sends each result to the reply queue of its caller."""
 
     Exchange = kombu.Exchange
     Producer = kombu.Producer
-    ResultConsumer = ResultConsumer
+    ResultConsumer = _ReaderClass()
     BacklogLimitExceeded = BacklogLimitExceeded
 
     persistent = False
@@ -105,30 +110,53 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
-        # Makes the queue of a name. Not a method, because queues outlive the backend.
-        self._make_queue = partial(
-            make_queue,
-            queue_class=self.Queue,
-            exchange=self.exchange,
-            expires=self.expires,
-            queue_type=self.options.queue_type,
-            max_bytes=self.options.max_queue_bytes,
-            max_unread=self.options.max_unread,
-            max_unread_bytes=self.options.max_unread_bytes,
-        )
-        with making():
-            self._client = client_side(app, self._make_client_side)
-            register(self)
+        # Now, because they decide what ``app.thread_oid`` returns.
+        self._names = QueueNames.of(app)
         self._always_eager = Setting(app, "task_always_eager")
-        self._meta = MetaBuilder(self)
-        self._publisher: Lanes | KombuPublisher | None = None
+        # A process seldom needs all of these, and each imports much.
+        self._client: ClientSide | None = None
+        self._worker: WorkerSide | None = None
         self._chords: Chords | None = None
+        with making():
+            register(self)
+
+    def load(self) -> None:
+        """Make now what a task would make at its first use: the processes of a pool share it."""
+        self._make_client()
+        self._make_worker()
+
+    @property
+    def worker(self) -> WorkerSide:
+        """The worker's side of the backend."""
+        return self._worker or self._make_worker()
+
+    def _make_worker(self) -> WorkerSide:
+        from .worker.side import WorkerSide
+
+        with making():
+            if self._worker is None:
+                self._worker = WorkerSide(self, self.options)
+            return self._worker
+
+    @property
+    def client(self) -> ClientSide:
+        """The client's side of the app."""
+        return self._client or self._make_client()
+
+    def _make_client(self) -> ClientSide:
+        from .client.side import client_side
+
+        with making():
+            self._client = client_side(self.app, self._make_client_side)
+            return self._client
 
     def _make_client_side(self) -> ClientSide:
+        from .client.side import ClientSide
+
         side = ClientSide(
             self.app,
             self.options,
-            make_queue=self._make_queue,
+            make_queue=self._queue_maker(),
             expires=self.expires,
             accept=self.accept,
             to_python=self.meta_from_decoded,
@@ -138,15 +166,29 @@ class RPCBackend(AsyncBackendMixin, Backend):
             bequeath(side, side.queues)
         return side
 
-    @property
-    def client(self) -> ClientSide:
-        """The client's side of the app, for ``fastrpc.aio``."""
-        return self._client
+    def _queue_maker(self, **arguments: Any) -> Callable[[str], kombu.Queue]:
+        """Makes the queue of a name; it holds no reference to the backend, which queues outlive."""
+        from .client.queues import make_queue
+
+        options = self.options
+        return partial(
+            make_queue,
+            **{
+                "queue_class": self.Queue,
+                "exchange": self.exchange,
+                "expires": self.expires,
+                "queue_type": options.queue_type,
+                "max_bytes": options.max_queue_bytes,
+                "max_unread": options.max_unread,
+                "max_unread_bytes": options.max_unread_bytes,
+                **arguments,
+            },
+        )
 
     @property
     def result_consumer(self) -> Any:
         """The reader of results, under Celery's name."""
-        return self._client.reader
+        return self.client.reader
 
     def _options(self) -> Options:
         options = self.app.conf.result_backend_transport_options or {}
@@ -170,7 +212,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
     @property
     def binding(self) -> kombu.Queue:
         """The reply queue of the current thread, unbound."""
-        return self._make_queue(self.oid)
+        return self._queue_maker()(self.oid)
 
     def _create_binding(self, task_id: str) -> kombu.Queue:
         """The reply queue of a task, unbound: that of the current thread."""
@@ -183,14 +225,15 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker refuses to make it.
         """
-        self._client.renew(task_id)
-        self._client.expect(producer)
+        client = self.client
+        client.renew(task_id)
+        client.expect(producer)
 
     @contextmanager
     def answering_to(self, reply_to: str) -> Iterator[None]:
         """In this context the tasks that this thread sends are answered to the queue ``reply_to``,
         not to the thread's own."""
-        lease = self._client.names.lease()
+        lease = self._names.lease()
         before, lease.lent = lease.lent, reply_to
         try:
             yield
@@ -200,16 +243,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
     # -- chords --------------------------------------------------------------------------------
 
     def _make_chord_queue(self, name: str) -> kombu.Queue:
-        queue = make_queue(
-            name,
-            queue_class=self.Queue,
-            exchange=self.exchange,
-            expires=self.chord_expires,
-            queue_type=self.options.queue_type,
-            max_bytes=None,
-            max_unread=0,
-            max_unread_bytes=0,
-        )
+        queue = self._queue_maker(expires=self.chord_expires, max_bytes=None)(name)
         # Only one process may consume the queue. (Quorum queues have no exclusive consumers.)
         queue.queue_arguments["x-single-active-consumer"] = True
         return queue
@@ -232,6 +266,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     @cached_property
     def _broker_is_amqp(self) -> bool:
+        from .transport.transports import is_amqp
+
         return is_amqp(self.app.connection_for_write())
 
     def ensure_chords_allowed(self) -> None:
@@ -317,33 +353,16 @@ class RPCBackend(AsyncBackendMixin, Backend):
         if not routing_key:
             return result
         meta = self._to_result(task_id, state, result, traceback, request)
-        publisher = self._publisher or self._make_publisher()
-        publisher.publish(pack(routing_key, correlation_id, meta, self.serializer))
+        self.worker.send(routing_key, correlation_id, meta)
         return result
 
     def _to_result(
         self, task_id: str, state: str, result: Any, traceback: Any, request: Any
     ) -> dict[str, Any]:
         """The meta that is sent. A subclass may override this, and the caller gets its meta."""
-        return self._meta.build(
+        return self.worker.metas.build(
             task_id, state, self.encode_result(result, state), traceback, request
         )
-
-    def _make_publisher(self) -> Lanes | KombuPublisher:
-        # Imported here, because a process that only sends tasks does not send results.
-        from .sending.lanes import make_publisher
-
-        with making():
-            if self._publisher is None:
-                self._publisher = make_publisher(
-                    self.app,
-                    self.exchange,
-                    self.delivery_mode,
-                    self.options,
-                    self._client.stats,
-                    partial(too_large_failure, backend=self),
-                )
-            return self._publisher
 
     # -- waiting for a result ------------------------------------------------------------------
 
@@ -355,7 +374,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         With ``start_drainer``, under gevent or eventlet, a greenlet reads even while no other one
         waits, as in Celery.
         """
-        self._client.add(result, weak=weak, read=start_drainer)
+        self.client.add(result, weak=weak, read=start_drainer)
         return result
 
     def add_pending_results(self, results: Iterable[Any], weak: bool = False) -> list[Any]:
@@ -363,7 +382,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def remove_pending_result(self, result: Any) -> Any:
         """Stop ``result`` from waiting. A message for its id is kept for other AsyncResults."""
-        self._client.matcher.discard(result)
+        self.client.matcher.discard(result)
         return result
 
     def on_result_fulfilled(self, result: Any) -> None:
@@ -387,7 +406,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             Exception: with ``propagate``, the exception of the task.
         """
         self._ensure_not_eager()
-        for _ in self._client.ready_ones([result], timeout, on_interval, on_message):
+        for _ in self.client.ready_ones([result], timeout, on_interval, on_message):
             pass
         return result.maybe_throw(callback=callback, propagate=propagate)
 
@@ -414,7 +433,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             fastrpc.errors.ResultDropped: a result arrived, but is no longer kept.
         """
         self._ensure_not_eager()
-        for node in self._client.ready_members(result.results, timeout, on_interval, on_message):
+        for node in self.client.ready_members(result.results, timeout, on_interval, on_message):
             meta = node._cache if is_leaf(node) else node.children
             if meta is not None:
                 yield node.id, meta
@@ -442,7 +461,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
                 if meta["status"] in READY_STATES:
                     yield task_id, meta
             return
-        waits = self._client.ready_ones(results.values(), timeout, on_interval, on_message)
+        waits = self.client.ready_ones(results.values(), timeout, on_interval, on_message)
         for node in waits:
             yield node.id, node._cache
 
@@ -455,7 +474,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
             BacklogLimitExceeded: this look made the process's first connection for results, and
                 more than ``backlog_limit`` messages were found. They are being read, so try again.
         """
-        client = self._client
+        client = self.client
         waiters = client.table.waiters(task_id)
         if client.look() > backlog_limit:
             raise self.BacklogLimitExceeded(task_id)
@@ -466,21 +485,21 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def is_cached(self, task_id: str) -> bool:
         """Whether a result of ``task_id`` is kept in this process."""
-        return self._client.is_kept(task_id)
+        return self.client.is_kept(task_id)
 
     def on_out_of_band_result(self, task_id: str, message: Any) -> None:
         """Keep the result in a kombu message that was received for another task."""
-        self._client.matcher.deliver_message(task_id, message)
+        self.client.matcher.deliver_message(task_id, message)
         message.ack()
 
     def task_result_exists(self, task_id: str) -> bool:
         """Whether any state of ``task_id`` is known."""
-        self._client.look()
+        self.client.look()
         return self.is_cached(task_id)
 
     def forget(self, task_id: str) -> None:
         """Drop what is kept for ``task_id``. A result that arrived is not delivered again."""
-        self._client.forget(task_id)
+        self.client.forget(task_id)
 
     # -- the rest of Celery's API --------------------------------------------------------------
 
@@ -508,10 +527,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def stats(self) -> dict[str, Any]:
         """Counters since this process began; see docs/stats.md."""
-        unconfirmed = self._publisher.unconfirmed if self._publisher else 0
         return {
-            **self._client.counters(),
-            "unconfirmed": unconfirmed,
+            **self.client.counters(),
+            **self.worker.counters(),
             **(self._chords.counters() if self._chords else dict.fromkeys(CHORD_COUNTERS, 0)),
         }
 
@@ -534,14 +552,15 @@ class RPCBackend(AsyncBackendMixin, Backend):
         Returns:
             Whether the broker answered within ``timeout`` seconds.
         """
-        return self._client.leave(self.auto_delete, timeout)
+        return self._client is None or self._client.leave(self.auto_delete, timeout)
 
     def close(self) -> None:
         """``flush``, then hang up and delete the reply queues, unless ``auto_delete=False``."""
         try:
             self.flush()
         finally:
-            self._client.close(delete_queues=self.auto_delete)
+            if self._client is not None:
+                self._client.close(delete_queues=self.auto_delete)
 
     def drain(self, timeout: float) -> bool:
         """Wait until all results are confirmed, at most ``timeout`` seconds.
@@ -549,7 +568,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
         Returns:
             Whether they are.
         """
-        return self._publisher is None or self._publisher.drain(timeout)
+        return self._worker is None or self._worker.publisher.drain(timeout)
 
     def flush(self) -> None:
         """Wait until all results are confirmed, at most for ``shutdown_timeout``.
@@ -559,14 +578,16 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """
         if self._chords is not None:
             self._chords.close(self.options.shutdown_timeout)
-        if self._publisher is not None:
-            self._publisher.close(self.options.shutdown_timeout)
+        if self._worker is not None:
+            self._worker.publisher.close(self.options.shutdown_timeout)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child: the open connections belong to the parent."""
-        self._client.after_fork()
-        if self._publisher is not None:
-            self._publisher.after_fork()
+        self._names.after_fork()
+        if self._client is not None:
+            self._client.after_fork()
+        if self._worker is not None:
+            self._worker.after_fork()
         if self._chords is not None:
             self._chords.after_fork()
         forget_own_pools(self.app)

@@ -7,9 +7,8 @@ They come from ``result_backend_transport_options`` and from the query of the UR
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from .errors import BadOption
@@ -23,12 +22,11 @@ MIB = 1024 * 1024
 MOST = 2**63 - 1
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """Checked options; sizes in bytes, times in seconds."""
 
     #: When a failed send is retried; keys and meaning are Celery's.
-    retry_policy: RetryPolicy = field(default_factory=RetryPolicy)
+    retry_policy: RetryPolicy = RetryPolicy()
     #: Deliveries the broker may send ahead of our acknowledgements.
     prefetch: int = 4000
     #: How many unclaimed results are kept, undecoded.
@@ -166,4 +164,4 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-assert _CHECKS.keys() == {f.name for f in fields(Options)}
+assert _CHECKS.keys() == set(Options._fields)

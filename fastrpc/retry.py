@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import BadOption
 
 __all__ = ["RetryPolicy", "backoff"]
 
 
-@dataclass(frozen=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """When to try again, with Celery's names and meaning (``retry_policy``), in seconds.
 
     ``max_retries=None`` never gives up.
@@ -31,12 +29,11 @@ class RetryPolicy:
         Raises:
             BadOption: a key is unknown or not a number; the message names it.
         """
-        known = [f.name for f in fields(cls)]
         for key, value in policy.items():
-            if key not in known:
+            if key not in cls._fields:
                 raise BadOption(
                     f"unknown key {key!r} in option 'retry_policy'; allowed are: "
-                    + ", ".join(known)
+                    + ", ".join(cls._fields)
                 )
             if value is None and key == "max_retries":
                 continue
@@ -47,7 +44,7 @@ class RetryPolicy:
         return cls(**policy)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return self._asdict()
 
     def delays(self) -> Iterator[float]:
         """The pause before each retry; ends when the retries are used up."""

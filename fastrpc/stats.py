@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["CHORD_COUNTERS", "Stats"]
+__all__ = ["CHORD_COUNTERS", "ReceivedStats", "SentStats"]
 
 #: What ``stats()`` also tells of chords.
 CHORD_COUNTERS = (
@@ -16,26 +16,15 @@ CHORD_COUNTERS = (
 )
 
 
-class Stats:
-    """Counters that start at zero in each process and after each fork.
+class ReceivedStats:
+    """What the client's side counts, from zero in each process and after each fork.
 
-    Increments are not locked. The thread that reads the socket makes nearly all increments of
-    ``received`` … ``reconnects``; the thread that holds a publisher's lock makes nearly all
-    others. A result that is decoded in the thread that asks for it, or sent over another transport
-    than AMQP, is counted in that thread: if two threads count at the same moment, one increment may
-    be lost.
+    Increments are not locked. The thread that reads the socket makes nearly all of them. A result
+    that is decoded in the thread that asks for it is counted there: if two threads count at the
+    same moment, one increment may be lost.
     """
 
-    __slots__ = (
-        "bad_messages",
-        "confirmed",
-        "duplicates",
-        "published",
-        "received",
-        "reconnects",
-        "resent",
-        "returned",
-    )
+    __slots__ = ("bad_messages", "duplicates", "received", "reconnects")
 
     def __init__(self) -> None:
         self.reset()
@@ -46,13 +35,37 @@ class Stats:
         self.duplicates = 0
         self.bad_messages: Counter[str] = Counter()
         self.reconnects = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """The counters by name; ``bad_messages`` is a dict by reason."""
+        return {
+            "received": self.received,
+            "duplicates": self.duplicates,
+            "bad_messages": dict(self.bad_messages),
+            "reconnects": self.reconnects,
+        }
+
+
+class SentStats:
+    """What the worker's side counts, from zero in each process and after each fork.
+
+    Increments are not locked. The thread that holds a publisher's lock makes nearly all of them.
+    Over another transport than AMQP the thread that sends does: if two threads count at the same
+    moment, one increment may be lost.
+    """
+
+    __slots__ = ("confirmed", "published", "resent", "returned")
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Set all counters to zero, as in a forked child."""
         self.published = 0
         self.confirmed = 0
         self.returned = 0
         self.resent = 0
 
-    def as_dict(self) -> dict[str, object]:
-        """The counters by name; ``bad_messages`` is a dict by reason."""
-        counters: dict[str, object] = {name: getattr(self, name) for name in self.__slots__}
-        counters["bad_messages"] = dict(self.bad_messages)
-        return counters
+    def as_dict(self) -> dict[str, int]:
+        """The counters by name."""
+        return {name: getattr(self, name) for name in self.__slots__}

@@ -144,7 +144,7 @@ class Load:
             intake = inside.intake(self.app)
             print(
                 f"lost: {result.id} of {backend.oid}, {late:.1f} s late,",
-                f"in the table {backend._client.table.state(result.id)},",
+                f"in the table {backend.client.table.state(result.id)},",
                 f"consumed {intake and intake.consumed}, away {intake and intake.away},",
                 f"client {backend.stats()}, sender {self.sender.backend.stats()}",
                 file=sys.stderr,

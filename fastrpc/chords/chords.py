@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..options import Options
 from ..sending.message import Message
 from ..sending.publisher import AMQPPublisher
 from ..serialization import decode
-from ..stats import CHORD_COUNTERS, Stats
+from ..stats import CHORD_COUNTERS, SentStats
 from ..worker.message import pack, too_large_failure
 from .connection import ANSWER_TIMEOUT
 from .joiner import Joiner
@@ -75,7 +74,7 @@ class Chords:
         self._begin()
 
     def _begin(self) -> None:
-        self.stats = Stats()
+        self.stats = SentStats()
         #: Parts that were sent.
         self.parts = 0
         #: Group id -> parts that its header tasks were told of, until Celery has counted them.
@@ -212,7 +211,7 @@ class Chords:
                 self._publisher = AMQPPublisher(
                     self.app,
                     PERSISTENT,
-                    replace(self.options, publisher_confirms=True),
+                    self.options._replace(publisher_confirms=True),
                     self.stats,
                     partial(too_large_part, backend=self.backend),
                 )

@@ -24,7 +24,7 @@ from kombu.utils.json import loads as kombu_loads
 from .._json import MISS
 from ..errors import BadMessage, ResultDropped, ResultTooLarge
 from ..serialization import decode, means_kombu_json
-from ..stats import Stats
+from ..stats import ReceivedStats
 from ._matcher import Claimed, Fulfiller
 from ._pending import DONE, LOST, UNCLAIMED, WAITING, PendingTable
 from ._wait import ReadingRole, Watchers
@@ -117,7 +117,7 @@ class ResultMatcher:
         *,
         accept: frozenset[str] | None,
         to_python: Callable[[dict[str, Any]], dict[str, Any]],
-        stats: Stats,
+        stats: ReceivedStats,
         max_age: float | None,
         max_claimed: int,
         max_claimed_bytes: int,

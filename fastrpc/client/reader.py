@@ -29,7 +29,7 @@ from kombu.exceptions import OperationalError
 from .._lock import start_thread
 from ..options import Options
 from ..retry import backoff
-from ..stats import Stats
+from ..stats import ReceivedStats
 from ..transport.dial import ANSWER_TIMEOUT, failure, is_refusal
 from ..transport.transports import is_amqp, use_our_transport
 from ._wait import ReadingRole, Wait, Watchers
@@ -80,7 +80,7 @@ class ResultConsumer:
         app: Any,
         queues: ReplyQueues,
         options: Options,
-        stats: Stats,
+        stats: ReceivedStats,
         matcher: ResultMatcher,
         watchers: Watchers,
         role: ReadingRole,

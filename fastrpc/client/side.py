@@ -11,9 +11,9 @@ from weakref import WeakValueDictionary
 from kombu import Queue
 from kombu.utils.compat import detect_environment
 
-from .._borrowed import task_join_will_block
+from .._borrowed import is_leaf, task_join_will_block
 from ..options import Options
-from ..stats import Stats
+from ..stats import ReceivedStats
 from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 from .matcher import ResultMatcher
@@ -21,7 +21,7 @@ from .names import QueueNames, is_unread
 from .queues import ReplyQueues
 from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
-__all__ = ["ClientSide", "Members", "client_side", "is_leaf"]
+__all__ = ["ClientSide", "Members", "client_side"]
 
 #: At least this many ids of delivered results are remembered, to recognise duplicates.
 LEAST_REMEMBERED = 10_000
@@ -68,7 +68,7 @@ class ClientSide:
         consumer_class: type[ResultConsumer] = ResultConsumer,
     ) -> None:
         self.app = app
-        self.stats = Stats()
+        self.stats = ReceivedStats()
         #: The names of this app's reply queues, for each thread.
         self.names = QueueNames.of(app)
         self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
@@ -274,7 +274,6 @@ class ClientSide:
         """Start afresh in a forked child: the open connections belong to the parent."""
         self.stats.reset()
         self._ended_in = None
-        self.names.after_fork()
         self.queues.clear()
         self.matcher.clear()
         self.watchers.clear()
@@ -282,11 +281,6 @@ class ClientSide:
         self.reader.after_fork()
         if self.loops is not None:
             self.loops.after_fork()
-
-
-def is_leaf(node: Any) -> bool:
-    """Whether ``node`` is the result of one task, not a group."""
-    return hasattr(node, "_cache")
 
 
 class Members:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from ..stats import Stats
+from ..stats import SentStats
 from ..wire._reader import FrameReader
 
 class ConfirmWindow:
@@ -82,7 +82,7 @@ class ConfirmWindow:
     def give_up(self) -> tuple[int, Any]:
         """Drop the first message of ``refused``; return how often it was refused, and it."""
 
-    def count_into(self, stats: Stats) -> None:
+    def count_into(self, stats: SentStats) -> None:
         """Move ``confirmed`` to the counter of that name."""
 
     def confirm(self, tag: int, multiple: bool, taken: bool) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..options import Options
-from ..stats import Stats
+from ..stats import SentStats
 from ..transport.transports import is_amqp
 from .message import Message
 from .publisher import AMQPPublisher, KombuPublisher
@@ -33,7 +33,7 @@ def make_publisher(
     exchange: Any,
     delivery_mode: int,
     options: Options,
-    stats: Stats,
+    stats: SentStats,
     substitute: Callable[[Message], Message | None],
 ) -> Lanes | KombuPublisher:
     """The publisher that fits the broker of ``app``; not yet connected.
@@ -59,7 +59,7 @@ class Lanes:
         app: Any,
         delivery_mode: int,
         options: Options,
-        stats: Stats,
+        stats: SentStats,
         substitute: Callable[[Message], Message | None],
     ) -> None:
         self.small, self.large = (

@@ -17,7 +17,7 @@ from typing import Any
 
 from amqp.serialization import dumps
 
-from ..stats import Stats
+from ..stats import SentStats
 from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure
 from ..transport.transports import use_our_transport
 from ..wire._encoder import PublishEncoder
@@ -92,7 +92,9 @@ class Link:
         Lost: the broker cannot be reached, or refuses the connection.
     """
 
-    def __init__(self, connection: Any, delivery_mode: int, confirms: bool, stats: Stats) -> None:
+    def __init__(
+        self, connection: Any, delivery_mode: int, confirms: bool, stats: SentStats
+    ) -> None:
         self.stats = stats
         self.delivery_mode = delivery_mode
         #: The broker asked publishers to wait (``connection.blocked``).

@@ -24,7 +24,7 @@ from kombu.exceptions import OperationalError
 from .._lock import Lock, start_thread
 from ..options import Options
 from ..retry import backoff
-from ..stats import Stats
+from ..stats import SentStats
 from ..transport.dial import is_refusal
 from ._window import ConfirmWindow
 from .link import Link, Lost, Silent
@@ -134,7 +134,7 @@ class KombuPublisher:
     unconfirmed = 0
 
     def __init__(
-        self, app: Any, exchange: Any, delivery_mode: int, options: Options, stats: Stats
+        self, app: Any, exchange: Any, delivery_mode: int, options: Options, stats: SentStats
     ) -> None:
         self.app = app
         self.exchange = exchange
@@ -181,7 +181,7 @@ class AMQPPublisher:
         app: Any,
         delivery_mode: int,
         options: Options,
-        stats: Stats,
+        stats: SentStats,
         substitute: Callable[[Message], Message | None],
     ) -> None:
         self.app = app

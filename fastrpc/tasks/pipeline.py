@@ -12,7 +12,7 @@ from typing import Any
 from .._lifecycle import register
 from ..options import Options
 from ..sending.publisher import AMQPPublisher
-from ..stats import Stats
+from ..stats import SentStats
 from ..transport.writer import encoded_body
 from ..wire._frames import FrameBuffer
 
@@ -75,7 +75,7 @@ class Pipeline:
         with self._making_lock:
             if self._publisher is None:
                 self._publisher = AMQPPublisher(
-                    self, PERSISTENT, Options(), Stats(), lambda too_large: None
+                    self, PERSISTENT, Options(), SentStats(), lambda too_large: None
                 )
                 register(self)
             return self._publisher
@@ -84,10 +84,13 @@ class Pipeline:
         """The publisher's own connection, not yet opened."""
         return self.connection.clone(heartbeat=heartbeat)
 
+    def load(self) -> None:
+        """Nothing to make: who holds this has sent a task."""
+
     def flush(self) -> None:
         """Wait until all tasks are confirmed, at most for ``shutdown_timeout``, and hang up."""
         if self._publisher is not None:
-            self._publisher.close(Options.shutdown_timeout)
+            self._publisher.close(Options().shutdown_timeout)
 
     def leave(self, timeout: float) -> bool:
         """Nothing to do at the end of the process: ``flush`` has closed the connection."""

@@ -132,7 +132,7 @@ class TestOtherTransports:
 
     def test_a_state_that_arrives_while_the_newest_is_looked_up(self, other, monkeypatch):
         """It is told once."""
-        matcher = other.backend._client.matcher
+        matcher = other.backend.client.matcher
         look_up = matcher.newest
 
         def newest(task_id):

@@ -53,7 +53,7 @@ def goes(request):
 def use_queue_on(node: RabbitMQ, app: Celery, oid: str) -> None:
     """Put a classic queue on this node: it lives on the node that declared it first."""
     with Connection(node.url) as connection:
-        app.backend._client.queues.declare(oid, connection.default_channel)
+        app.backend.client.queues.declare(oid, connection.default_channel)
 
 
 class Stream:
@@ -198,7 +198,7 @@ def is_down(node: RabbitMQ, app: Celery, queue: str) -> bool:
     """Whether this node knows that the queue is unavailable."""
     with Connection(node.url) as connection:
         try:
-            app.backend._make_queue(queue)(connection.default_channel).queue_declare()
+            app.backend.client.queues.make(queue)(connection.default_channel).queue_declare()
         except NotFound:
             return True
         return False

@@ -59,7 +59,7 @@ def texts_of(app: Celery) -> str:
         app,
         backend,
         backend.result_consumer,
-        backend._publisher,
+        backend.worker.publisher,
         backend.options,
         backend.stats(),
     ]

@@ -131,7 +131,7 @@ class TestAnyThreadWaitsForAnyResult:
 
     def test_one_thread_gives_up_just_when_another_begins(self, app, sender, monkeypatch):
         [result] = expect(app, 1)
-        fulfiller = app.backend._client.matcher.fulfiller
+        fulfiller = app.backend.client.matcher.fulfiller
 
         def begin_just_then(*args) -> Wait:
             fulfiller.give_up([result], Wait(0))

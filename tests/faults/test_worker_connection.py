@@ -374,7 +374,7 @@ class TestReturned:
             connection.default_channel.queue_delete(oid)
             answer(sender, oid, new_ids(1), "x")
             await_confirms(sender)
-            app.backend._make_queue(oid)(connection.default_channel).declare()
+            app.backend.client.queues.make(oid)(connection.default_channel).declare()
         answer(sender, oid, [result], "x" * 100_000)
         assert result.get(timeout=10) == "x" * 100_000
 
@@ -417,7 +417,7 @@ class TestRefused:
         results = expect(app, 30)
         answer(sender, app.backend.oid, results, "x" * 10_000)
         with app.connection_for_read() as connection:
-            queue = app.backend._make_queue(app.backend.oid)(connection.default_channel)
+            queue = app.backend.client.queues.make(app.backend.oid)(connection.default_channel)
             wait_until(lambda: queue.queue_declare() and inside.refused(sender), 10, "it is full")
             assert 9 <= queue.queue_declare(passive=True)[1] <= 11
         assert [result.get(timeout=20) for result in results] == ["x" * 10_000] * 30

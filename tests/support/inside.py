@@ -43,17 +43,17 @@ def held_locks(app: Celery) -> list[str]:
 
 def watched(app: Celery) -> int:
     """Results that are watched by a get()."""
-    return len(app.backend._client.watchers)
+    return len(app.backend.client.watchers)
 
 
 def listening(app: Celery) -> int:
     """Whether a wait is told of every message (`on_message`)."""
-    return int(app.backend._client.watchers.listening)
+    return int(app.backend.client.watchers.listening)
 
 
 def sleepers(app: Celery) -> int:
     """Waits that sleep until the reading role is free."""
-    return app.backend._client.role.sleeping
+    return app.backend.client.role.sleeping
 
 
 def acknowledgement_is_pending(app: Celery) -> bool:
@@ -75,7 +75,7 @@ def intake(app: Celery) -> Any:
 def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
     """Make a ``way_in`` over ``connection``, which the test feeds, the intake of results."""
     backend = app.backend
-    intake = way_in(connection, backend._client.queues, backend.options, backend._client.matcher)
+    intake = way_in(connection, backend.client.queues, backend.options, backend._client.matcher)
     intake.open(1.0)
     backend.result_consumer._intake = intake
     return intake
@@ -93,7 +93,7 @@ def read(app: Celery) -> None:
 
 def table(app: Celery) -> Any:
     """The table of waiters and kept bodies."""
-    return app.backend._client.table
+    return app.backend.client.table
 
 
 def intake_socket(app: Celery) -> socket.socket:
@@ -103,7 +103,7 @@ def intake_socket(app: Celery) -> socket.socket:
 
 def reply_queues(app: Celery) -> list[str]:
     """Names of the reply queues, one for each thread that has sent a task."""
-    return app.backend._client.queues.names
+    return app.backend.client.queues.names
 
 
 def hang_up(app: Celery) -> None:
@@ -117,7 +117,7 @@ def hang_up(app: Celery) -> None:
 
 def publishers(sender: Celery) -> list[AMQPPublisher]:
     """That of the small results, and that of the large ones."""
-    lanes = sender.backend._publisher
+    lanes = sender.backend.worker.publisher
     return [lanes.small, lanes.large] if isinstance(lanes, Lanes) else []
 
 

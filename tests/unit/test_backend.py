@@ -22,6 +22,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend as StockBackend
 from celery.exceptions import TimeoutError
+from celery.signals import worker_before_create_process
 from kombu.exceptions import DecodeError
 
 import fastrpc
@@ -49,7 +50,7 @@ def backend(app) -> RPCBackend:
 
 def arrives(backend, task_id: str, *args) -> None:
     """Deliver a message, as the reader does."""
-    backend._client.matcher.deliver(task_id.encode(), meta(task_id, *args))
+    backend.client.matcher.deliver(task_id.encode(), meta(task_id, *args))
 
 
 class TestGettingIt:
@@ -429,7 +430,7 @@ class TestWaiting:
     def test_a_failure_and_another_format_too(self, app, backend):
         error = {"exc_type": "KeyError", "exc_message": ["k"], "exc_module": "builtins"}
         arrives(backend, "a", error, states.FAILURE)
-        backend._client.matcher.deliver(b"b", b"{")
+        backend.client.matcher.deliver(b"b", b"{")
         for task_id, raised in (("a", KeyError), ("b", DecodeError)) * 2:
             with pytest.raises(raised):
                 app.AsyncResult(task_id).get(timeout=5)
@@ -548,13 +549,13 @@ class TestWaiting:
         """The reader hands it out just after a thread has seen that it is not there."""
         result = app.AsyncResult("id")
         backend.add_pending_result(result)
-        add = backend._client.matcher.add
+        add = backend.client.matcher.add
 
         def interrupted(result, **kwargs):
             arrives(backend, result.id, "just now")
             return add(result, **kwargs)
 
-        monkeypatch.setattr(backend._client.matcher, "add", interrupted)
+        monkeypatch.setattr(backend.client.matcher, "add", interrupted)
         assert result.get(timeout=5) == "just now"
 
     def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
@@ -578,7 +579,7 @@ class TestWaiting:
                 app.AsyncResult(f"t{n}").get(timeout=0)
         gc.collect()
         assert backend.stats()["waiting"] == 0
-        assert not len(backend._client.watchers)
+        assert not len(backend.client.watchers)
 
     def test_get_many_yields_results_as_they_arrive(self, app, backend):
         for task_id in "ab":
@@ -642,7 +643,7 @@ def test_one_that_fails_to_close_does_not_stop_the_others(end, monkeypatch, capl
     monkeypatch.setattr(KombuPublisher, "close", fail)
     backends = [make_app().backend for _ in range(3)]
     monkeypatch.setattr(_lifecycle, "_closeables", backends)
-    publishers = [backend._make_publisher() for backend in backends]
+    publishers = [backend.worker.publisher for backend in backends]
     getattr(_lifecycle, end)()
     assert ended == publishers
     assert (
@@ -670,7 +671,7 @@ class TestCelerysNames:
 
         backend = Stamped(app)
         sent: list = []
-        backend._publisher = SimpleNamespace(
+        backend.worker.publisher = SimpleNamespace(
             publish=sent.append, close=lambda timeout: None, after_fork=lambda: None
         )
         request = Context(id="a", reply_to="queue", correlation_id="a")
@@ -699,7 +700,40 @@ def test_a_large_prefetch_brings_no_duplicates():
     """After a cut the broker redelivers results that were handed out but not acknowledged."""
     prefetch = 65_535
     app = make_app(result_backend_transport_options={"prefetch": prefetch})
-    table = app.backend._client.table
+    table = app.backend.client.table
     for n in range(prefetch):
         table.finish(f"{n:08}")
     assert all(table.store(f"{n:08}", b"again") == -1 for n in range(prefetch))
+
+
+class TestWhatOneSideDoesNotNeed:
+    """A process imports what receives results, or sends them, when it does."""
+
+    CODE = """
+import sys
+from celery import Celery
+app = Celery(broker="memory://", backend="fastrpc://")
+backend = app.backend
+assert not {"fastrpc.client.side", "fastrpc.worker.side"} & sys.modules.keys()
+from celery.app.task import Context
+request = Context(id="a", reply_to="queue", correlation_id="a")
+"""
+
+    @pytest.mark.parametrize(
+        ("use", "imported", "not_imported"),
+        [
+            ("backend.store_result('a', 1, 'SUCCESS', request=request)", "worker", "client"),
+            ("app.AsyncResult('a').ready()", "client", "worker"),
+        ],
+    )
+    def test_is_not_imported(self, use, imported, not_imported):
+        check = (
+            f"assert 'fastrpc.{imported}.side' in sys.modules\n"
+            f"assert 'fastrpc.{not_imported}.side' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", "\n".join([self.CODE, use, check])], check=True)
+
+    def test_a_worker_makes_both_before_it_forks_its_pool(self, backend):
+        worker_before_create_process.send(sender=None)
+        assert backend._client is not None
+        assert backend._worker is not None

@@ -15,7 +15,7 @@ from fastrpc.client._pending import DONE, UNCLAIMED, UNKNOWN, PendingTable
 from fastrpc.client._wait import ReadingRole, Watchers
 from fastrpc.client.matcher import READY_STATES, ResultMatcher, load_large
 from fastrpc.errors import ProtocolError
-from fastrpc.stats import Stats
+from fastrpc.stats import ReceivedStats
 from fastrpc.wire._reader import DELIVERY, FRAME, FrameReader
 from tests.support.amqp_bytes import delivery, frame
 from tests.support.results import meta
@@ -39,7 +39,7 @@ class Looping:
             self.role,
             accept=None,
             to_python=dict,
-            stats=Stats(),
+            stats=ReceivedStats(),
             max_age=None,
             max_claimed=0,
             max_claimed_bytes=0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -14,27 +13,28 @@ from fastrpc import aio, doctor, errors
 from fastrpc.contrib import opentelemetry, prometheus
 from fastrpc.options import Options
 from fastrpc.retry import RetryPolicy
-from fastrpc.stats import CHORD_COUNTERS, Stats
+from fastrpc.stats import CHORD_COUNTERS, ReceivedStats, SentStats
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
 
-OPTIONS = [field for field in fields(Options) if field.name != "retry_policy"]
+DEFAULTS = {**Options()._asdict(), **RetryPolicy()._asdict()}
+del DEFAULTS["retry_policy"]
 
 
 def text(page: str) -> str:
     return (DOCS / page).read_text()
 
 
-@pytest.mark.parametrize("option", OPTIONS + list(fields(RetryPolicy)), ids=lambda o: o.name)
+@pytest.mark.parametrize("option", DEFAULTS)
 def test_option_and_its_default(option):
-    assert f"| `{option.name}` | `{option.default}`" in text("configuration.md")
+    assert f"| `{option}` | `{DEFAULTS[option]}`" in text("configuration.md")
 
 
 def test_every_counter():
     now = ("waiting", "unclaimed", "unclaimed_bytes", "evicted", "unconfirmed")
-    names = (*Stats().as_dict(), *now, *CHORD_COUNTERS)
+    names = (*ReceivedStats().as_dict(), *SentStats().as_dict(), *now, *CHORD_COUNTERS)
     missing = [name for name in names if f"| `{name}` |" not in text("stats.md")]
     assert not missing
 

@@ -18,7 +18,7 @@ from fastrpc.client.matcher import ResultMatcher, body_format
 from fastrpc.client.queues import ReplyQueues
 from fastrpc.errors import ProtocolError
 from fastrpc.options import Options
-from fastrpc.stats import Stats
+from fastrpc.stats import ReceivedStats
 from tests.support.amqp_bytes import delivery, frame
 from tests.support.fake_amqp import FakeAMQP, FakeConnection
 from tests.support.results import meta
@@ -68,7 +68,7 @@ class Way:
         self.broker.answers.update(answers)
         self.amqp = FakeAMQP()
         self.connection = FakeConnection(self.amqp)
-        self.stats = Stats()
+        self.stats = ReceivedStats()
         self.watchers = Watchers()
         self.matcher = ResultMatcher(
             PendingTable(),

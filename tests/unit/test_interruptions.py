@@ -19,7 +19,7 @@ from fastrpc.chords.look import Look
 from fastrpc.options import Options
 from fastrpc.sending import publisher as publisher_module
 from fastrpc.sending.publisher import AMQPPublisher
-from fastrpc.stats import Stats
+from fastrpc.stats import SentStats
 from tests.support.publishing import Broker, apology, connected_broker, message, send
 from tests.support.threads import Background
 
@@ -120,7 +120,7 @@ def make(monkeypatch) -> Callable[[], tuple[AMQPPublisher, Broker]]:
     def make() -> tuple[AMQPPublisher, Broker]:
         broker = connected_broker(monkeypatch)
         options = Options.parse({"retry_policy": policy})
-        publisher = AMQPPublisher(app, 1, options, Stats(), apology)
+        publisher = AMQPPublisher(app, 1, options, SentStats(), apology)
         send(publisher, *"abc")
         return publisher, broker
 

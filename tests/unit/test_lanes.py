@@ -11,7 +11,7 @@ from fastrpc.options import Options
 from fastrpc.sending import lanes as lanes_module
 from fastrpc.sending.lanes import LARGE_LANE_BYTES, Lanes
 from fastrpc.sending.publisher import AMQPPublisher
-from fastrpc.stats import Stats
+from fastrpc.stats import SentStats
 from tests.support.publishing import Broker, apology, connected_broker, message
 from tests.support.threads import Background
 from tests.support.waiting import wait_until
@@ -29,7 +29,7 @@ def make(broker, monkeypatch):
     app = SimpleNamespace(connection_for_write=dict)
 
     def make(**options) -> Lanes:
-        return Lanes(app, 1, Options.parse(options), Stats(), apology)
+        return Lanes(app, 1, Options.parse(options), SentStats(), apology)
 
     return make
 

@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 from fastrpc.errors import ProtocolError
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import WRITE_TIMEOUT, Link, Lost, Message
-from fastrpc.stats import Stats
+from fastrpc.stats import SentStats
 from fastrpc.wire._reader import FrameReader
 from tests.support.amqp_bytes import frame
 
@@ -121,7 +121,7 @@ class Linked:
     def __init__(self, confirms: bool = True, **transport_options: Any) -> None:
         self.amqp = FakeAMQP()
         self.connection = FakeConnection(self.amqp, **transport_options)
-        self.stats = Stats()
+        self.stats = SentStats()
         self.link = Link(self.connection, 2, confirms, self.stats)
         self.window = ConfirmWindow()
 
@@ -149,7 +149,7 @@ class TestOpening:
         connection = FakeConnection(FakeAMQP())
         connection.refuses = OperationalError("nobody listens")
         with pytest.raises(Lost, match=r"nobody listens \(amqp://host\)") as raised:
-            Link(connection, 2, True, Stats())
+            Link(connection, 2, True, SentStats())
         assert raised.value.__cause__ is connection.refuses
         assert connection.ends == ["collect"]
 
@@ -159,12 +159,12 @@ class TestOpening:
         connection = FakeConnection(FakeAMQP())
         connection.refuses = error()
         with pytest.raises(error):
-            Link(connection, 2, True, Stats())
+            Link(connection, 2, True, SentStats())
         assert connection.ends == ["collect"]
 
     def test_a_real_kombu_connection_that_nobody_answers(self):
         with pytest.raises(Lost, match=r"127\.0\.0\.1"):
-            Link(KombuConnection("amqp://127.0.0.1:1//"), 2, True, Stats())
+            Link(KombuConnection("amqp://127.0.0.1:1//"), 2, True, SentStats())
 
 
 class TestSending:

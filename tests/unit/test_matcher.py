@@ -24,7 +24,7 @@ from fastrpc.client._pending import DONE, LOST, UNCLAIMED, UNKNOWN, WAITING, Pen
 from fastrpc.client._wait import ReadingRole, Wait, Watchers
 from fastrpc.client.matcher import JSON, ResultMatcher, body_format, load_large
 from fastrpc.errors import BadMessage
-from fastrpc.stats import Stats
+from fastrpc.stats import ReceivedStats
 from tests.support.results import meta
 
 READY = states.READY_STATES
@@ -60,7 +60,7 @@ class Matching:
         **limits,
     ):
         self.table = PendingTable(**limits)
-        self.stats = Stats()
+        self.stats = ReceivedStats()
         self.fulfilled: list = []
         self.errors: list = []
         self.watchers = watchers = Watchers()

@@ -54,7 +54,7 @@ def same(backend, task_id, state, result, traceback, request) -> dict:
     theirs = backend._get_result_meta(
         result=result, state=state, traceback=traceback, request=request
     )
-    ours = backend._meta.build(task_id, state, result, traceback, request)
+    ours = backend.worker.metas.build(task_id, state, result, traceback, request)
     theirs["task_id"] = task_id  # as Celery's rpc backend adds it
     assert list(ours) == list(theirs)
     for meta in (ours, theirs):
@@ -143,7 +143,8 @@ def test_an_app_may_have_a_clock_of_its_own():
         def now(self):
             return NOW
 
-    meta = make_app(cls=Timeless).backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
+    metas = make_app(cls=Timeless).backend.worker.metas
+    meta = metas.build("id", states.SUCCESS, 1, None, Context(FULL))
     assert meta["date_done"] == NOW.isoformat()
 
 
@@ -152,7 +153,7 @@ def test_also_one_that_was_put_there_afterwards():
     app = make_app()
     app.backend  # noqa: B018
     app.now = lambda: NOW
-    meta = app.backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
+    meta = app.backend.worker.metas.build("id", states.SUCCESS, 1, None, Context(FULL))
     assert meta["date_done"] == NOW.isoformat()
 
 
@@ -160,7 +161,7 @@ def test_also_one_that_was_put_there_afterwards():
 def test_also_one_that_was_put_in_the_place_of_every_apps(monkeypatch):
     app = make_app()
     monkeypatch.setattr(Celery, "now", lambda self: NOW)
-    meta = app.backend._meta.build("id", states.SUCCESS, 1, None, Context(FULL))
+    meta = app.backend.worker.metas.build("id", states.SUCCESS, 1, None, Context(FULL))
     assert meta["date_done"] == NOW.isoformat()
 
 

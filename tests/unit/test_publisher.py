@@ -18,7 +18,7 @@ from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.lanes import make_publisher
 from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message
-from fastrpc.stats import Stats
+from fastrpc.stats import SentStats
 from tests.support.inside import watching_publishers
 from tests.support.publishing import Broker, FakeLink, apology, connected_broker, message, send
 from tests.support.waiting import wait_until
@@ -39,7 +39,7 @@ def make(broker, monkeypatch):
 
     def make(**options) -> AMQPPublisher:
         given = {"retry_policy": {"max_retries": 3, "interval_max": 0.01}, **options}
-        made.append(AMQPPublisher(app, 1, Options.parse(given), Stats(), apology))
+        made.append(AMQPPublisher(app, 1, Options.parse(given), SentStats(), apology))
         return made[-1]
 
     yield make
@@ -819,7 +819,7 @@ def test_the_publisher_fits_the_broker():
         ("redis://", "KombuPublisher"),
     ]:
         app = Celery(broker=url, set_as_current=False)
-        made = make_publisher(app, None, 1, Options(), Stats(), apology)
+        made = make_publisher(app, None, 1, Options(), SentStats(), apology)
         assert type(made).__name__ == kind, url
 
 

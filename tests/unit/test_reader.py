@@ -14,7 +14,7 @@ from fastrpc.client.matcher import ResultMatcher
 from fastrpc.client.queues import ReplyQueues
 from fastrpc.client.reader import ResultConsumer
 from fastrpc.options import Options
-from fastrpc.stats import Stats
+from fastrpc.stats import ReceivedStats
 
 
 class SilentIntake:
@@ -48,7 +48,7 @@ class SilentIntake:
 
 @pytest.fixture
 def consumer() -> ResultConsumer:
-    stats = Stats()
+    stats = ReceivedStats()
     watchers = Watchers()
     role = ReadingRole(watchers)
     matcher = ResultMatcher(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastrpc.errors import ProtocolError
 from fastrpc.sending._window import ConfirmWindow
-from fastrpc.stats import Stats
+from fastrpc.stats import SentStats
 from fastrpc.wire._reader import FRAME, NEED_MORE, FrameReader
 from tests.support.amqp_bytes import frame
 
@@ -170,7 +170,7 @@ def test_forgetting_a_message_that_will_not_be_confirmed():
 
 
 def test_confirms_are_counted_once():
-    window, stats = window_of(3, 1, 2), Stats()
+    window, stats = window_of(3, 1, 2), SentStats()
     read(window, ack(2, multiple=True))
     window.count_into(stats)
     window.count_into(stats)
