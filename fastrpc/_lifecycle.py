@@ -51,7 +51,7 @@ class Estate(Protocol):
 
 
 class Closeable(Protocol):
-    """An object with open connections."""
+    """An object that opens connections."""
 
     def load(self) -> None:
         """Make what tasks will need: the process is about to fork the processes of a pool."""
@@ -140,7 +140,10 @@ def _load_all(**kwargs: Any) -> None:
     # A soft time limit that strikes the first import in a task can leave the import lock taken, and
     # the process of the pool hangs.
     for closeable in list(_closeables):
-        closeable.load()
+        try:
+            closeable.load()
+        except Exception as exc:  # for example a bad broker URL of one of several apps
+            logger.error("preparing a result backend for the pool failed", exc_info=exc)
 
 
 def _flush_all(**kwargs: Any) -> None:

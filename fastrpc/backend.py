@@ -110,20 +110,22 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.options = self._options()
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
-        # Now, because they decide what ``app.thread_oid`` returns.
-        self._names = QueueNames.of(app)
         self._always_eager = Setting(app, "task_always_eager")
-        # A process seldom needs all of these, and each imports much.
-        self._client: ClientSide | None = None
+        # Made at their first use, as the client's side is: a process seldom needs all of them, and
+        # each imports much.
         self._worker: WorkerSide | None = None
         self._chords: Chords | None = None
         with making():
+            # Made now, because the names decide what ``app.thread_oid`` returns.
+            self._names = QueueNames.of(app)
             register(self)
 
     def load(self) -> None:
         """Make now what a task would make at its first use: the processes of a pool share it."""
         self._make_client()
         self._make_worker()
+        if self.options.chords:
+            self._make_chords()
 
     @property
     def worker(self) -> WorkerSide:
@@ -140,20 +142,19 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     @property
     def client(self) -> ClientSide:
-        """The client's side of the app."""
-        return self._client or self._make_client()
+        """The client's side of the app, which all of its backends share."""
+        return self._names.side or self._make_client()
 
     def _make_client(self) -> ClientSide:
-        from .client.side import client_side
-
-        with making():
-            self._client = client_side(self.app, self._make_client_side)
-            return self._client
-
-    def _make_client_side(self) -> ClientSide:
         from .client.side import ClientSide
 
-        side = ClientSide(
+        with making():
+            side: ClientSide = self._names.side or self._make_client_side(ClientSide)
+            self._names.use(side)
+            return side
+
+    def _make_client_side(self, side_class: type[ClientSide]) -> ClientSide:
+        side = side_class(
             self.app,
             self.options,
             make_queue=self._queue_maker(),
@@ -167,7 +168,10 @@ class RPCBackend(AsyncBackendMixin, Backend):
         return side
 
     def _queue_maker(self, **arguments: Any) -> Callable[[str], kombu.Queue]:
-        """Makes the queue of a name; it holds no reference to the backend, which queues outlive."""
+        """Return a function that makes the queue of a name.
+
+        It does not refer to the backend, because queues outlive it.
+        """
         from .client.queues import make_queue
 
         options = self.options
@@ -382,7 +386,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def remove_pending_result(self, result: Any) -> Any:
         """Stop ``result`` from waiting. A message for its id is kept for other AsyncResults."""
-        self.client.matcher.discard(result)
+        # Called by the destructor of an AsyncResult, which may run while this thread makes a side.
+        if self._names.side is not None:
+            self._names.side.matcher.discard(result)
         return result
 
     def on_result_fulfilled(self, result: Any) -> None:
@@ -552,15 +558,17 @@ class RPCBackend(AsyncBackendMixin, Backend):
         Returns:
             Whether the broker answered within ``timeout`` seconds.
         """
-        return self._client is None or self._client.leave(self.auto_delete, timeout)
+        self._names.end()
+        side = self._names.side
+        return side is None or side.leave(self.auto_delete, timeout)
 
     def close(self) -> None:
         """``flush``, then hang up and delete the reply queues, unless ``auto_delete=False``."""
         try:
             self.flush()
         finally:
-            if self._client is not None:
-                self._client.close(delete_queues=self.auto_delete)
+            if self._names.side is not None:
+                self._names.side.close(delete_queues=self.auto_delete)
 
     def drain(self, timeout: float) -> bool:
         """Wait until all results are confirmed, at most ``timeout`` seconds.
@@ -584,8 +592,8 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def after_fork(self) -> None:
         """Start afresh in a forked child: the open connections belong to the parent."""
         self._names.after_fork()
-        if self._client is not None:
-            self._client.after_fork()
+        if self._names.side is not None:
+            self._names.side.after_fork()
         if self._worker is not None:
             self._worker.after_fork()
         if self._chords is not None:

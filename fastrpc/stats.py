@@ -47,7 +47,7 @@ class ReceivedStats:
 
 
 class SentStats:
-    """What the worker's side counts, from zero in each process and after each fork.
+    """What publishers count, from zero in each process and after each fork.
 
     Increments are not locked. The thread that holds a publisher's lock makes nearly all of them.
     Over another transport than AMQP the thread that sends does: if two threads count at the same

@@ -12,6 +12,7 @@ Most tasks never ask for these results, so the broker keeps only a limited numbe
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -64,12 +65,20 @@ class Lease:
 class QueueNames:
     """Replaces ``app._local``, and so decides what ``app.thread_oid`` returns.
 
+    It is what all backends of an app share: Celery makes a second one when two threads ask for the
+    first at the same time, or when a result is unpickled. So it also holds the client's side.
+
     Args:
         local: The former ``app._local``, in which Celery, or its tests, keep other things.
     """
 
+    #: The client's side of the app; None until the app needs it.
+    side: Any
+    #: The thread that ends the process, once it has begun to.
+    ended_in: int | None
+
     def __init__(self, local: Any) -> None:
-        vars(self).update(_local=local, _free=[])
+        vars(self).update(_local=local, _free=[], side=None, ended_in=None)
 
     @classmethod
     def of(cls, app: Any) -> QueueNames:
@@ -102,9 +111,22 @@ class QueueNames:
             return str(self._free.pop())
         return str(uuid())
 
+    def use(self, side: Any) -> None:
+        """Keep ``side``, the client's side of the app, for the life of the app."""
+        vars(self)["side"] = side
+
+    def end(self) -> None:
+        """The process ends, in this thread: from now on no other thread declares a queue."""
+        vars(self)["ended_in"] = threading.get_ident()
+
+    @property
+    def may_declare(self) -> bool:
+        """Whether this thread may still declare a queue: it would be deleted at the end."""
+        return self.ended_in in (None, threading.get_ident())
+
     def after_fork(self) -> None:
         """Forget all names: they belong to the parent."""
-        vars(self)["_free"] = []
+        vars(self).update(_free=[], ended_in=None)
         for name in ("oid", "fastrpc_lease"):
             vars(self._local).pop(name, None)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
-from weakref import WeakValueDictionary
 
 from kombu import Queue
 from kombu.utils.compat import detect_environment
@@ -21,30 +19,17 @@ from .names import QueueNames, is_unread
 from .queues import ReplyQueues
 from .reader import GOODBYE_TIMEOUT, ResultConsumer
 
-__all__ = ["ClientSide", "Members", "client_side"]
+__all__ = ["ClientSide", "Members"]
 
 #: At least this many ids of delivered results are remembered, to recognise duplicates.
 LEAST_REMEMBERED = 10_000
 
-#: ``id(app)`` -> its client's side. A side keeps its app alive, so an id is not used again.
-_sides: WeakValueDictionary[int, ClientSide] = WeakValueDictionary()
-
-
-def client_side(app: Any, make: Callable[[], ClientSide]) -> ClientSide:
-    """The client's side of ``app``; ``make()`` makes it if there is none. The caller holds a lock.
-
-    There is one for each app, because two consumers of one reply queue would take each other's
-    results. An app may have several backends: Celery makes a second one when two threads ask for
-    the first at the same time, or when a result is unpickled.
-    """
-    side = _sides.get(id(app))
-    if side is None:
-        side = _sides[id(app)] = make()
-    return side
-
 
 class ClientSide:
     """Owns all that receives results for an app: queues, table, matcher, reader and counters.
+
+    There is one for each app, because two consumers of one reply queue would take each other's
+    results.
 
     Args:
         app: The Celery app; its broker settings are used.
@@ -72,8 +57,6 @@ class ClientSide:
         #: The names of this app's reply queues, for each thread.
         self.names = QueueNames.of(app)
         self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
-        #: The thread that ends the process, once it has begun to.
-        self._ended_in: int | None = None
         self.table = PendingTable(
             max_unclaimed=options.max_unclaimed,
             max_unclaimed_bytes=options.max_unclaimed_bytes,
@@ -120,7 +103,7 @@ class ClientSide:
             fastrpc.errors.ReplyQueueMismatch: it exists with other arguments.
             fastrpc.errors.ReplyQueueRefused: the broker refuses to make it.
         """
-        if self._ended_in not in (None, threading.get_ident()):
+        if not self.names.may_declare:
             return  # the process ends, so the queue would not be deleted
         lease = self.names.lease()
         lease.hand_out()
@@ -267,13 +250,11 @@ class ClientSide:
         Returns:
             Whether the broker answered.
         """
-        self._ended_in = threading.get_ident()
         return self.reader.close(delete_queues, timeout, for_good=True)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child: the open connections belong to the parent."""
         self.stats.reset()
-        self._ended_in = None
         self.queues.clear()
         self.matcher.clear()
         self.watchers.clear()

@@ -85,7 +85,7 @@ class Pipeline:
         return self.connection.clone(heartbeat=heartbeat)
 
     def load(self) -> None:
-        """Nothing to make: who holds this has sent a task."""
+        """Nothing to make: it registers itself when it has made its publisher."""
 
     def flush(self) -> None:
         """Wait until all tasks are confirmed, at most for ``shutdown_timeout``, and hang up."""

@@ -15,7 +15,7 @@ __all__ = ["WorkerSide"]
 
 
 class WorkerSide:
-    """Owns all that sends the results of a backend: the metas, the publisher and the counters.
+    """Owns all that sends a backend's results: the builder of metas, publisher and counters.
 
     Args:
         backend: The result backend; its serializer, exchange and delivery mode are used.

@@ -75,7 +75,7 @@ def intake(app: Celery) -> Any:
 def connect_to(app: Celery, connection: Any, way_in: type[Any]) -> Any:
     """Make a ``way_in`` over ``connection``, which the test feeds, the intake of results."""
     backend = app.backend
-    intake = way_in(connection, backend.client.queues, backend.options, backend._client.matcher)
+    intake = way_in(connection, backend.client.queues, backend.options, backend.client.matcher)
     intake.open(1.0)
     backend.result_consumer._intake = intake
     return intake

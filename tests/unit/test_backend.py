@@ -33,6 +33,7 @@ from fastrpc.sending.publisher import KombuPublisher
 from tests.support.apps import make_app
 from tests.support.installed import installed
 from tests.support.results import meta
+from tests.support.threads import Background
 from tests.support.waiting import stopwatch
 
 
@@ -707,7 +708,7 @@ def test_a_large_prefetch_brings_no_duplicates():
 
 
 class TestWhatOneSideDoesNotNeed:
-    """A process imports what receives results, or sends them, when it does."""
+    """A process imports each side when it first uses it."""
 
     CODE = """
 import sys
@@ -735,5 +736,34 @@ request = Context(id="a", reply_to="queue", correlation_id="a")
 
     def test_a_worker_makes_both_before_it_forks_its_pool(self, backend):
         worker_before_create_process.send(sender=None)
-        assert backend._client is not None
+        assert backend._names.side is not None
         assert backend._worker is not None
+
+    def test_a_destructor_makes_nothing(self, app, backend):
+        """It may run while this thread makes a side, and holds the lock for that."""
+        result = app.AsyncResult("a")
+        with _lifecycle.making():
+            del result
+            gc.collect()
+        assert backend._names.side is None
+
+    def test_all_backends_of_an_app_close_its_client_side(self, app, backend, monkeypatch):
+        second = RPCBackend(app)
+        side = second.client
+        assert backend.client is side
+        del second
+        gc.collect()
+        closed: list = []
+        monkeypatch.setattr(side, "close", lambda delete_queues: closed.append(side))
+        backend.close()
+        assert closed == [side]
+
+    def test_a_thread_that_first_sends_when_the_process_ends_declares_nothing(self, app, backend):
+        assert backend.leave(1)
+
+        def send():
+            with app.producer_or_acquire() as producer:
+                backend.on_task_call(producer, "id")
+
+        Background(send).result(5)
+        assert not backend.client.queues.names
