@@ -162,17 +162,22 @@ def frames_of(*functions: Any) -> list[FrameType]:
     codes = {function.__code__ for function in functions}
     found = []
     enabled = gc.isenabled()
+    interval = sys.getswitchinterval()
     gc.disable()  # a collection that frees a threading.local would wait for ever for its lock
+    # If another thread runs and returns while its frames are walked, CPython 3.11 may follow a
+    # pointer to a frame that is gone.
+    sys.setswitchinterval(0.5)
     try:
-        frames = sys._current_frames()
+        time.sleep(0)  # threads that wait for their turn now wait with the new interval
+        for frame in sys._current_frames().values():
+            while frame is not None:
+                if frame.f_code in codes:
+                    found.append(frame)
+                frame = frame.f_back
     finally:
+        sys.setswitchinterval(interval)
         if enabled:
             gc.enable()
-    for frame in frames.values():
-        while frame is not None:
-            if frame.f_code in codes:
-                found.append(frame)
-            frame = frame.f_back
     return found
 
 
