@@ -1,4 +1,4 @@
-"""Tells backends of forks, of the end of the process and of Celery's shutdown signals.
+"""Tells backends of forks, of the end of the process, and of a worker that begins or stops.
 
 Backends are held weakly, so an app that was used for a moment can be collected. The reply queues
 that it leaves at the broker are its estate: they are deleted once the app is collected, and at the
@@ -22,6 +22,7 @@ from weakref import WeakSet, finalize
 
 from celery.signals import (
     worker_before_create_process,
+    worker_process_init,
     worker_process_shutdown,
     worker_shutdown,
 )
@@ -54,7 +55,7 @@ class Closeable(Protocol):
     """An object that opens connections."""
 
     def load(self) -> None:
-        """Make what tasks will need: the process is about to fork the processes of a pool."""
+        """Make what tasks will need: this process runs tasks, or is about to fork those that do."""
 
     def flush(self) -> None:
         """Send everything that is outstanding: a worker has stopped, or the process ends."""
@@ -84,7 +85,7 @@ def register(closeable: Closeable) -> None:
 
 
 def making() -> threading.Lock:
-    """The lock that guards the creation of objects that exist once per process or per app."""
+    """The lock under which an app gets its names, and its loops: hold it for moments only."""
     return _making_lock
 
 
@@ -189,10 +190,13 @@ def _register_with_multiprocessing(close_all: Callable[[], None]) -> None:
     util.Finalize(None, close_all, exitpriority=0)
 
 
+# Only the prefork pool of an event loop sends worker_before_create_process, and a process that is
+# spawned inherits nothing: those load when they begin.
 # A prefork child ends without running atexit handlers, but sends worker_process_shutdown before.
 # worker_shutdown only flushes: the process of a worker may live on and wait for results, as it does
 # in tests.
 worker_before_create_process.connect(_load_all, weak=False)
+worker_process_init.connect(_load_all, weak=False)
 worker_process_shutdown.connect(_close_all, weak=False)
 worker_shutdown.connect(_flush_all, weak=False)
 atexit.register(_close_all)

@@ -25,7 +25,7 @@ from .options import Options
 from .replace import keep_reply_queue
 from .retry import RetryPolicy
 from .settings import Setting
-from .stats import CHORD_COUNTERS
+from .stats import CHORDS, RECEIVED, SENT, zeros
 
 if TYPE_CHECKING:
     from .chords.chords import Chords
@@ -86,6 +86,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
         can_cache_declaration = False
 
+    # Made at their first use, as the client's side is: a process seldom needs all of them, and each
+    # imports much.
+    _worker: WorkerSide | None = None
+    _chords: Chords | None = None
+
     def __init__(
         self,
         app: Any,
@@ -111,34 +116,16 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
         self._always_eager = Setting(app, "task_always_eager")
-        # Made at their first use, as the client's side is: a process seldom needs all of them, and
-        # each imports much.
-        self._worker: WorkerSide | None = None
-        self._chords: Chords | None = None
         with making():
             # Made now, because the names decide what ``app.thread_oid`` returns.
             self._names = QueueNames.of(app)
             register(self)
 
     def load(self) -> None:
-        """Make now what a task would make at its first use: the processes of a pool share it."""
-        self._make_client()
-        self._make_worker()
+        """Make now what a task would make at its first use, where a soft time limit may strike."""
+        _ = self.client, self.worker
         if self.options.chords:
-            self._make_chords()
-
-    @property
-    def worker(self) -> WorkerSide:
-        """The worker's side of the backend."""
-        return self._worker or self._make_worker()
-
-    def _make_worker(self) -> WorkerSide:
-        from .worker.side import WorkerSide
-
-        with making():
-            if self._worker is None:
-                self._worker = WorkerSide(self, self.options)
-            return self._worker
+            _ = self.chords
 
     @property
     def client(self) -> ClientSide:
@@ -148,14 +135,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
     def _make_client(self) -> ClientSide:
         from .client.side import ClientSide
 
-        with making():
-            side: ClientSide = self._names.side or self._make_client_side(ClientSide)
-            self._names.use(side)
-            return side
-
-    def _make_client_side(self, side_class: type[ClientSide]) -> ClientSide:
-        side = side_class(
+        made = ClientSide(
             self.app,
+            self._names,
             self.options,
             make_queue=self._queue_maker(),
             expires=self.expires,
@@ -163,9 +145,43 @@ class RPCBackend(AsyncBackendMixin, Backend):
             to_python=self.meta_from_decoded,
             consumer_class=self.ResultConsumer,
         )
-        if self.auto_delete:
+        side: ClientSide = self._names.keep(made)
+        if side is made and self.auto_delete:
             bequeath(side, side.queues)
+        if not self._names.may_declare:  # ``leave`` found no side that it could close
+            side.stop_reading()
         return side
+
+    @property
+    def worker(self) -> WorkerSide:
+        """The worker's side of the backend."""
+        return self._worker or self._make_worker()
+
+    def _make_worker(self) -> WorkerSide:
+        from .worker.side import WorkerSide
+
+        side: WorkerSide = self._keep("_worker", WorkerSide(self, self.options))
+        return side
+
+    @property
+    def chords(self) -> Chords:
+        """The chords of the backend."""
+        return self._chords or self._make_chords()
+
+    def _make_chords(self) -> Chords:
+        from .chords.chords import Chords
+
+        made = Chords(self, self.options, self._make_chord_queue)
+        chords: Chords = self._keep("_chords", made)
+        return chords
+
+    def _keep(self, name: str, made: Any) -> Any:
+        """Keep what was just made as the attribute ``name``, unless there is one; return the kept.
+
+        Nothing is locked meanwhile: a destructor or a signal handler may interrupt the making, ask
+        for a result, and so make the same.
+        """
+        return self.__dict__.setdefault(name, made)
 
     def _queue_maker(self, **arguments: Any) -> Callable[[str], kombu.Queue]:
         """Return a function that makes the queue of a name.
@@ -252,15 +268,6 @@ class RPCBackend(AsyncBackendMixin, Backend):
         queue.queue_arguments["x-single-active-consumer"] = True
         return queue
 
-    def _make_chords(self) -> Chords:
-        # Imported here, because most processes do not use chords.
-        from .chords.chords import Chords
-
-        with making():
-            if self._chords is None:
-                self._chords = Chords(self, self.options, self._make_chord_queue)
-            return self._chords
-
     @property
     def chord_expires(self) -> float | None:
         """Seconds after which the broker drops the unused queue of a chord, or None."""
@@ -293,11 +300,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
         """
         self.ensure_chords_allowed()
         group_id, results = header_result_args
-        (self._chords or self._make_chords()).declare(group_id, results, body)
+        self.chords.declare(group_id, results, body)
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         """Set the number of parts in the header of a chord."""
-        (self._chords or self._make_chords()).set_size(group_id, chord_size)
+        self.chords.set_size(group_id, chord_size)
 
     def get_state(self, task_id: str) -> str:
         """The state of a task. Inside a task it is always PENDING, and the broker is not asked.
@@ -310,11 +317,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def add_to_chord(self, group_id: str, result: Any) -> None:
         """Announce one more part of the chord, the one of ``result``."""
-        (self._chords or self._make_chords()).add(group_id, result)
+        self.chords.add(group_id, result)
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """A task of the header has ended: send its part, and check whether it was the last."""
-        (self._chords or self._make_chords()).return_part(request, state, result)
+        self.chords.return_part(request, state, result)
 
     # -- storing a result ----------------------------------------------------------------------
 
@@ -386,7 +393,7 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def remove_pending_result(self, result: Any) -> Any:
         """Stop ``result`` from waiting. A message for its id is kept for other AsyncResults."""
-        # Called by the destructor of an AsyncResult, which may run while this thread makes a side.
+        # Called by the destructor of an AsyncResult, which shall make nothing.
         if self._names.side is not None:
             self._names.side.matcher.discard(result)
         return result
@@ -533,10 +540,11 @@ class RPCBackend(AsyncBackendMixin, Backend):
 
     def stats(self) -> dict[str, Any]:
         """Counters since this process began; see docs/stats.md."""
+        client, worker, chords = self._names.side, self._worker, self._chords
         return {
-            **self.client.counters(),
-            **self.worker.counters(),
-            **(self._chords.counters() if self._chords else dict.fromkeys(CHORD_COUNTERS, 0)),
+            **(client.counters() if client else {**zeros(RECEIVED), "bad_messages": {}}),
+            **(worker.counters() if worker else zeros(SENT)),
+            **(chords.counters() if chords else zeros(CHORDS)),
         }
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:

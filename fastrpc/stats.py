@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 
-__all__ = ["CHORD_COUNTERS", "ReceivedStats", "SentStats"]
+__all__ = ["CHORDS", "RECEIVED", "SENT", "ReceivedStats", "SentStats", "zeros"]
 
-#: What ``stats()`` also tells of chords.
-CHORD_COUNTERS = (
+#: What ``stats()`` tells of received results, of sent ones and of chords.
+RECEIVED = (
+    *("received", "duplicates", "bad_messages", "reconnects"),
+    *("fulfilled", "waiting", "unclaimed", "unclaimed_bytes", "evicted"),
+)
+SENT = ("published", "confirmed", "returned", "resent", "unconfirmed")
+CHORDS = (
     "chord_parts",
     "chords_joined",
     "chord_doubles",
     "chord_put_back",
     "chord_late",
 )
+
+
+def zeros(names: tuple[str, ...]) -> dict[str, object]:
+    """The counters of a part of the backend that this process has not used."""
+    return dict.fromkeys(names, 0)
 
 
 class ReceivedStats:

@@ -21,7 +21,7 @@ from ..options import Options
 from ..sending.message import Message
 from ..sending.publisher import AMQPPublisher
 from ..serialization import decode
-from ..stats import CHORD_COUNTERS, SentStats
+from ..stats import CHORDS, SentStats
 from ..worker.message import pack, too_large_failure
 from .connection import ANSWER_TIMEOUT
 from .joiner import Joiner
@@ -84,7 +84,7 @@ class Chords:
         """What happened since this process began; see docs/stats.md."""
         joiner = self._joiner
         counts = (self.parts, joiner.joined, joiner.doubles, joiner.put_back, self.stats.returned)
-        return dict(zip(CHORD_COUNTERS, counts, strict=True))
+        return dict(zip(CHORDS, counts, strict=True))
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""

@@ -343,9 +343,9 @@ cdef class ReadingRole:
                 self.on_free()
         return 0
 
-    def claim(self, Wait wait not None):
-        """Reserve the role for this thread once it is free; ``wait`` is then woken."""
-        self._claimed_by = threading.get_ident()
+    def claim(self, Wait wait not None, thread=None):
+        """Reserve the role for ``thread``, or this one, once it is free; ``wait`` is then woken."""
+        self._claimed_by = threading.get_ident() if thread is None else thread
         self._claim = wait
 
     def end_claim(self):

@@ -73,12 +73,12 @@ class QueueNames:
     """
 
     #: The client's side of the app; None until the app needs it.
-    side: Any
+    side: Any = None
     #: The thread that ends the process, once it has begun to.
-    ended_in: int | None
+    ending_thread: int | None
 
     def __init__(self, local: Any) -> None:
-        vars(self).update(_local=local, _free=[], side=None, ended_in=None)
+        vars(self).update(_local=local, _free=[], ending_thread=None)
 
     @classmethod
     def of(cls, app: Any) -> QueueNames:
@@ -111,22 +111,22 @@ class QueueNames:
             return str(self._free.pop())
         return str(uuid())
 
-    def use(self, side: Any) -> None:
-        """Keep ``side``, the client's side of the app, for the life of the app."""
-        vars(self)["side"] = side
+    def keep(self, side: Any) -> Any:
+        """Keep ``side`` as the client's side of the app, unless there is one; return the kept."""
+        return vars(self).setdefault("side", side)
 
     def end(self) -> None:
         """The process ends, in this thread: from now on no other thread declares a queue."""
-        vars(self)["ended_in"] = threading.get_ident()
+        vars(self)["ending_thread"] = threading.get_ident()
 
     @property
     def may_declare(self) -> bool:
         """Whether this thread may still declare a queue: it would be deleted at the end."""
-        return self.ended_in in (None, threading.get_ident())
+        return self.ending_thread in (None, threading.get_ident())
 
     def after_fork(self) -> None:
         """Forget all names: they belong to the parent."""
-        vars(self).update(_free=[], ended_in=None)
+        vars(self).update(_free=[], ending_thread=None)
         for name in ("oid", "fastrpc_lease"):
             vars(self._local).pop(name, None)
 

@@ -33,6 +33,7 @@ class ClientSide:
 
     Args:
         app: The Celery app; its broker settings are used.
+        names: The names of the app's reply queues, for each thread.
         options: The settings of the backend.
         make_queue: Makes the reply queue of a name, unbound.
         expires: ``result_expires`` in seconds, or None.
@@ -44,6 +45,7 @@ class ClientSide:
     def __init__(
         self,
         app: Any,
+        names: QueueNames,
         options: Options,
         *,
         make_queue: Callable[[str], Queue],
@@ -54,8 +56,7 @@ class ClientSide:
     ) -> None:
         self.app = app
         self.stats = ReceivedStats()
-        #: The names of this app's reply queues, for each thread.
-        self.names = QueueNames.of(app)
+        self.names = names
         self.queues = ReplyQueues(make_queue, expires, app.connection_for_write().clone)
         self.table = PendingTable(
             max_unclaimed=options.max_unclaimed,
@@ -251,6 +252,10 @@ class ClientSide:
             Whether the broker answered.
         """
         return self.reader.close(delete_queues, timeout, for_good=True)
+
+    def stop_reading(self) -> None:
+        """The process ends in another thread: no other one may read, and so declare queues."""
+        self.role.claim(Wait(0.0), self.names.ending_thread)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child: the open connections belong to the parent."""

@@ -165,9 +165,9 @@ def frames_of(*functions: Any) -> list[FrameType]:
     interval = sys.getswitchinterval()
     gc.disable()  # a collection that frees a threading.local would wait for ever for its lock
     # If another thread runs and returns while its frames are walked, CPython 3.11 may follow a
-    # pointer to a frame that is gone.
-    sys.setswitchinterval(0.5)
+    # pointer to a frame that is gone. This makes it unlikely that one runs.
     try:
+        sys.setswitchinterval(0.5)
         time.sleep(0)  # threads that wait for their turn now wait with the new interval
         for frame in sys._current_frames().values():
             while frame is not None:

@@ -22,14 +22,17 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.backends.rpc import RPCBackend as StockBackend
 from celery.exceptions import TimeoutError
-from celery.signals import worker_before_create_process
+from celery.signals import worker_before_create_process, worker_process_init
 from kombu.exceptions import DecodeError
 
 import fastrpc
 from fastrpc import BacklogLimitExceeded, ResultDropped, _lifecycle, errors
 from fastrpc.backend import RPCBackend
+from fastrpc.chords.chords import Chords
 from fastrpc.client.reader import ResultConsumer
+from fastrpc.client.side import ClientSide
 from fastrpc.sending.publisher import KombuPublisher
+from fastrpc.worker.side import WorkerSide
 from tests.support.apps import make_app
 from tests.support.installed import installed
 from tests.support.results import meta
@@ -622,7 +625,12 @@ class TestTwins:
         twin = RPCBackend(app, url="fastrpc://")
         assert twin is not backend
         assert twin.result_consumer is backend.result_consumer
-        assert twin.stats() == backend.stats()
+
+    def test_each_counts_what_it_sends_itself(self, app, backend):
+        twin = RPCBackend(app, url="fastrpc://")
+        request = Context(id="a", reply_to="queue", correlation_id="a")
+        twin.store_result("a", 1, states.SUCCESS, request=request)
+        assert (backend.stats()["published"], twin.stats()["published"]) == (0, 1)
 
     def test_so_does_the_backend_of_a_result_that_was_unpickled(self, app, backend):
         app.set_current()
@@ -734,18 +742,44 @@ request = Context(id="a", reply_to="queue", correlation_id="a")
         )
         subprocess.run([sys.executable, "-c", "\n".join([self.CODE, use, check])], check=True)
 
-    def test_a_worker_makes_both_before_it_forks_its_pool(self, backend):
-        worker_before_create_process.send(sender=None)
+    def test_a_read_of_the_counters_imports_nothing(self):
+        check = "backend.stats(); assert 'fastrpc.client.side' not in sys.modules"
+        subprocess.run([sys.executable, "-c", f"{self.CODE}\n{check}"], check=True)
+
+    def test_its_counters_are_zero(self, backend):
+        unused = backend.stats()
+        for part in ("client", "worker", "chords"):
+            getattr(backend, part)
+        assert unused == backend.stats()
+
+    @pytest.mark.parametrize("signal", [worker_before_create_process, worker_process_init])
+    def test_a_worker_makes_both_before_its_first_task(self, backend, signal):
+        signal.send(sender=None)
         assert backend._names.side is not None
         assert backend._worker is not None
 
     def test_a_destructor_makes_nothing(self, app, backend):
-        """It may run while this thread makes a side, and holds the lock for that."""
         result = app.AsyncResult("a")
-        with _lifecycle.making():
-            del result
-            gc.collect()
+        del result
+        gc.collect()
         assert backend._names.side is None
+
+    @pytest.mark.parametrize(
+        ("part", "made_class"),
+        [("client", ClientSide), ("worker", WorkerSide), ("chords", Chords)],
+    )
+    def test_what_interrupts_its_making_may_use_it(self, backend, monkeypatch, part, made_class):
+        """A destructor or a signal handler, for example."""
+        used: list = []
+        usual = made_class.__init__
+
+        def interrupted(made, *args, **kwargs):
+            monkeypatch.setattr(made_class, "__init__", usual)
+            used.append(getattr(backend, part))
+            usual(made, *args, **kwargs)
+
+        monkeypatch.setattr(made_class, "__init__", interrupted)
+        assert Background(lambda: getattr(backend, part)).result(5) is used[0]
 
     def test_all_backends_of_an_app_close_its_client_side(self, app, backend, monkeypatch):
         second = RPCBackend(app)
@@ -766,4 +800,12 @@ request = Context(id="a", reply_to="queue", correlation_id="a")
                 backend.on_task_call(producer, "id")
 
         Background(send).result(5)
+        assert not backend.client.queues.names
+
+    def test_a_thread_that_first_looks_when_the_process_ends_connects_to_nothing(
+        self, app, backend
+    ):
+        assert backend.leave(1)
+        assert not Background(app.AsyncResult("a").ready).result(5)
+        assert backend.client.reader.intake is None
         assert not backend.client.queues.names
