@@ -59,12 +59,16 @@ BACKENDS = {
     "fastrpc-busywait": "fastrpc://?busy_wait=0.002",
     "fastrpc-chords": "fastrpc://?chords=1",
     "installed": "rpc://",
+    "installed-chords": "fastrpc://?chords=1",
     "raw": "rpc://",
     "librabbitmq": "rpc://",
     "redis": REDIS,
     "dramatiq": REDIS,
     "taskiq": REDIS,
 }
+
+#: Those whose processes call fastrpc.install() first.
+INSTALLED = {"installed", "installed-chords"}
 
 
 def rounds(full: int) -> int:
@@ -195,7 +199,12 @@ class Arena:
         servers = [broker.pid] if hasattr(broker, "pid") else []
         if BACKENDS[who] == REDIS:
             servers.append(self._request.getfixturevalue("redis_server").process.pid)
-        config = {"broker": broker.url, "backend": self.backend(who), "servers": servers}
+        config = {
+            "broker": broker.url,
+            "backend": self.backend(who),
+            "install": who in INSTALLED,
+            "servers": servers,
+        }
         client = Client(who, config, env)
         try:
             self.versions.update(client.hello()["versions"])
@@ -244,7 +253,7 @@ class Arena:
                     # With few, Celery's event loop may sleep before it acknowledges short tasks.
                     conf={"worker_prefetch_multiplier": 64},
                     env=env,
-                    install=who == "installed",
+                    install=who in INSTALLED,
                 )
         return self._workers[who]
 

@@ -9,7 +9,7 @@ import pytest
 
 from .arena import QUICK, contestants, rounds
 
-WHO = contestants("redis", "fastrpc-chords")
+WHO = contestants("redis", "fastrpc-chords", "installed-chords")
 SIZES = pytest.mark.parametrize("size", [10, 100] if QUICK else [10, 100, 1_000])
 
 

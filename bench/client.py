@@ -269,7 +269,7 @@ class CeleryClient(Awaiting, Neighbours, Messages):
 
     def send_all(self, task: Any, values: list[Any]) -> ResultSet:
         """A task for each value: by apply_many() after install(), else one by one."""
-        if self.config["who"] == "installed":
+        if self.config["install"]:
             return fastrpc.apply_many(task, ((value,) for value in values))
         return ResultSet([task.apply_async((value,)) for value in values])
 
@@ -281,7 +281,7 @@ class CeleryClient(Awaiting, Neighbours, Messages):
         """group(`count`)(), after install() in a batch(), until all are in the queue."""
 
         def send(task: Any, values: list[Any]) -> None:
-            is_ours = self.config["who"] == "installed"
+            is_ours = self.config["install"]
             with fastrpc.batch(task.app) if is_ours else contextlib.nullcontext():
                 group(task.s(value) for value in values)()
 
@@ -633,7 +633,7 @@ class RawClient(CeleryClient):
 
 
 def main(config: dict[str, Any]) -> None:
-    if config["who"] == "installed":
+    if config["install"]:
         fastrpc.install()
     serve((RawClient if config["who"] == "raw" else CeleryClient)(config))
 
