@@ -34,6 +34,11 @@ PAUSE_FOR_EACH, MOST_PAUSE = 100e-6, 0.05
 RETURN_INTERVAL, RETURN_TRIES = 0.01, 500
 
 
+def pause_for(missing: int) -> float:
+    """After how many seconds to look at a chord of which ``missing`` parts are missing."""
+    return min(missing * PAUSE_FOR_EACH, MOST_PAUSE)
+
+
 class Joiner:
     """The thread that joins chords, and the looks that it owes.
 
@@ -89,7 +94,9 @@ class Joiner:
             if look.waiting:
                 look.due = 0.0
             elif known is None:
-                look.due = self._next.get(look.group_id, 0.0)
+                # The first part: as far as this process knows, all others are missing.
+                soon = time.monotonic() + pause_for(look.size - 1)
+                look.due = self._next.get(look.group_id, soon)
             # First, because the soft time limit of the task may strike at any line. The thread
             # finds it then at the latest when it would end.
             self._looks[look.group_id] = look
@@ -200,9 +207,8 @@ class Joiner:
             if count is None:  # the body was sent by another process
                 return
             if count < look.size or count <= read:
-                pause = min((look.size - count) * PAUSE_FOR_EACH, MOST_PAUSE)
                 with self._lock:
-                    self._next[look.group_id] = time.monotonic() + pause
+                    self._next[look.group_id] = time.monotonic() + pause_for(look.size - count)
                 return
             messages = connection.take(name, count)
             if messages is None:

@@ -1,15 +1,18 @@
-"""Chords without a broker: what is refused, what the parts of one make, whose queue answers."""
+"""Chords without a broker: what is refused, when to look, what the parts make, who is answered."""
 
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
 from celery import chain, chord, group, states
 from celery.exceptions import ChordError
 
+from fastrpc.chords import joiner
 from fastrpc.chords.body import reply_queue_of
+from fastrpc.chords.look import Look
 from fastrpc.chords.parts import Parts, flat, leaves
 from tests.support.apps import make_app
 
@@ -103,6 +106,15 @@ class TestParts:
         assert parts.whole
         with pytest.raises(ChordError, match="Dependency a raised"):
             parts.values()
+
+
+@pytest.mark.parametrize(("size", "pause"), [(1, 0.0), (11, 0.001), (10_000, 0.05)])
+def test_the_first_part_gives_the_others_time_to_come(app, monkeypatch, size, pause):
+    monkeypatch.setattr(joiner, "start_thread", lambda function: None)
+    look = Look("group", size, {}, None)
+    before = time.monotonic()
+    joiner.Joiner(app.backend, lambda: None).demand(look)
+    assert before + pause <= look.due <= time.monotonic() + pause
 
 
 def test_the_leaves_of_results_keep_their_groups(app):
