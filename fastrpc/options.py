@@ -121,10 +121,8 @@ def _optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def _flag(name: str, value: Any) -> bool:
     spelled = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in spelled:
-        return spelled[value.lower()]
+    if isinstance(value, (bool, int, str)) and str(value).lower() in spelled:
+        return spelled[str(value).lower()]
     raise BadOption(f"option {name!r} must be true or false, not {value!r}")
 
 

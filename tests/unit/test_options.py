@@ -52,7 +52,7 @@ WRONG = {
     "queue_type": ["stream", "", None, 1],
     "chords": ["maybe", "", None, 2],
     "heartbeat": [-1, "soon", True, float("inf"), float("nan"), 65536],
-    "publisher_confirms": ["maybe", "", 2, 0, None],
+    "publisher_confirms": ["maybe", "", 2, 0.5, None],
     "confirm_window": [0, "x", 1.5, 2**63],
     "confirm_window_bytes": [0, "x", None, 2**63],
     "shutdown_timeout": [-0.1, "x", None, float("inf"), 1e300],
@@ -94,6 +94,11 @@ def test_the_url_wins():
 )
 def test_a_flag_may_be_spelled_in_several_ways(spelled, meant):
     assert Options.parse({}, f"fastrpc://?publisher_confirms={spelled}").publisher_confirms is meant
+
+
+@pytest.mark.parametrize("value", [True, 1, "yes"])
+def test_a_flag_is_written_in_a_dict_as_in_a_url(value):
+    assert Options.parse({"chords": value}).chords is True
 
 
 def test_heartbeat_may_be_none():
