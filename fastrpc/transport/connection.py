@@ -40,6 +40,9 @@ HANG_UP_TIMEOUT = 0.1
 #: that is not open.
 MALFORMED = (LookupError, TypeError, ValueError, struct.error)
 
+#: What the transport option ``confirm_publish`` may be.
+CONFIRMS = (None, False, True, "pipelined")
+
 #: Errors of a read that only mean that there is nothing to read now.
 NOT_NOW = frozenset({errno.EAGAIN, errno.EINTR, errno.ENOENT, errno.EWOULDBLOCK})
 
@@ -71,6 +74,10 @@ class Connection(pyamqp.Connection):
         waits for ever, as py-amqp does."""
         kwargs.setdefault("frame_writer", FrameWriter)
         super().__init__(*args, **kwargs)
+        if self.confirm_publish not in CONFIRMS:
+            raise ValueError(
+                f"confirm_publish must be True, False or 'pipelined', not {self.confirm_publish!r}"
+            )
         #: ``confirm_publish="pipelined"``: senders of tasks do not wait for confirms.
         self.pipelined = self.confirm_publish == "pipelined"
         self.answer_timeout = answer_timeout

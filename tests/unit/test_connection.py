@@ -418,3 +418,8 @@ def test_the_reader_accepts_frames_of_the_negotiated_size(monkeypatch):
     connection = Connection("localhost", frame_max=65536)
     connection._on_tune(10, 8192, 0)
     assert connection.reader.frame_max == connection.frame_max == 8192
+
+
+def test_a_wrong_confirm_publish_is_refused():
+    with pytest.raises(ValueError, match="must be True, False or 'pipelined', not 'pipelind'"):
+        Connection("localhost", confirm_publish="pipelind")
