@@ -427,8 +427,10 @@ def top_tables(sampler: Sampler) -> Any:
     for name in WORKER_COLUMNS:
         workers.add_column(name, justify="right", no_wrap=True, min_width=len(name))
     for row in sampler.workers.values():
-        counts = [row.stats.get(name) for name in WORKER_COLUMNS[3:]]
-        cells = (row.answer.get("tasks"), row.tasks_rate, row.results_rate, *counts)
+        results = [row.results_rate, *map(row.stats.get, WORKER_COLUMNS[3:])]
+        if row.counts_no_results:
+            results = [None] * len(results)
+        cells: tuple[Any, ...] = (row.answer.get("tasks"), row.tasks_rate, *results)
         backend = row.answer.get("backend", "no stats").partition(":")[0]
         short = backend.removeprefix("celery.backends.").removesuffix(".backend")
         workers.add_row(row.name, short, *map(number_text, cells))
@@ -459,4 +461,4 @@ def top_tables(sampler: Sampler) -> Any:
 
 
 def number_text(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+    return "-" if value is None else f"{value:,.0f}"

@@ -33,6 +33,11 @@ class WorkerRow:
         found: dict[str, Any] = self.answer.get("stats") or {}
         return found
 
+    @property
+    def counts_no_results(self) -> bool:
+        """Whether results are sent by other processes than the one that answers."""
+        return str(self.answer.get("pool")).endswith("prefork:TaskPool")
+
     def as_dict(self) -> dict[str, Any]:
         """The row as JSON."""
         rates = {"tasks_rate": self.tasks_rate, "results_rate": self.results_rate}

@@ -161,6 +161,16 @@ class TestTop:
         folded = "".join(line.split(" ")[0] for line in lines[1 : lines.index("", 1)])
         assert folded == "celery@a-long-name"
 
+    def test_the_main_process_of_a_prefork_pool_sends_no_results(self):
+        sampler = Sampler(None)
+        pool = "celery.concurrency.prefork:TaskPool"
+        answer = {"pool": pool, "tasks": 5, "stats": {"published": 0, "unconfirmed": 0}}
+        sampler.workers["celery@a"] = WorkerRow("celery@a", answer, 1.0, 0.0)
+        with open(os.devnull, "w") as nowhere:
+            screen = cli.console(width=80, record=True, file=nowhere)
+            screen.print(cli.top_tables(sampler))
+        assert screen.export_text().splitlines()[1].split()[-7:] == ["5", "1", *"-----"]
+
     def test_each_look_in_a_pipe(self, private_broker):
         done = run("top", private_broker.url, "--count", 2, "--interval", 0)
         assert done.exit_code == 0, done.output
