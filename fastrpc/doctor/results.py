@@ -6,14 +6,23 @@ import time
 
 import celery
 
-from .findings import Checks, Verdict, fail, note, ok
-from .settings import scheme_of
+from .findings import Checks, Verdict, fail, note, ok, warn
+from .settings import is_fastrpc, scheme_of
 from .subject import Subject
 from .texts import milliseconds_since
+from .workers import ask_fastrpc
 
 __all__ = ["RESULT_CHECKS"]
 
 RESULT_CHECKS = Checks()
+
+#: The queue of a chord, by its group id; see docs/canvas.md.
+CHORD_QUEUE = "fastrpc.chord.{}"
+
+MOVE_THEM = (
+    "A worker with stock rpc:// returns no parts, and the body never runs: move all workers that "
+    "run header tasks to fastrpc."
+)
 
 
 @RESULT_CHECKS.add("task", needs="worker backends")
@@ -51,8 +60,27 @@ def send_chord(subject: Subject) -> Verdict | None:
     part = subject.app.signature("celery.accumulate", (1,), {"index": 0})
     body = subject.app.signature("celery.accumulate", kwargs={"index": 0})
     result = celery.chord([part.clone(), part.clone()], app=subject.app)(body)
+    others = workers_of_other_backends(subject)
+    beside = f"; not of fastrpc: the backend of {', '.join(others)}" if others else ""
     try:
         result.get(timeout=timeout)
     except celery.exceptions.TimeoutError:
-        return fail(f"no result within {timeout:g} s", "Look at the logs of the workers.")
-    return ok("a chord of two tasks came back")
+        delete_queue(subject, CHORD_QUEUE.format(result.parent.id))
+        advice = MOVE_THEM if others else "Look at the logs of the workers."
+        return fail(f"no result within {timeout:g} s{beside}", advice)
+    found = f"a chord of two tasks came back{beside}"
+    return warn(found, MOVE_THEM) if others else ok(found)
+
+
+def workers_of_other_backends(subject: Subject) -> list[str]:
+    """The workers that return no parts, if the chords are ours."""
+    if not is_fastrpc(type(subject.app.backend)):
+        return []
+    answers = ask_fastrpc(subject, subject.workers)
+    return [name for name in subject.workers if not answers.get(name, {}).get("stats")]
+
+
+def delete_queue(subject: Subject, name: str) -> None:
+    """Delete what the chord leaves behind: nothing, if it was none of ours."""
+    with subject.connection.channel() as channel:
+        channel.queue_delete(name)

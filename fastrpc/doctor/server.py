@@ -48,10 +48,7 @@ def check_cores(subject: Subject) -> Verdict | None:
 def check_limits(subject: Subject) -> Verdict:
     """What did client and broker agree on at the login?"""
     link = subject.connection.connection
-    found = (
-        f"frame_max {link.frame_max:,} bytes, channel_max {link.channel_max}, "
-        f"heartbeat {link.heartbeat or 'off'}"
-    )
+    found = f"frame_max {link.frame_max:,} bytes, channel_max {link.channel_max}"
     if link.frame_max < 131072:
         return note(found, "Large messages are cut into many frames: frame_max is 131,072 bytes.")
     return ok(found)

@@ -16,7 +16,7 @@ WORKER_CHECKS = Checks()
 CLOCK_DIFFERENCE = 2.0
 
 
-@WORKER_CHECKS.add("workers", needs="login")
+@WORKER_CHECKS.add("workers", needs="publish")
 def ask_workers(subject: Subject) -> Verdict | None:
     """Does a worker answer?"""
     if not subject.options.workers:

@@ -256,6 +256,16 @@ class TestWorkers:
         assert failed(found) == set()
         assert "a chord of two tasks" in found["chord"].found
 
+    def test_a_chord_whose_parts_a_stock_worker_runs(self, own_vhost, private_broker):
+        queue = "fastrpc-tests-doctor-stock"
+        app = make_app(own_vhost, f"{FAST}?chords=1", queue)
+        with Worker(own_vhost, "rpc://", pool="solo", queues=(queue,)) as worker:
+            found = findings(app=app)
+        assert failed(found) == {"chord"}
+        assert found["chord"].found.endswith(f"not of fastrpc: the backend of {worker.name}")
+        assert "move all workers" in found["chord"].advice
+        assert not [name for name in private_broker.queues(__name__) if "chord." in name]
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("celery", "mark"), [("5.7.0", Mark.NOTE), ("5.6.1", Mark.FAIL)])
