@@ -186,7 +186,7 @@ class Joiner:
 
     def _again(self, looks: list[Look], exc: BaseException, pause: float) -> None:
         """Have these looks made over another connection, after a pause."""
-        logger.warning("looking at %d chords failed, trying again: %r", len(looks), exc)
+        logger.warning("looking at chords (%d) failed, trying again: %r", len(looks), exc)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.hang_up()

@@ -166,7 +166,7 @@ class Sending:
         doubted = set(in_doubt)
         sent = [result for result in self.results if result.id not in doubted]
         raise NotAllSent(
-            f"{len(sent)} tasks were sent, {len(in_doubt)} are in doubt, then: {failure!r}",
+            f"tasks sent: {len(sent)}, in doubt: {len(in_doubt)}; then: {failure!r}",
             ResultSet(sent),
             in_doubt,
         ) from failure

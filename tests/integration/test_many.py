@@ -175,7 +175,7 @@ class TestFailures:
         one = sender()
         arguments = [(n, n) for n in range(2000)]
         arguments[at] = bad
-        with pytest.raises(NotAllSent, match=f"{at} tasks were sent, 0 are in doubt") as raised:
+        with pytest.raises(NotAllSent, match=f"tasks sent: {at}, in doubt: 0; then: ") as raised:
             fastrpc.apply_many(one.add, arguments)
         self.check(raised, one, at, TypeError)
 
