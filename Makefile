@@ -124,6 +124,11 @@ soak: build ## SOAK_SECONDS (600) of load with random cuts, restarts and forks, 
 	$(call say,'soaking for $(SOAK_SECONDS) s')
 	@$(PY) -m tests.soak $(SOAK_SECONDS)
 
+.PHONY: soak-tasks
+soak-tasks: build ## as soak, with tasks, groups and chords of real workers, which are killed too
+	$(call say,'soaking tasks and chords for $(SOAK_SECONDS) s')
+	@$(PY) -m tests.soak_tasks $(SOAK_SECONDS)
+
 .PHONY: storm
 storm: build ## STORM_SECONDS (300) of load interrupted by exceptions, garbage collection and callbacks
 	$(call say,'a storm of $(STORM_SECONDS) s')

@@ -5,6 +5,7 @@ No task refers to a global app: the same functions serve every app that a test m
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -323,3 +324,13 @@ def noted_total(numbers, path):
     with open(path, "a") as log:
         log.write("ran\n")
     return sum(numbers)
+
+
+@task(acks_late=True)
+def noted_parts(parts, path, name, fails=False):
+    """A body that writes down its name and what it got, and returns that or fails."""
+    with open(path, "a") as log:
+        log.write(json.dumps([name, parts]) + "\n")
+    if fails:
+        raise ValueError(name)
+    return parts
