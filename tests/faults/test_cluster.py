@@ -17,11 +17,14 @@ from kombu import Connection
 from fastrpc.client import intake
 from tests.support import inside
 from tests.support.broker import Cluster, RabbitMQ
+from tests.support.installed import installed
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background
 from tests.support.waiting import LATE, stopwatch, wait_until
+from tests.support.worker import Worker
 
 COUNT = 1_000
+TASKS = 300
 
 #: The broker's errors for a queue whose node is down; from 4.0 on, the second after a clean stop.
 DOWN = "is down or inaccessible|is stopped by supervisor"
@@ -202,6 +205,47 @@ def is_down(node: RabbitMQ, app: Celery, queue: str) -> bool:
         except NotFound:
             return True
         return False
+
+
+@pytest.fixture(params=[True, False], ids=["installed", "stock transport"])
+def transport_is_ours(request) -> Iterator[bool]:
+    with installed() if request.param else contextlib.nullcontext():
+        yield request.param
+
+
+@pytest.mark.slow
+def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, transport_is_ours):
+    """Each is sent with a confirm and acknowledged late; the results come over fastrpc://.
+
+    With quorum queues Celery's worker asks each URL for its exchanges before it goes on, and one
+    that does not answer four times: most of the time here is its pauses.
+    """
+    queue = f"fastrpc-cluster-{transport_is_ours}"
+    conf = {
+        "task_default_queue_type": "quorum",
+        "broker_transport_options": {"confirm_publish": True},
+        "task_publish_retry_policy": {"max_retries": 100, "interval_max": 0.3},
+    }
+    options = {"queue_type": "quorum"}
+    with Worker(
+        ";".join(cluster.urls()),
+        "fastrpc://",
+        queues=(queue,),
+        conf={**conf, "task_acks_late": True, "result_backend_transport_options": options},
+        install=transport_is_ours,
+    ):
+        app = make_client(cluster.urls(), queue, options=options, **conf)
+        task = app.tasks["tests.started_then"]
+        results = [task.apply_async((n, 0.01)) for n in range(TASKS // 3)]
+        assert results[0].get(timeout=30) == 0
+        # The worker is busy, and the other two thirds are sent while the node goes.
+        sending = Background(
+            lambda: [task.apply_async((n, 0.01)) for n in range(len(results), TASKS)]
+        )
+        with gone(cluster.nodes[0], RabbitMQ.kill):
+            results += sending.result(60)
+            assert [result.get(timeout=60) for result in results] == list(range(TASKS))
+    assert app.backend.stats()["reconnects"] >= 1
 
 
 class TestSilentNodes:
