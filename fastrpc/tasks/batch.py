@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from contextvars import ContextVar, Token
 from typing import Any
@@ -57,6 +58,18 @@ def current_producers(app: Any) -> Any:
     return None if batch is None else batch.producers
 
 
+def callers_level() -> int:
+    """The ``stacklevel`` at which a function that calls this warns about the line outside fastrpc.
+
+    Not a number: ``apply_many()`` enters a batch some frames deeper than a ``with`` block does.
+    ``skip_file_prefixes`` needs Python 3.12.
+    """
+    frame, level = sys._getframe(1), 1
+    while frame.f_globals.get("__name__", "").startswith("fastrpc.") and frame.f_back is not None:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 class Batch:
     """The context manager that ``batch()`` returns."""
 
@@ -71,7 +84,7 @@ class Batch:
         if self._token is not None:
             raise RuntimeError("a batch can be entered only once")
         if not getattr(self.app.amqp, "collects_batches", False):
-            warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=2)
+            warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=callers_level())
         pool = self.app.amqp.producer_pool
         self.connection = pool.connections.acquire(block=True)
         self.producer = BatchProducer(self)

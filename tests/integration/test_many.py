@@ -405,6 +405,24 @@ class TestBatch:
         assert [result.id for result in results] == one.ids(3)  # before the batch ends
         batch.__exit__(None)
 
+    @pytest.mark.parametrize(
+        "send",
+        [
+            lambda add: fastrpc.apply_many(add, [(1, 2)]),
+            lambda add: fastrpc.apply_many(add, ((n, n) for n in range(2))),
+            lambda add: fastrpc.apply_many(add.s(n, n) for n in range(2)),
+            lambda add: list(fastrpc.apply_many(add, [(n, n)]) for n in range(1)),
+            lambda add: fastrpc.batch(add.app).__enter__(),
+        ],
+        ids=["arguments", "lazy arguments", "lazy signatures", "in a generator", "batch"],
+    )
+    def test_the_warning_names_the_line_of_the_caller(self, send):
+        app = Celery(amqp="celery.app.amqp:AMQP", set_as_current=False, broker="memory://")
+        with pytest.warns(RuntimeWarning, match="before the app is made") as caught:
+            send(app.tasks["celery.accumulate"])
+        found = [(warning.filename, warning.lineno) for warning in caught]
+        assert found == [(__file__, send.__code__.co_firstlineno)]
+
     def test_a_warning_that_is_raised_leaves_no_batch_behind(self, sender):
         app = Celery(amqp="celery.app.amqp:AMQP", set_as_current=False)
         app.conf.broker_url = sender().app.conf.broker_url
