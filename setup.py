@@ -1,10 +1,12 @@
 """The extension modules; everything else about the package is in pyproject.toml."""
 
+import copy
 import glob
 import os
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CFLAGS = ["-std=c11", "-O3", "-Wall", "-Wextra"]
 # What Cython itself generates is not ours to keep free of these.
@@ -19,6 +21,19 @@ if os.environ.get("FASTRPC_SANITIZE") == "1":
     SANITIZE = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1"]
     CFLAGS += SANITIZE
     LDFLAGS += SANITIZE
+
+
+class BuildExt(build_ext):
+    """Compiles each extension into a folder of its own.
+
+    With -j several are built at a time, and two of them contain publish.c.
+    """
+
+    def build_extension(self, ext):
+        # A copy, because the threads share this object.
+        own = copy.copy(self)
+        own.build_temp = os.path.join(self.build_temp, ext.name)
+        build_ext.build_extension(own, ext)
 
 
 def extension(name, *c_sources):
@@ -56,5 +71,6 @@ setup(
             extension("wire._table", "table.c"),
         ],
         compiler_directives=DIRECTIVES,
-    )
+    ),
+    cmdclass={"build_ext": BuildExt},
 )
