@@ -26,7 +26,7 @@ if os.environ.get("FASTRPC_SANITIZE") == "1":
 class BuildExt(build_ext):
     """Compiles each extension into a folder of its own.
 
-    With -j several are built at a time, and two of them contain publish.c.
+    Several are built at a time, and two of them contain publish.c.
     """
 
     def build_extension(self, ext):
@@ -73,4 +73,5 @@ setup(
         compiler_directives=DIRECTIVES,
     ),
     cmdclass={"build_ext": BuildExt},
+    options={"build_ext": {"parallel": True}},  # as many at a time as there are processors
 )
