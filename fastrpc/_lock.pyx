@@ -2,16 +2,19 @@
 
 Compiled, because an asynchronous exception (from a signal handler or PyThreadState_SetAsyncExc) is
 raised between two bytecodes. Here no bytecode, and no call that may run Python code, comes between
-taking the lock and entering the block that releases it.
+taking the lock and entering the block that releases it. Python 3.14 needs the help of _enter.py.
 
 The state needs no lock of its own: only `gate.acquire`, in which a thread waits, releases the GIL
 or switches greenlets.
 """
 
 import _thread
+import sys
 import threading
 from collections import deque
 from time import monotonic
+
+from ._enter import enter_lock, enter_turn
 
 # After how many seconds of waiting the lock is handed over to the waiter. Before that any running
 # thread may take it, which saves a thread switch each time.
@@ -41,6 +44,7 @@ cdef class Lock:
     cdef bint held
     cdef object owner  # of the thread, or greenlet, that holds it
     cdef object waiters  # in the order of their arrival
+    cdef readonly unsigned long long _takes  # how often it was taken
 
     def __cinit__(self):
         self.waiters = deque()
@@ -49,12 +53,19 @@ cdef class Lock:
         self.take(None)
         return self
 
+    _enter = __enter__
+
+    def _undo(self, unsigned long long takes):
+        """Release it if this thread has taken it since it had been taken ``takes`` times."""
+        if self.mine and self._takes != takes:
+            self.give()
+
     def __exit__(self, kind, value, traceback, /):  # not *exc_info, which packs a tuple
         self.give()
 
     def within(self, timeout):
         """``with lock.within(5) as taken:`` waits for the lock, at most 5 seconds."""
-        cdef _Turn turn = _Turn.__new__(_Turn)
+        cdef _Turn turn = new_turn()
         turn.lock, turn.timeout = self, timeout
         return turn
 
@@ -70,7 +81,7 @@ cdef class Lock:
         me = threading.get_ident()
         if self.held:
             return self.wait(me, timeout)
-        self.held, self.owner = True, me
+        self.held, self.owner, self._takes = True, me, self._takes + 1
         return True
 
     cdef bint wait(self, me, timeout) except -1:
@@ -100,7 +111,7 @@ cdef class Lock:
                     wake(self.next())  # this thread may have been woken to take it
             raise
         self.waiters.remove(waiter)
-        self.held, self.owner = True, me
+        self.held, self.owner, self._takes = True, me, self._takes + 1
         return True
 
     cdef int give(self) except -1:
@@ -112,6 +123,7 @@ cdef class Lock:
         if monotonic() - waiter.since >= PATIENCE:
             self.waiters.remove(waiter)
             waiter.granted, self.owner = True, waiter.ident
+            self._takes += 1
         else:
             self.held, self.owner = False, None
         return wake(waiter)
@@ -138,10 +150,23 @@ cdef class _Turn:
         self.taken = self.lock.take(None if self.timeout is None else max(self.timeout, 0))
         return self.taken
 
+    _enter = __enter__
+
     def __exit__(self, kind, value, traceback, /):
         if self.taken:
             self.taken = False
             self.lock.give()
+
+
+cdef object new_turn = _Turn
+
+if sys.version_info[:2] == (3, 14):
+    new_turn = type("_Turn", (_Turn,), {"__slots__": (), "__enter__": enter_turn})
+    globals()["Lock"] = type(
+        "Lock",
+        (Lock,),
+        {"__slots__": (), "__enter__": enter_lock, "__doc__": Lock.__doc__, "__module__": __name__},
+    )
 
 
 cdef class Signal:

@@ -23,6 +23,7 @@ BASE = {
     "serialization",
     "_json",
     "_lock",
+    "_enter",
 }
 #: Wing, or top-level module -> the wings and modules that it may import, directly or indirectly.
 LAW: dict[str, set[str]] = {

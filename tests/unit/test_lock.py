@@ -33,8 +33,11 @@ def alarms() -> Iterator[Callable[[float], object]]:
         raise Blow
 
     before = signal.signal(signal.SIGALRM, handler)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.signal(signal.SIGALRM, before)
+    try:
+        yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
@@ -50,9 +53,11 @@ def async_exceptions() -> Iterator[Callable[[float], object]]:
 
     thrower = threading.Thread(target=throw)
     thrower.start()
-    yield orders.put
-    orders.put(None)
-    thrower.join()
+    try:
+        yield orders.put
+    finally:
+        orders.put(None)
+        thrower.join()
 
 
 def plainly(lock: Lock) -> None:
