@@ -8,6 +8,11 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 cdef extern from "Python.h":
+    """
+    // Whether a dict is tracked as soon as an object is put into it that the collector tracks.
+    #define DICTS_ARE_TRACKED_LATE (PY_VERSION_HEX < 0x030E0000)
+    """
+    bint DICTS_ARE_TRACKED_LATE
     void PyObject_GC_UnTrack(void *)
     bint PyObject_GC_IsTracked(object)
 
@@ -56,11 +61,14 @@ cdef inline bint ends_with(wire_view body, const unsigned char *id, size_t size)
 
 cdef int untrack_from_gc(dict meta) except -1:
     # Thousands of live metas, each with an empty list of children, make the garbage collector
-    # traverse the whole heap while results arrive: a third of the CPU time. CPython itself does not
-    # track a dict of atoms, and starts to track it when another object is put into it.
+    # traverse the whole heap while results arrive: a third of the CPU time. CPython up to 3.13 does
+    # not track a dict of atoms itself, and starts to track it when another object is put into it.
+    # From 3.14 on a dict stays as it is: a cycle that is put into it would never be collected.
     children = meta.get("children")
     if type(children) is list and not <list>children:
         PyObject_GC_UnTrack(<void *>children)
+    if not DICTS_ARE_TRACKED_LATE:
+        return 0
     for value in meta.values():
         if PyObject_GC_IsTracked(value):
             return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from struct import pack
 from typing import Any
+from weakref import ref
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
@@ -137,6 +139,19 @@ class TestWays:
         assert result.state == "SUCCESS"
         assert looping.table.state("b") == UNCLAIMED
         assert not looping.slow
+
+    def test_a_cycle_that_is_put_into_a_result_is_collected(self, looping):
+        """Results are hidden from the garbage collector only while they hold no cycle."""
+        result = looping.wait_for("a")
+        looping.arrives("a")
+        looping.run()
+        assert not looping.slow
+        holder = deque([result._cache])
+        result._cache["holder"] = holder
+        remains = ref(holder)
+        del result, holder
+        gc.collect()
+        assert remains() is None
 
     def test_without_permission_nothing_does(self, looping):
         result = looping.wait_for("a")
