@@ -38,6 +38,10 @@ DEBIAN_MIRROR ?=
 RABBITMQ4_TESTS ?= $(patsubst %,tests/integration/test_%.py,bad_input pools semantics wire) \
 	$(patsubst %,tests/faults/test_%.py,broker client_connection cluster quorum refusals tls worker_connection)
 
+# The Debian release from which `make test-python314` takes Python 3.14.
+PYTHON314_SUITE ?= sid
+
+PYTHON314_ROOT := $(CURDIR)/.make/python314-$(PYTHON314_SUITE)
 RABBITMQ4_ROOT := $(CURDIR)/.make/rabbitmq4-$(RABBITMQ4_SUITE)
 KOMBU := .make/kombu
 AMQP := .make/amqp
@@ -104,8 +108,15 @@ test-celery: build $(CELERY)/.fetched ## Celery's own integration tests of its c
 	@$(PY) -m tests.celery_suite $(CELERY)
 
 .PHONY: test-matrix
-test-matrix: system ## unit tests and semantics on every Python from 3.10 to 3.13, with CELERYS (5.4 5.6 5.7)
+test-matrix: system ## unit tests and semantics on every Python here from 3.10 to 3.14, with CELERYS (5.4 5.6 5.7)
 	@tools/test-matrix $(CELERYS)
+
+# The broker is ours: RabbitMQ of sid refuses what workers of older versions of Celery ask for.
+.PHONY: test-python314
+test-python314: NEEDS += debootstrap unshare
+test-python314: $(PYTHON314_ROOT)/.installed ## as test-matrix, on Python 3.14 of Debian sid; needs root
+	@$(PY) -m tests.support.broker sh -c 'FASTRPC_TEST_BROKER_URL=$$BROKER_URL exec \
+		tools/debian-python run $(PYTHON314_ROOT) tools/test-matrix $(CELERYS)'
 
 .PHONY: test-sanitize
 test-sanitize: NEEDS := compiler python
@@ -238,6 +249,11 @@ root:
 $(RABBITMQ4_ROOT)/.installed: | root build
 	$(call say,'installing the RabbitMQ of $(RABBITMQ4_SUITE) into $(RABBITMQ4_ROOT)')
 	@tools/debian-rabbitmq install $(RABBITMQ4_ROOT) $(RABBITMQ4_SUITE) $(DEBIAN_MIRROR)
+	@touch $@
+
+$(PYTHON314_ROOT)/.installed: | root build
+	$(call say,'installing the Python of $(PYTHON314_SUITE) into $(PYTHON314_ROOT)')
+	@tools/debian-python install $(PYTHON314_ROOT) $(PYTHON314_SUITE) $(DEBIAN_MIRROR)
 	@touch $@
 
 # Some tests of kombu and Celery are marked flaky, hence the reruns.
