@@ -16,7 +16,7 @@ WORKER_CHECKS = Checks()
 CLOCK_DIFFERENCE = 2.0
 
 
-@WORKER_CHECKS.add("workers", needs="publish")
+@WORKER_CHECKS.add("workers", needs="login")
 def ask_workers(subject: Subject) -> Verdict | None:
     """Does a worker answer?"""
     if not subject.options.workers:
@@ -27,8 +27,9 @@ def ask_workers(subject: Subject) -> Verdict | None:
     if not subject.workers:
         return warn(
             f"no worker answers within {timeout:g} s",
-            "Start one: celery -A proj worker. A worker is silent while a solo pool runs a task, "
-            "and where its accept_content lacks the app's task_serializer.",
+            "Start one: celery -A proj worker. A worker is silent while the broker accepts no "
+            "messages, while a solo pool runs a task, and where its accept_content lacks the app's "
+            "task_serializer.",
         )
     subject.worker_settings = subject.inspect(subject.workers).conf(with_defaults=True) or {}
     return ok(", ".join(subject.workers))
