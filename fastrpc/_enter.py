@@ -13,11 +13,12 @@ from typing import Any
 
 def enter_lock(lock: Any) -> Any:
     """``Lock.__enter__``."""
-    takes = lock._takes
+    turn = lock.within(None)
     try:
-        return lock._enter()
+        turn._enter()
+        return lock
     except BaseException:
-        lock._undo(takes)
+        turn.__exit__(None, None, None)  # which does nothing if it was not taken
         raise
 
 

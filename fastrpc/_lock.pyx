@@ -44,7 +44,6 @@ cdef class Lock:
     cdef bint held
     cdef object owner  # of the thread, or greenlet, that holds it
     cdef object waiters  # in the order of their arrival
-    cdef readonly unsigned long long _takes  # how often it was taken
 
     def __cinit__(self):
         self.waiters = deque()
@@ -52,13 +51,6 @@ cdef class Lock:
     def __enter__(self):
         self.take(None)
         return self
-
-    _enter = __enter__
-
-    def _undo(self, unsigned long long takes):
-        """Release it if this thread has taken it since it had been taken ``takes`` times."""
-        if self.mine and self._takes != takes:
-            self.give()
 
     def __exit__(self, kind, value, traceback, /):  # not *exc_info, which packs a tuple
         self.give()
@@ -81,7 +73,7 @@ cdef class Lock:
         me = threading.get_ident()
         if self.held:
             return self.wait(me, timeout)
-        self.held, self.owner, self._takes = True, me, self._takes + 1
+        self.held, self.owner = True, me
         return True
 
     cdef bint wait(self, me, timeout) except -1:
@@ -111,7 +103,7 @@ cdef class Lock:
                     wake(self.next())  # this thread may have been woken to take it
             raise
         self.waiters.remove(waiter)
-        self.held, self.owner, self._takes = True, me, self._takes + 1
+        self.held, self.owner = True, me
         return True
 
     cdef int give(self) except -1:
@@ -123,7 +115,6 @@ cdef class Lock:
         if monotonic() - waiter.since >= PATIENCE:
             self.waiters.remove(waiter)
             waiter.granted, self.owner = True, waiter.ident
-            self._takes += 1
         else:
             self.held, self.owner = False, None
         return wake(waiter)

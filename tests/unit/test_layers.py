@@ -12,7 +12,7 @@ import pytest
 ROOT = next(p for p in Path(__file__).parents if (p / "fastrpc" / "backend.py").exists())
 PACKAGE = ROOT / "fastrpc"
 
-#: Modules that import no other module of ours.
+#: Modules that import no other module of ours, except ``_lock``, which has its help in ``_enter``.
 BASE = {
     "_borrowed",
     "errors",
