@@ -60,8 +60,8 @@ def send_chord(subject: Subject) -> Verdict | None:
     part = subject.app.signature("celery.accumulate", (1,), {"index": 0})
     body = subject.app.signature("celery.accumulate", kwargs={"index": 0})
     result = celery.chord([part.clone(), part.clone()], app=subject.app)(body)
-    others = workers_of_other_backends(subject)
-    beside = f"; not of fastrpc: the backend of {', '.join(others)}" if others else ""
+    others = workers_without_fastrpc(subject)
+    beside = f"; perhaps without fastrpc: {', '.join(others)}" if others else ""
     try:
         result.get(timeout=timeout)
     except celery.exceptions.TimeoutError:
@@ -72,12 +72,17 @@ def send_chord(subject: Subject) -> Verdict | None:
     return warn(found, MOVE_THEM) if others else ok(found)
 
 
-def workers_of_other_backends(subject: Subject) -> list[str]:
-    """The workers that return no parts, if the chords are ours."""
+def workers_without_fastrpc(subject: Subject) -> list[str]:
+    """The workers that may return no parts: neither settings nor counters show our backend."""
     if not is_fastrpc(type(subject.app.backend)):
         return []
-    answers = ask_fastrpc(subject, subject.workers)
-    return [name for name in subject.workers if not answers.get(name, {}).get("stats")]
+    unsure = [
+        worker
+        for worker, conf in subject.worker_settings.items()
+        if scheme_of(str(conf.get("result_backend"))) != "fastrpc"
+    ]
+    answers = ask_fastrpc(subject, unsure)
+    return [worker for worker in unsure if not answers.get(worker, {}).get("stats")]
 
 
 def delete_queue(subject: Subject, name: str) -> None:

@@ -262,7 +262,7 @@ class TestWorkers:
         with Worker(own_vhost, "rpc://", pool="solo", queues=(queue,)) as worker:
             found = findings(app=app)
         assert failed(found) == {"chord"}
-        assert found["chord"].found.endswith(f"not of fastrpc: the backend of {worker.name}")
+        assert found["chord"].found.endswith(f"perhaps without fastrpc: {worker.name}")
         assert "move all workers" in found["chord"].advice
         assert not [name for name in private_broker.queues(__name__) if "chord." in name]
 
