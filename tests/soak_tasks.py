@@ -313,6 +313,10 @@ class Load(Tally):
         self.count(bodies_again=sum(times - 1 for times in runs.values()))
 
 
+def has_ended(worker: Worker) -> bool:
+    return worker.process.poll() is not None
+
+
 class Workers:
     """The workers: one of them has to go now and then, and another one takes its place."""
 
@@ -320,6 +324,8 @@ class Workers:
         self.url = url
         self.running = [self.new(pool) for pool in POOLS]
         self.gone: list[Worker] = []
+        #: How many of those had ended by themselves.
+        self.crashed = 0
 
     def __enter__(self) -> Workers:
         return self
@@ -334,6 +340,7 @@ class Workers:
         """Kill a worker, or ask it to stop, warm or cold."""
         worker = self.running.pop(rng.randrange(len(self.running)))
         self.gone.append(worker)
+        self.crashed += has_ended(worker)
         how = rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT))
         if how == signal.SIGKILL:
             worker.kill()
@@ -344,7 +351,7 @@ class Workers:
 
     def died(self) -> int:
         """How many have ended by themselves."""
-        return sum(worker.process.poll() is not None for worker in self.running)
+        return self.crashed + sum(map(has_ended, self.running))
 
     def hung(self) -> int:
         """How many do not stop."""
@@ -355,7 +362,7 @@ class Workers:
         return len(self._stopping())
 
     def _stopping(self) -> list[Worker]:
-        return [worker for worker in self.gone if worker.process.poll() is None]
+        return [worker for worker in self.gone if not has_ended(worker)]
 
     def print_logs(self) -> None:
         for worker in [*self.gone, *self.running]:
