@@ -12,7 +12,6 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from celery.signals import (
 
 from ._borrowed import forget_pools
 
-__all__ = ["Closeable", "Estate", "bequeath", "making", "register"]
+__all__ = ["Closeable", "Estate", "bequeath", "register"]
 
 logger = logging.getLogger("fastrpc")
 
@@ -72,7 +71,6 @@ class Closeable(Protocol):
 
 
 _closeables: WeakSet[Closeable] = WeakSet()
-_making_lock = threading.Lock()
 #: Estates of collected apps that are still to be removed.
 _estates: deque[Estate] = deque()
 #: Idents of the threads that are removing an estate.
@@ -84,9 +82,12 @@ def register(closeable: Closeable) -> None:
     _closeables.add(closeable)
 
 
-def making() -> threading.Lock:
-    """The lock under which an app gets its names, and its loops: hold it for moments only."""
-    return _making_lock
+def _registered() -> list[Closeable]:
+    while True:
+        try:
+            return list(_closeables)
+        except RuntimeError:  # another thread has registered one meanwhile
+            continue
 
 
 def bequeath(owner: Any, estate: Estate) -> None:
@@ -125,7 +126,7 @@ def _close_all(**kwargs: Any) -> None:
     # Results first, each backend within its own ``shutdown_timeout``.
     _flush_all()
     patience = PATIENCE
-    everyone: list[Closeable | Estate] = [*_closeables, *_estates]
+    everyone: list[Closeable | Estate] = [*_registered(), *_estates]
     for leaving in everyone:
         began = time.monotonic()
         if not _call_and_log(leaving.leave, max(patience, 0.0)):
@@ -140,7 +141,7 @@ def _close_all(**kwargs: Any) -> None:
 def _load_all(**kwargs: Any) -> None:
     # A soft time limit that strikes the first import in a task can leave the import lock taken, and
     # the process of the pool hangs.
-    for closeable in list(_closeables):
+    for closeable in _registered():
         try:
             closeable.load()
         except Exception as exc:  # for example a bad broker URL of one of several apps
@@ -148,7 +149,7 @@ def _load_all(**kwargs: Any) -> None:
 
 
 def _flush_all(**kwargs: Any) -> None:
-    for closeable in list(_closeables):
+    for closeable in _registered():
         _call_and_log(closeable.flush)
 
 
@@ -162,13 +163,11 @@ def _call_and_log(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _after_fork_in_child() -> None:
-    global _making_lock
-    _making_lock = threading.Lock()
     forget_pools()
     _estates.clear()
     _removing.clear()
     _close_in_multiprocessing_children()
-    for closeable in list(_closeables):
+    for closeable in _registered():
         try:
             closeable.after_fork()
         except Exception as exc:  # the others must not keep using the parent's connections

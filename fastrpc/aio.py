@@ -30,7 +30,6 @@ from celery.exceptions import TimeoutError
 from celery.result import EagerResult, assert_will_not_block
 
 from ._borrowed import is_leaf
-from ._lifecycle import making
 from ._lock import Lock, start_thread
 from .backend import RPCBackend
 from .client.aio import Loops, ResultWait
@@ -337,10 +336,7 @@ def _wait_for(
     client = _client(nodes[0])
     if len(nodes) > 1 and any(_client(node) is not client for node in nodes):
         raise ValueError("results of several apps: await those of each app by themselves")
-    if client.loops is None:
-        with making():
-            client.loops = client.loops or Loops(client)
-    loops: Loops = client.loops
+    loops: Loops = client.loops or vars(client).setdefault("loops", Loops(client))
     reader = loops.reader(asyncio.get_running_loop())
     return ResultWait(reader, nodes, timeout, parents, listens)
 

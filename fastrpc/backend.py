@@ -18,7 +18,7 @@ from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
 from ._borrowed import current_task, forget_own_pools, is_leaf, task_join_will_block
-from ._lifecycle import bequeath, making, register
+from ._lifecycle import bequeath, register
 from .client.names import QueueNames
 from .errors import BacklogLimitExceeded, BadOption
 from .options import Options
@@ -116,10 +116,9 @@ class RPCBackend(AsyncBackendMixin, Backend):
         self.retry_policy = self.options.retry_policy.as_dict()
         self._connection = connection
         self._always_eager = Setting(app, "task_always_eager")
-        with making():
-            # Made now, because the names decide what ``app.thread_oid`` returns.
-            self._names = QueueNames.of(app)
-            register(self)
+        # Made now, because the names decide what ``app.thread_oid`` returns.
+        self._names = QueueNames.of(app)
+        register(self)
 
     def load(self) -> None:
         """Make now what a task would make at its first use, where a soft time limit may strike."""
@@ -145,10 +144,12 @@ class RPCBackend(AsyncBackendMixin, Backend):
             to_python=self.meta_from_decoded,
             consumer_class=self.ResultConsumer,
         )
-        side: ClientSide = self._names.keep(made)
-        if side is made and self.auto_delete:
-            bequeath(side, side.queues)
+        if self.auto_delete:
+            bequeath(made, made.queues)
         if not self._names.may_declare:  # ``leave`` found no side that it could close
+            made.stop_reading()
+        side: ClientSide = self._names.keep(made)
+        if not self._names.may_declare:  # nor did it if the end has just begun
             side.stop_reading()
         return side
 

@@ -14,7 +14,7 @@ from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 
 from .._borrowed import current_task
-from .._lock import Lock, Signal
+from .._lock import Signal
 from ..client.queues import explained_refusal
 from ..client.side import open_channel
 from ..options import Options
@@ -68,10 +68,14 @@ class Chords:
         self.options = options
         self.make_queue = make_queue
         self._joiner = Joiner(backend, self._await_confirms)
-        #: Guards the creation of the publisher.
-        self._making = Lock()
-        self._publisher: AMQPPublisher | None = None
         self._begin()
+        self._publisher = AMQPPublisher(
+            self.app,
+            PERSISTENT,
+            options._replace(publisher_confirms=True),
+            self.stats,
+            partial(too_large_part, backend=backend),
+        )
 
     def _begin(self) -> None:
         self.stats = SentStats()
@@ -88,19 +92,16 @@ class Chords:
 
     def after_fork(self) -> None:
         """Begin anew in a forked child; what is open belongs to the parent and stays as it is."""
-        self._making = Lock()
         self._begin()
         self._joiner.after_fork()
-        if self._publisher is not None:
-            self._publisher.after_fork()
-            self._publisher.stats = self.stats
+        self._publisher.after_fork()
+        self._publisher.stats = self.stats
 
     def close(self, timeout: float) -> None:
         """Look at all chords that are due, ``timeout`` seconds at most, and hang up."""
         deadline = time.monotonic() + timeout
         self._joiner.close(timeout)
-        if self._publisher is not None:
-            self._publisher.close(max(deadline - time.monotonic(), 0.0))
+        self._publisher.close(max(deadline - time.monotonic(), 0.0))
 
     # -- applying a chord ----------------------------------------------------------------------
 
@@ -195,24 +196,12 @@ class Chords:
 
     def _publish(self, group_id: str, correlation_id: str, content: dict[str, Any]) -> None:
         message = pack(queue_name(group_id), correlation_id, content, self.backend.serializer)
-        (self._publisher or self._make_publisher()).publish(message)
+        self._publisher.publish(message)
 
     def _await_confirms(self) -> None:
         """
         Raises:
             kombu.exceptions.OperationalError: what was sent is not confirmed.
         """
-        if self._publisher is not None and not self._publisher.drain(ANSWER_TIMEOUT):
+        if not self._publisher.drain(ANSWER_TIMEOUT):
             raise OperationalError("the broker does not confirm the messages of chords")
-
-    def _make_publisher(self) -> AMQPPublisher:
-        with self._making:
-            if self._publisher is None:
-                self._publisher = AMQPPublisher(
-                    self.app,
-                    PERSISTENT,
-                    self.options._replace(publisher_confirms=True),
-                    self.stats,
-                    partial(too_large_part, backend=self.backend),
-                )
-            return self._publisher

@@ -185,8 +185,11 @@ class ReadingRole:
     def sleeping(self) -> int:
         """How many threads sleep until the reader hands over to them."""
 
-    def claim(self, wait: Wait, thread: int | None = None) -> None:
-        """Reserve the role for ``thread``, or this one, once it is free; ``wait`` is then woken."""
+    def claim(self, wait: Wait) -> None:
+        """Reserve the role for this thread once it is free; ``wait`` is then woken."""
+
+    def claim_for(self, thread: int | None) -> None:
+        """Reserve the role for ``thread``, which does not wait for it; an earlier claim stays."""
 
     def end_claim(self) -> None:
         """Let other threads take the role again, and wake a sleeper."""

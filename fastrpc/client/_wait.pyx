@@ -343,10 +343,15 @@ cdef class ReadingRole:
                 self.on_free()
         return 0
 
-    def claim(self, Wait wait not None, thread=None):
-        """Reserve the role for ``thread``, or this one, once it is free; ``wait`` is then woken."""
-        self._claimed_by = threading.get_ident() if thread is None else thread
+    def claim(self, Wait wait not None):
+        """Reserve the role for this thread once it is free; ``wait`` is then woken."""
+        self._claimed_by = threading.get_ident()
         self._claim = wait
+
+    def claim_for(self, thread):
+        """Reserve the role for ``thread``, which does not wait for it; an earlier claim stays."""
+        if self._claimed_by is None:
+            self._claimed_by, self._claim = thread, Wait(0.0)
 
     def end_claim(self):
         """Let other threads take the role again, and wake a sleeper."""

@@ -55,7 +55,6 @@ class Loops:
         self._bell = Signal()
         #: A connection that a loop has found lost, and the exception.
         self._lost: tuple[Intake, Exception] | None = None
-        self.role.on_free = self._on_free
 
     def after_fork(self) -> None:
         """Begin anew in a forked child, without telling the loops: it shares their epoll."""
@@ -67,6 +66,7 @@ class Loops:
         """The reader of ``loop``. Call it in that loop."""
         reader = self._readers.get(loop)
         if reader is None:
+            self.role.on_free = self._on_free
             reader = self._readers[loop] = LoopReader(self, loop)
         return reader
 

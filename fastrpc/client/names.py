@@ -84,7 +84,8 @@ class QueueNames:
     def of(cls, app: Any) -> QueueNames:
         """The names of ``app``, for the life of the app."""
         if not isinstance(app._local, cls):
-            app._local = cls(app._local)
+            # No lock: a destructor or a signal handler that interrupts this may do the same.
+            app._local = vars(app).setdefault("_fastrpc_names", cls(app._local))
         names: QueueNames = app._local
         return names
 

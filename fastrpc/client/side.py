@@ -42,6 +42,10 @@ class ClientSide:
         consumer_class: The class of the reader: ResultConsumer, or a subclass.
     """
 
+    #: The event loops that wait for results; None until the first ``await``, which imports
+    #: ``client.aio``.
+    loops: Any = None
+
     def __init__(
         self,
         app: Any,
@@ -83,9 +87,6 @@ class ClientSide:
         self.reader = consumer_class(
             app, self.queues, options, self.stats, self.matcher, self.watchers, self.role
         )
-        #: The event loops that wait for results; None until the first ``await``, which imports
-        #: ``client.aio``.
-        self.loops: Any = None
 
     # -- calling a task ------------------------------------------------------------------------
 
@@ -255,7 +256,7 @@ class ClientSide:
 
     def stop_reading(self) -> None:
         """The process ends in another thread: no other one may read, and so declare queues."""
-        self.role.claim(Wait(0.0), self.names.ending_thread)
+        self.role.claim_for(self.names.ending_thread)
 
     def after_fork(self) -> None:
         """Start afresh in a forked child: the open connections belong to the parent."""

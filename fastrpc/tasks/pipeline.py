@@ -6,7 +6,6 @@ window.
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from .._lifecycle import register
@@ -53,10 +52,10 @@ class Pipeline:
     It holds no reference to an app, because kombu's pools hold it and outlive apps.
     """
 
+    _publisher: AMQPPublisher | None = None
+
     def __init__(self, connection: Any) -> None:
         self.connection = connection
-        self._publisher: AMQPPublisher | None = None
-        self._making_lock = threading.Lock()
 
     def publish(self, channel: Any, message: Any, exchange: Any, key: Any, mandatory: bool) -> None:
         """Send a task, and keep it until it is confirmed. Waits only while the window is full.
@@ -72,13 +71,11 @@ class Pipeline:
         (self._publisher or self._make_publisher()).publish(task)
 
     def _make_publisher(self) -> AMQPPublisher:
-        with self._making_lock:
-            if self._publisher is None:
-                self._publisher = AMQPPublisher(
-                    self, PERSISTENT, Options(), SentStats(), lambda too_large: None
-                )
-                register(self)
-            return self._publisher
+        made = AMQPPublisher(self, PERSISTENT, Options(), SentStats(), lambda too_large: None)
+        # No lock: a destructor or a signal handler that interrupts this may send a task too.
+        publisher: AMQPPublisher = self.__dict__.setdefault("_publisher", made)
+        register(self)
+        return publisher
 
     def connection_for_write(self, heartbeat: float) -> Any:
         """The publisher's own connection, not yet opened."""
@@ -98,6 +95,5 @@ class Pipeline:
 
     def after_fork(self) -> None:
         """Start afresh in the child: the open connection belongs to the parent."""
-        self._making_lock = threading.Lock()
         if self._publisher is not None:
             self._publisher.after_fork()

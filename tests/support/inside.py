@@ -14,7 +14,6 @@ from typing import Any
 
 from celery import Celery
 
-from fastrpc import _lifecycle
 from fastrpc.aio import _Sender
 from fastrpc.chords.joiner import Joiner
 from fastrpc.client.aio import Loops
@@ -30,7 +29,7 @@ def role_is_taken(app: Celery) -> bool:
 def held_locks(app: Celery) -> list[str]:
     """Names of the locks, other than the reading role, that are held."""
     intake = app.backend.result_consumer._intake
-    locks: dict[str, Any] = {"making backends": _lifecycle.making()}
+    locks: dict[str, Any] = {}
     if intake is not None:
         locks["consuming"] = intake._consume_lock
     for publisher in publishers(app):

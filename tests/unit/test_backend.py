@@ -29,6 +29,7 @@ import fastrpc
 from fastrpc import BacklogLimitExceeded, ResultDropped, _lifecycle, errors
 from fastrpc.backend import RPCBackend
 from fastrpc.chords.chords import Chords
+from fastrpc.client.names import QueueNames
 from fastrpc.client.reader import ResultConsumer
 from fastrpc.client.side import ClientSide
 from fastrpc.sending.publisher import KombuPublisher
@@ -642,6 +643,21 @@ class TestTwins:
         assert make_app().backend.result_consumer is not backend.result_consumer
 
 
+def test_a_backend_that_is_made_while_the_process_ends_hinders_nothing(monkeypatch):
+    class Growing(list):
+        grew = False
+
+        def __iter__(self):
+            if not self.grew:
+                self.grew = True
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    backend = make_app().backend
+    monkeypatch.setattr(_lifecycle, "_closeables", Growing([backend]))
+    assert _lifecycle._registered() == [backend]
+
+
 @pytest.mark.parametrize("end", ["_close_all", "_flush_all"])
 def test_one_that_fails_to_close_does_not_stop_the_others(end, monkeypatch, caplog):
     def fail(self, timeout):
@@ -780,6 +796,19 @@ request = Context(id="a", reply_to="queue", correlation_id="a")
 
         monkeypatch.setattr(made_class, "__init__", interrupted)
         assert Background(lambda: getattr(backend, part)).result(5) is used[0]
+
+    def test_what_interrupts_the_making_of_a_backend_may_make_another(self, monkeypatch):
+        usual = QueueNames.__init__
+
+        def interrupted(names, local):
+            monkeypatch.setattr(QueueNames, "__init__", usual)
+            made.append(app.backend)
+            usual(names, local)
+
+        app, made = make_app(), []
+        monkeypatch.setattr(QueueNames, "__init__", interrupted)
+        backend = Background(lambda: app.backend).result(5)
+        assert backend.client is made[0].client
 
     def test_all_backends_of_an_app_close_its_client_side(self, app, backend, monkeypatch):
         second = RPCBackend(app)

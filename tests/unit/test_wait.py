@@ -229,6 +229,16 @@ class TestReadingRole:
 
         assert role.run(as_the_reader) is False
 
+    def test_a_claim_for_another_thread_replaces_none(self):
+        role, me = ReadingRole(Watchers()), threading.get_ident()
+        role.claim(Wait(None))
+        role.claim_for(me + 1)
+        assert not role.claimed
+        role.end_claim()
+        role.claim_for(me + 1)
+        assert role.claimed
+        assert not role.run_or_sleep(Wait(0), 0, list)
+
 
 class TestWatchers:
     @pytest.fixture
