@@ -28,10 +28,9 @@ from tests.support.broker import RabbitMQ, settle
 from tests.support.processes import Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
 from tests.support.results import answer, await_confirms, expect
-from tests.support.soaking import FAILURES, MUCH_GROWTH, PATIENCE, Growth, Tally
+from tests.support.soaking import FAILURES, MUCH_GROWTH, PATIENCE, Tally
 
 PROCESSES = 2
-THREADS = 6
 CONF = {
     "result_persistent": True,
     "result_expires": 600,
@@ -39,36 +38,24 @@ CONF = {
 }
 
 
-class Load(Tally):
+class Load(soaking.Load):
     """One process: its threads call, answer and wait until the time is up."""
 
+    threads = 6
+    patience = PATIENCE + 30
+
     def __init__(self, client_url: str, sender_url: str, seconds: float, seed: int) -> None:
-        super().__init__()
+        super().__init__(seconds, seed)
         # kombu tries to import it for each connection it makes; a process that is forked while
         # another thread does would wait for Python's lock of that module for ever.
         sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
         self.app = client(client_url, **CONF)
         self.sender = client(sender_url, **CONF)
-        self.rng = random.Random(seed)
-        self.end = time.monotonic() + seconds
         #: A fork must not find one of kombu's own locks taken: nobody calls meanwhile.
         self.calling = threading.Lock()
 
     def run(self) -> dict[str, Any]:
-        threads = [
-            threading.Thread(target=self.repeat, args=(self.rng.random(),), daemon=True)
-            for _ in range(THREADS)
-        ]
-        memory = Growth(self.end)
-        for thread in threads:
-            thread.start()
-        while time.monotonic() < self.end:
-            time.sleep(min(2.0, max(0.0, self.end - time.monotonic())))
-            self.fork()
-            memory.look()
-        for thread in threads:
-            thread.join(PATIENCE + 30)
-            self.count(hung=int(thread.is_alive()))
+        memory = self.run_threads()
         await_confirms(self.sender)  # up to then its results are kept
         growth = memory.bytes()
         if growth > MUCH_GROWTH:
@@ -131,7 +118,7 @@ class Load(Tally):
         else:
             self.count(received=int(right), wrong=int(not right))
 
-    def fork(self) -> None:
+    def meanwhile(self) -> None:
         """Fork a child that runs and ends while its parent's threads run."""
         with self.calling:
             # Until the broker is there it may take kombu as long as a round may take.

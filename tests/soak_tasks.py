@@ -23,7 +23,6 @@ import random
 import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections import Counter
@@ -44,11 +43,10 @@ from tests.support import soaking
 from tests.support.apps import make_app
 from tests.support.broker import RabbitMQ
 from tests.support.proxy import Proxy
-from tests.support.soaking import MUCH_GROWTH, PATIENCE, Growth, Tally
+from tests.support.soaking import MUCH_GROWTH, PATIENCE
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker, close_all
 
-THREADS = 4
 QUEUE = "fastrpc-soak"
 BACKEND = "rpc://"  # of fastrpc, after install()
 CONF = {
@@ -126,19 +124,20 @@ def new_values(count: int, length: int = 0) -> list[str]:
     return [f"{start}-{n}-{count}{'x' * length}" for n in range(count)]
 
 
-class Load(Tally):
+class Load(soaking.Load):
     """The process that calls: its threads send and wait until the time is up."""
 
+    threads = 4
+    patience = 2 * PATIENCE
+
     def __init__(self, url: str, seconds: float, seed: int, folder: Path) -> None:
-        super().__init__()
+        super().__init__(seconds, seed)
         fastrpc.install()
         self.app = make_app(url, BACKEND, QUEUE, **CONF)
         _ = self.app.backend  # before the threads ask for it
         self.echo, self.fail, self.body = (
             self.app.tasks[f"tests.{name}"] for name in ("echo", "fail", "noted_parts")
         )
-        self.rng = random.Random(seed)
-        self.end = time.monotonic() + seconds
         self.kills = Kills(folder)
         self.notes = folder / "notes"
         self.notes.touch()
@@ -149,19 +148,7 @@ class Load(Tally):
         ]
 
     def run(self) -> dict[str, Any]:
-        threads = [
-            threading.Thread(target=self.repeat, args=(self.rng.random(),), daemon=True)
-            for _ in range(THREADS)
-        ]
-        memory = Growth(self.end)
-        for thread in threads:
-            thread.start()
-        while (left := self.end - time.monotonic()) > 0:
-            time.sleep(min(2.0, left))
-            memory.look()
-        for thread in threads:
-            thread.join(2 * PATIENCE)
-            self.count(hung=int(thread.is_alive()))
+        memory = self.run_threads()
         self.check_bodies()
         growth = memory.bytes()
         stats = self.app.backend.stats()

@@ -61,6 +61,43 @@ class Growth:
         return memory() - (self._warm or memory())
 
 
+class Load(Tally):
+    """A process whose threads call `repeat`, which goes on until the time is up."""
+
+    #: How many threads, and how long, in seconds, each may need after the end.
+    threads: int
+    patience: float
+
+    def __init__(self, seconds: float, seed: int) -> None:
+        super().__init__()
+        self.rng = random.Random(seed)
+        self.end = time.monotonic() + seconds
+
+    def repeat(self, seed: float) -> None:
+        raise NotImplementedError
+
+    def meanwhile(self) -> None:
+        """Called every two seconds, while the threads run."""
+
+    def run_threads(self) -> Growth:
+        """Run the threads until they end; return what has watched the memory."""
+        threads = [
+            threading.Thread(target=self.repeat, args=(self.rng.random(),), daemon=True)
+            for _ in range(self.threads)
+        ]
+        memory = Growth(self.end)
+        for thread in threads:
+            thread.start()
+        while (left := self.end - time.monotonic()) > 0:
+            time.sleep(min(2.0, left))
+            self.meanwhile()
+            memory.look()
+        for thread in threads:
+            thread.join(self.patience)
+            self.count(hung=int(thread.is_alive()))
+        return memory
+
+
 def break_things(
     rng: random.Random,
     proxies: list[Proxy],
