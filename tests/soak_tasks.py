@@ -359,8 +359,12 @@ class Workers:
 def queues_left(broker: RabbitMQ, allowed: int) -> int:
     """How many queues of chords stay, other than those of the chords that were not all sent."""
 
-    def left() -> list[str]:
-        return [name for name in broker.queues() if name.startswith("fastrpc.chord.")]
+    def left() -> dict[str, int]:
+        return {
+            name: messages
+            for name, messages in broker.queues().items()
+            if name.startswith("fastrpc.chord.")
+        }
 
     try:
         wait_until(lambda: len(left()) <= allowed, 20, "the queues of the chords are gone", 1)

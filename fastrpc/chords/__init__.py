@@ -23,7 +23,8 @@ What happens if a process is killed:
   counted and dropped.
 
 So either the queue stays whole or the body was sent. A lost connection alone loses nothing: the
-look is repeated over the next one until it succeeds.
+look is repeated over the next one until it succeeds. If the body was sent before, only the deletion
+is repeated, so the body runs twice only if another process got the parts meanwhile.
 
 The broker drops a queue that nobody touches for ``result_expires``, with what is in it.
 """

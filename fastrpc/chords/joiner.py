@@ -89,7 +89,7 @@ class Joiner:
         with self._lock:
             known = self._looks.get(look.group_id)
             if known is not None:
-                look.waiting += known.waiting
+                look.take_over(known)
                 look.due = known.due
             if look.waiting:
                 look.due = 0.0
@@ -194,15 +194,14 @@ class Joiner:
             for look in looks:
                 newer = self._looks.setdefault(look.group_id, look)
                 if newer is not look:
-                    newer.waiting += look.waiting
-                    newer.failures = look.failures
+                    newer.take_over(look)
                 newer.due = time.monotonic() + pause
 
     def _look(self, connection: ChordConnection, look: Look) -> None:
         """Count the parts of a chord; if all may be there, read them and join the chord."""
         name = queue_name(look.group_id)
         read = 0
-        while True:
+        while not look.body_sent:
             count = connection.count(name)
             if count is None:  # the body was sent by another process
                 return
@@ -216,14 +215,16 @@ class Joiner:
             parts = Parts(look.size, messages, self.backend)
             if parts.whole:
                 self.bodies.send(connection, look, parts)
-                connection.delete(name)
+                look.body_sent = True
                 self.joined += 1
                 self.doubles += parts.doubles
-                return
+                break
             self.put_back += 1
             read = parts.read
             connection.put_back()
             self._await_return(connection, name, read)
+        # If the connection is lost in this line, the look is repeated, and comes here again.
+        connection.delete(name)
 
     def _await_return(self, connection: ChordConnection, name: str, read: int) -> None:
         """Wait until the queue has taken back what was read, unless others take it meanwhile."""

@@ -30,5 +30,13 @@ class Look:
     due: float = 0.0
     #: How often the connection was lost while the body was sent.
     failures: int = 0
+    #: Whether the body was sent: only the queue is left, to be deleted.
+    body_sent: bool = False
     #: Set once somebody has looked at the queue.
     waiting: list[Signal] = field(default_factory=list)
+
+    def take_over(self, earlier: Look) -> None:
+        """Take the place of an earlier look at the same chord."""
+        self.waiting += earlier.waiting
+        self.failures = max(self.failures, earlier.failures)
+        self.body_sent = self.body_sent or earlier.body_sent
