@@ -35,8 +35,8 @@ from .peers import PEERS
 from .peers.settings import Settings
 
 __all__ = [
-    *("QUICK", "ROOT", "Arena", "Client", "Race"),
-    *("contestants", "full_only", "replayed_time", "rounds"),
+    *("KIB", "MIB", "QUICK", "ROOT", "Arena", "Client", "Race"),
+    *("contestants", "fresh", "full_only", "replayed_time", "rounds"),
 ]
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,8 @@ SPEEDUPS = ROOT / ".make" / "amqp-speedups"
 QUICK = os.environ.get("FASTRPC_BENCH_QUICK") == "1"
 #: The measured parts: CPU time of client, worker and servers, in microseconds per operation.
 CPU = ("client", "worker", "servers")
+
+KIB, MIB = 1024, 1024 * 1024
 
 full_only = pytest.mark.skipif(QUICK, reason="left out of the quick run")
 
@@ -273,6 +275,12 @@ class Arena:
         self._close_workers()
         for client in self._clients.values():
             client.close()
+
+
+def fresh(arena: Arena, who: str, measure: str, **arguments: Any) -> dict[str, Any]:
+    """A measurement in a process of its own."""
+    with arena.fresh_client(who) as client:
+        return getattr(client, measure)(**arguments)
 
 
 class Answering:

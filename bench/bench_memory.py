@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .arena import QUICK, contestants, full_only, rounds
-
-MIB = 1024 * 1024
-
-
-def fresh(arena, who, measure, **arguments):
-    with arena.fresh_client(who) as client:
-        return getattr(client, measure)(**arguments)
+from .arena import MIB, QUICK, contestants, fresh, full_only, rounds
 
 
 @pytest.mark.parametrize("count", [20_000 if QUICK else 50_000])

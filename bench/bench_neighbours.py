@@ -6,14 +6,7 @@ import pytest
 
 from tests.support.proxy import Proxy
 
-from .arena import QUICK, contestants, full_only, rounds
-
-KIB, MIB = 1024, 1024 * 1024
-
-
-def fresh(arena, who, measure, **arguments):
-    with arena.fresh_client(who) as client:
-        return getattr(client, measure)(**arguments)
+from .arena import KIB, MIB, QUICK, contestants, fresh, full_only, rounds
 
 
 @contestants("rpc", "fastrpc")

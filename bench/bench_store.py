@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from .arena import QUICK, contestants, rounds
+from .arena import KIB, MIB, QUICK, contestants, rounds
 
-KIB, MIB = 1024, 1024 * 1024
 COUNTS = {100: 1_000} if QUICK else {100: 3_000, 10 * KIB: 2_000, MIB: 40}
 
 

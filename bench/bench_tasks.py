@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .arena import QUICK, contestants, full_only, rounds
+from .arena import KIB, MIB, QUICK, contestants, fresh, full_only, rounds
 
 EVERYBODY = ("rpc", "rpc-cython", "redis", "fastrpc", "installed", "raw")
 #: Other task queues: over the same RabbitMQ, with their results in Redis.
@@ -31,6 +31,14 @@ def test_call_many(race, arena, who):
 def test_call_group(race, arena, who):
     """group(1,000)(), until all are in the queue: in a batch() after install()."""
     race(lambda who: arena.client(who).call_group(count=1_000), rounds(5))
+
+
+@full_only
+@pytest.mark.parametrize(("part", "size"), [("arguments", MIB), ("headers", 64 * KIB)])
+@contestants("rpc", "installed")
+def test_call_large(race, arena, who, part, size):
+    """send_task with 1 MiB of arguments, or 64 KiB of headers: the time, and `peak_per_body`."""
+    race(lambda who: fresh(arena, who, "call_large", part=part, size=size, count=50), rounds(5))
 
 
 def whole(race, arena, measure, pool, count, full_rounds):

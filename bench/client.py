@@ -267,6 +267,26 @@ class CeleryClient(Awaiting, Neighbours, Messages):
         self.wire.channel.queue_purge(queue)
         return sample
 
+    def call_large(self, part: str, size: int, count: int) -> dict[str, Any]:
+        """`count` tasks whose arguments or headers (`part`) are large, and the peak of memory.
+
+        Needs a fresh process.
+        """
+        app, queue, text = self.app(), f"bench-large-{os.getpid()}", "x" * size
+        args, headers = ((text,), {}) if part == "arguments" else ((), {"large": text})
+        app.send_task("bench.none", (1,), queue=queue)
+        self.wire.channel.queue_purge(queue)
+        gc.collect()
+        reset_peak_rss()
+        before = rss()
+        with self.meter(count) as sample:
+            for _ in range(count):
+                app.send_task("bench.none", args, queue=queue, headers=headers)
+            sample["not_counted"] = self.wire.wait_count(queue, count)
+        sample["peak_per_body"] = (peak_rss() - before) / size
+        self.wire.delete(queue)
+        return sample
+
     def send_all(self, task: Any, values: list[Any]) -> ResultSet:
         """A task for each value: by apply_many() after install(), else one by one."""
         if self.config["install"]:

@@ -71,6 +71,8 @@ SHOWN = {
     ("test_call", ""): "apply_async",
     ("test_call_many", ""): "many tasks at once",
     ("test_call_group", ""): "group(1,000)()",
+    ("test_call_large", "arguments 1048576"): "1 MiB of arguments",
+    ("test_call_large", "headers 65536"): "64 KiB of headers",
     ("test_call_and_wait", ""): "one task and its reply",
     ("test_round_solo", ""): "whole round, solo worker",
     ("test_round_many", ""): "whole round, sent at once",
@@ -291,6 +293,9 @@ def info(name: str) -> Callable[[dict[str, Entry], Run], float]:
     return lambda entries, run: entries["fastrpc"].info[name]
 
 
+peak = info("peak_per_body")
+
+
 def at_least(least: float) -> Callable[[float], bool]:
     return lambda value: value >= least
 
@@ -304,6 +309,8 @@ SMALL, KEPT = ("test_store_transient", "100"), ("test_store_persistent", "100")
 LATENCY, SOLO = ("test_latency", ""), ("test_round_solo", "")
 BUSY = "fastrpc-busywait"
 CALL, AT_ONCE, ROUND_MANY = ("test_call", ""), ("test_call_many", ""), ("test_round_many", "")
+ARGUMENTS = ("test_call_large", "arguments 1048576")
+HEADERS = ("test_call_large", "headers 65536")
 MOST, FEW = ("test_outstanding", "1000000"), ("test_outstanding", "1000")
 
 TARGETS = (
@@ -328,6 +335,10 @@ TARGETS = (
     Target("apply_many", AT_ONCE, "25 x less CPU", installed(less_cpu), at_least(25)),
     Target("apply_many", AT_ONCE, ">= 50 % of raw bytes", installed(of_limit), at_least(50), " %"),
     Target("group in batch()", ("test_call_group", ""), ">= 3 x", installed(faster), at_least(3)),
+    Target("1 MiB of arguments", ARGUMENTS, "not slower", installed(faster), at_least(1)),
+    Target("1 MiB of arguments", ARGUMENTS, "peak <= 2.5 x", installed(peak), at_most(2.5)),
+    Target("64 KiB of headers", HEADERS, "not slower", installed(faster), at_least(1)),
+    Target("64 KiB of headers", HEADERS, "peak <= 2.5 x", installed(peak), at_most(2.5)),
     Target("whole round, install()", SOLO, ">= 3.5 x", installed(faster), at_least(3.5)),
     Target("whole round, install()", SOLO, ">= 1.5 x dramatiq", past("dramatiq"), at_least(1.5)),
     Target("whole round, at once", ROUND_MANY, ">= 4.5 x", installed(faster), at_least(4.5)),
@@ -371,7 +382,7 @@ TARGETS = (
         "24 MiB",
         ("test_large", ""),
         "peak <= 2.5 x body",
-        info("peak_per_body"),
+        peak,
         at_most(2.5),
     ),
     Target("1,000 x 100 KiB", ("test_intake_100_kib", ""), "not slower", faster, at_least(1)),
