@@ -1,4 +1,4 @@
-"""Every private name of Celery, kombu, py-amqp and vine that fastrpc uses.
+"""Every private name of Celery, kombu, py-amqp, vine and Python that fastrpc uses.
 
 When one of them releases a new version, look here. ``BORROWED`` lists each name, why it is needed,
 and which module uses it. Other modules use the names through the functions below. A name that a
@@ -7,6 +7,7 @@ subclass or compiled code must use directly is only listed. A test checks that e
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ __all__ = [
     "codecs",
     "current_task",
     "dates_are_always_utc",
+    "end_threads",
     "forget_own_pools",
     "forget_pools",
     "forget_schemes",
@@ -48,6 +50,7 @@ TRIED = {
     "kombu": ("5.4", "5.5", "5.6", "5.7"),
     "amqp": ("5.4",),
     "vine": ("5.1",),
+    "threading": ("3.10", "3.11", "3.12", "3.13", "3.14"),
 }
 
 
@@ -150,6 +153,7 @@ BORROWED = (
         "everything that is not a delivery of ours",
         "transport.connection",
     ),
+    Borrowed("threading:_shutdown", "a child's threads end before its backends", "_lifecycle"),
 )
 
 
@@ -229,3 +233,12 @@ def forget_pools() -> None:
         pool._closed = True
     kombu.pools.connections.clear()
     kombu.pools.producers.clear()
+
+
+def end_threads() -> None:
+    """Wait until all threads but daemons have ended, as the interpreter does at its end.
+
+    multiprocessing calls the same, too late for us; a second call does nothing. Joining the threads
+    would not do: those of an idle executor end only when this tells them.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ from celery.signals import (
     worker_shutdown,
 )
 
-from ._borrowed import forget_pools
+from ._borrowed import end_threads, forget_pools
 
 __all__ = ["Closeable", "Estate", "bequeath", "register"]
 
@@ -75,6 +75,8 @@ _closeables: WeakSet[Closeable] = WeakSet()
 _estates: deque[Estate] = deque()
 #: Idents of the threads that are removing an estate.
 _removing: set[int] = set()
+#: Whether multiprocessing tells us when a child begins; its children inherit that.
+_multiprocessing_knows = False
 
 
 def register(closeable: Closeable) -> None:
@@ -175,18 +177,27 @@ def _after_fork_in_child() -> None:
 
 
 def _close_in_multiprocessing_children() -> None:
-    """Close the backends in multiprocessing's children too.
-
-    They end without running atexit handlers, and forget finalizers that the parent registered.
-    """
+    """Close the backends in multiprocessing's children too: they run no atexit handlers."""
+    global _multiprocessing_knows
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:
-        util.register_after_fork(_close_all, _register_with_multiprocessing)
+    if util is None or _multiprocessing_knows:
+        return
+    _multiprocessing_knows = True
+    # A child that begins forgets the finalizers of its parent, and calls what is registered here.
+    util.register_after_fork(_close_all, _finalize_multiprocessing_child)
+    if sys.modules["multiprocessing.process"].parent_process() is not None:
+        _finalize_multiprocessing_child(_close_all)  # this one has begun, and imports us only now
 
 
-def _register_with_multiprocessing(close_all: Callable[[], None]) -> None:
-    util = sys.modules["multiprocessing.util"]
-    util.Finalize(None, close_all, exitpriority=0)
+def _finalize_multiprocessing_child(close_all: Callable[[], None]) -> None:
+    def close() -> None:
+        # Threads may still call tasks. The interpreter, too, waits for them before it calls atexit
+        # handlers.
+        end_threads()
+        close_all()
+
+    # A negative priority: after the child has waited for children of its own.
+    sys.modules["multiprocessing.util"].Finalize(None, close, exitpriority=-1)
 
 
 # Only the prefork pool of an event loop sends worker_before_create_process, and a process that is
@@ -199,4 +210,5 @@ worker_process_init.connect(_load_all, weak=False)
 worker_process_shutdown.connect(_close_all, weak=False)
 worker_shutdown.connect(_flush_all, weak=False)
 atexit.register(_close_all)
+_close_in_multiprocessing_children()
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -97,6 +97,27 @@ def test_none_is_left_by_a_process_that_has_ended(run, queues, scenario, backend
     all_gone(queues)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_none_is_left_by_a_child_of_multiprocessing(
+    private_broker, worker, queues, method, when, backend
+):
+    """And its threads get their results, also those that ask after its target has returned."""
+    said = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.faults.multiprocessing_child"),
+            *(private_broker.url, backend, worker.queue, method, when),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (said.returncode, said.stdout) == (0, "late\n"), said.stderr
+    all_gone(queues)
+
+
 def test_none_is_left_by_a_daemon_thread_that_runs_to_the_end(run, queues):
     """Otherwise it would declare them again."""
     for _ in range(3):
