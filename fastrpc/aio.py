@@ -282,7 +282,8 @@ def _tell(on_message: OnMessage, ids: set[str], metas: Iterable[dict[str, Any]])
 
 
 def _parents(results: list[Any]) -> list[Any]:
-    """The results of the tasks that ``results`` follow in a chain and that are not ready.
+    """The results of the tasks that ``results``, or members of them, follow in a chain and that are
+    not ready.
 
     If such a task fails, those that follow it never run.
 
@@ -290,15 +291,22 @@ def _parents(results: list[Any]) -> list[Any]:
         Exception: what one of them has raised.
     """
     parents: dict[int, Any] = {}
-    for result in results:
-        parent = getattr(result, "parent", None)
-        while parent is not None:
-            for leaf in Members([parent]).leaves:
-                if _is_ready(leaf):
-                    _value(leaf, True)
-                else:
-                    parents[id(leaf)] = leaf
-            parent = parent.parent
+    seen: set[int] = set()  # all members of a group may follow the same task
+    nodes = list(results)
+    while nodes:
+        node = nodes.pop()
+        if not is_leaf(node):
+            nodes.extend(node.results)
+        parent = getattr(node, "parent", None)
+        if parent is None or id(parent) in seen:
+            continue
+        seen.add(id(parent))
+        nodes.append(parent)
+        for leaf in Members([parent]).leaves:
+            if _is_ready(leaf):
+                _value(leaf, True)
+            else:
+                parents[id(leaf)] = leaf
     return list(parents.values())
 
 

@@ -609,6 +609,35 @@ class TestSeveral:
         if last == "task":  # a group waits for its members from the start, as Celery makes it
             await_rest(app)
 
+    def test_a_chain_in_a_group_whose_first_fails(self, app, sender):
+        """However deep: what follows never comes."""
+
+        async def main():
+            first, second, end, *others = expect(app, 5)
+            end.parent = second
+            second.parent = first
+            inner = app.GroupResult("inner", [others[0], end], app=app)
+            outer = app.GroupResult("outer", [others[1], inner], app=app)
+            waiting = asyncio.create_task(aio.get(outer, timeout=20))
+            await turns()
+            answer(sender, app.backend.oid, [first], ValueError("the first"), states.FAILURE)
+            with pytest.raises(ValueError, match="the first"):
+                await waiting
+            assert inside.watched(app) == 0
+
+        run(main())
+
+    def test_a_chain_in_a_group_that_ends_in_a_group(self, private_broker, worker, make_client):
+        app = make_client(private_broker.url, worker.queue)
+        add, fail = app.tasks["tests.add"], app.tasks["tests.fail"]
+
+        async def main():
+            ends_in_group = chain(fail.si(), group(add.si(1, 1), add.si(2, 2)))
+            with pytest.raises(ValueError, match="on purpose"):
+                await aio.get(group(ends_in_group, add.si(3, 3)).apply_async(), timeout=20)
+
+        run(main())
+
     def test_a_chain_whose_first_result_was_handed_out(self, private_broker, make_client, sender):
         app = make_client(private_broker.url, options={"max_claimed": 0})
 
