@@ -398,7 +398,7 @@ os.register_at_fork(after_in_child=_sender.begin)
 
 async def _send(job: Callable[[], Any]) -> Any:
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
+    future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
     # Tracing tools keep the current span in it.
     context = contextvars.copy_context()
 
@@ -408,18 +408,18 @@ async def _send(job: Callable[[], Any]) -> Any:
 
     def done(value: Any, error: BaseException | None) -> None:
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, value, error)
+            loop.call_soon_threadsafe(settle, (value, error))
 
-    def settle(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
+    def settle(outcome: tuple[Any, BaseException | None]) -> None:
+        if not future.done():
+            # Not set_exception(): a future refuses StopIteration, and would never be done.
+            future.set_result(outcome)
 
     _sender.send(run, done)
-    return await future
+    value, error = await future
+    if error is not None:
+        raise error
+    return value
 
 
 def _log_failure(value: Any, error: BaseException | None) -> None:

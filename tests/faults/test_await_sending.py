@@ -6,6 +6,8 @@ import asyncio
 import contextvars
 import pickle
 import threading
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from celery import _state, chain, group, signals
@@ -66,6 +68,17 @@ class TestApplyAsync:
                 await aio.apply_async(working.tasks["tests.echo"], (Unserializable(),))
 
         run(main())
+
+    def test_it_raises_stop_iteration(self):
+        """As any coroutine does: in a RuntimeError, as no future can hold it."""
+        task = SimpleNamespace(apply_async=Mock(side_effect=StopIteration("early")))
+
+        async def main():
+            with pytest.raises(RuntimeError, match="StopIteration") as raised:
+                await aio.apply_async(task)
+            return raised.value.__cause__
+
+        assert isinstance(run(main(), timeout=10), StopIteration)
 
     def test_the_context_is_the_callers(self, working):
         """What tracing tools go by, in Celery's signals."""
