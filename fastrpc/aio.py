@@ -368,10 +368,10 @@ class _Sender:
     def send(self, job: Callable[[], Any], done: Callable[..., None]) -> None:
         """Have ``job()`` called in the thread, and then ``done(value, error)``."""
         with self._lock:
-            self._jobs.put((job, done))
             if not self._running:
                 start_thread(self._run)
                 self._running = True
+            self._jobs.put((job, done))  # last: a job whose thread cannot start is not sent later
 
     def _run(self) -> None:
         while True:

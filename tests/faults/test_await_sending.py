@@ -80,6 +80,20 @@ class TestApplyAsync:
 
         assert isinstance(run(main(), timeout=10), StopIteration)
 
+    def test_a_call_that_fails_because_no_thread_starts_is_not_sent_later(self, monkeypatch):
+        task = Mock()
+        full = Mock(side_effect=RuntimeError("can't start new thread"))
+
+        async def main():
+            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+                patch.setattr(aio, "start_thread", full)
+                await aio.apply_async(task, (1,))
+            await aio.apply_async(task, (2,))
+
+        wait_until(lambda: not inside.threads_of_ours(), 10, "the threads have ended")
+        run(main())
+        task.apply_async.assert_called_once_with((2,), None)
+
     def test_the_context_is_the_callers(self, working):
         """What tracing tools go by, in Celery's signals."""
         seen = []
