@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
-import os
 import queue
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
 from contextlib import suppress
@@ -30,7 +29,8 @@ from celery.exceptions import TimeoutError
 from celery.result import EagerResult, assert_will_not_block
 
 from ._borrowed import is_leaf
-from ._lock import Lock, start_thread
+from ._lifecycle import register
+from ._lock import Lock, Signal, start_thread
 from .backend import RPCBackend
 from .client.aio import Loops, ResultWait
 from .client.side import ClientSide, Members
@@ -41,6 +41,9 @@ logger = logging.getLogger("fastrpc")
 
 #: How long, in seconds, the thread that sends waits for another job before it ends.
 LINGER = 1.0
+
+#: How long, in seconds, a process that ends waits for what is still to be sent.
+FLUSH_TIMEOUT = 2.0
 
 #: Called with the meta of each message about one of the awaited tasks.
 OnMessage = Callable[[dict[str, Any]], Any]
@@ -356,10 +359,11 @@ class _Sender:
     """One thread that sends for all event loops; it runs while there is something to send."""
 
     def __init__(self) -> None:
-        self.begin()
+        self.after_fork()
+        register(self)
 
-    def begin(self) -> None:
-        """Start without a thread, as in a forked child: only the parent has it."""
+    def after_fork(self) -> None:
+        """Begin without a thread: a forked child does not have the parent's."""
         self._lock = Lock()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Callable[..., None]]]
         self._jobs = queue.SimpleQueue()
@@ -391,9 +395,24 @@ class _Sender:
             done(value, error)
             del job, done, value, error  # else they would be kept until the next job comes
 
+    def flush(self) -> None:
+        """Wait for the jobs, because the process ends: tasks that were to be revoked would run."""
+        reached = Signal()
+        with self._lock:
+            if not self._running:
+                return
+            self._jobs.put((reached.set, _ignore))
+        reached.wait(FLUSH_TIMEOUT)
+
+    def load(self) -> None:
+        """Nothing to load: it runs no code of its own in tasks."""
+
+    def leave(self, timeout: float) -> bool:
+        """Nothing to close: the connections are those of the apps."""
+        return True
+
 
 _sender = _Sender()
-os.register_at_fork(after_in_child=_sender.begin)
 
 
 async def _send(job: Callable[[], Any]) -> Any:
@@ -420,6 +439,10 @@ async def _send(job: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     return value
+
+
+def _ignore(value: Any, error: BaseException | None) -> None:
+    """For a job that nobody waits for, and that cannot fail."""
 
 
 def _log_failure(value: Any, error: BaseException | None) -> None:

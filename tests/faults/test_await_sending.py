@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import pickle
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -85,9 +87,10 @@ class TestApplyAsync:
         full = Mock(side_effect=RuntimeError("can't start new thread"))
 
         async def main():
-            with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+            with monkeypatch.context() as patch:
                 patch.setattr(aio, "start_thread", full)
-                await aio.apply_async(task, (1,))
+                with pytest.raises(RuntimeError, match="new thread"):
+                    await aio.apply_async(task, (1,))
             await aio.apply_async(task, (2,))
 
         wait_until(lambda: not inside.threads_of_ours(), 10, "the threads have ended")
@@ -214,6 +217,31 @@ class TestRevoke:
                 await aio.get(last, timeout=20)
 
         run(main())
+
+    def test_the_process_ends_at_once(self):
+        """Not before it has revoked; over a new connection that takes a while."""
+        ended = subprocess.run([sys.executable, "-c", ENDS_AT_ONCE], capture_output=True, text=True)
+        assert (ended.stdout, ended.stderr) == ("revoked ['an-id']\n", "")
+
+
+ENDS_AT_ONCE = """
+import asyncio, time
+from celery import Celery
+from celery.exceptions import TimeoutError
+from fastrpc import aio
+
+app = Celery(broker="memory://", backend="fastrpc://")
+
+def revoke(ids):
+    time.sleep(0.5)
+    print("revoked", ids, flush=True)
+
+app.control.revoke = revoke
+try:
+    asyncio.run(aio.get(app.AsyncResult("an-id"), timeout=0.1, revoke=True))
+except TimeoutError:
+    pass
+"""
 
 
 class TestInstall:
