@@ -100,17 +100,24 @@ cdef class LoopWait(Wait):
 
     cpdef object hear(self, object result, object error=None):
         """``result`` is ready, and its callback has raised ``error``."""
+        cdef list made
         if error is not None:
+            made = []
             if not self._errors:
-                self._errors = []
+                self._errors = made
             self._errors.append(error)
         if not self.arrived:
-            self.arrived = []
+            made = []
+            if not self.arrived:  # looked up again: see the second rule
+                self.arrived = made
         self.arrived.append(result)
 
     cdef int hear_meta(self, dict meta) except -1:
+        cdef list made
         if not self.metas:
-            self.metas = []
+            made = []
+            if not self.metas:
+                self.metas = made
         self.metas.append(meta)
         return 0
 

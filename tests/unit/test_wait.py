@@ -373,6 +373,16 @@ class TestWait:
         assert not wait.news
 
 
+class Dying:
+    """Calls a function when it is destroyed."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def __del__(self) -> None:
+        self.function()
+
+
 class TestLoopWait:
     @pytest.fixture
     def loop(self):
@@ -392,6 +402,37 @@ class TestLoopWait:
         assert rung == [1]  # for the first, the second finds the loop rung already
         assert [wait.take_metas() for wait in waits] == [[{"n": 1}]] * 2
         assert not any(wait.take_metas() for wait in waits)
+
+    @pytest.mark.parametrize("allocations", range(8))
+    @pytest.mark.parametrize("tells", [False, True], ids=["hear", "tell"])
+    def test_what_it_hears_while_it_hears(self, loop, watchers, tells, allocations):
+        """From a destructor, wherever it runs. It may also let another thread run meanwhile."""
+        wait = LoopWait(loop, [], list, True)
+        watchers.watch([], wait)
+        given = [({"n": n}, ValueError(n)) for n in range(2)]
+
+        def hear(n: int) -> None:
+            what, error = given[n]
+            if tells:
+                watchers.tell("any queue", what)
+            else:
+                wait.hear(what, error)
+
+        usual = gc.get_threshold()
+        gc.collect()
+        garbage = SimpleNamespace(kept=Dying(lambda: hear(1)))
+        garbage.cycle = garbage
+        try:
+            gc.set_threshold(gc.get_count()[0] + allocations)
+            del garbage
+            hear(0)
+        finally:
+            gc.set_threshold(*usual)
+        gc.collect()
+        assert len(wait.take_metas() if tells else wait.take()) == 2
+        for _ in range(0 if tells else 2):
+            with pytest.raises(ValueError, match=r"[01]"):
+                wait.raise_errors()
 
     def test_it_is_awaited_until_it_is_resumed(self, loop):
         wait = LoopWait(loop, [], list)
