@@ -237,12 +237,14 @@ class ResultWait(LoopWait):
         self._reader.end(self, nodes + parents if parents else nodes)
 
     def __await__(self) -> Generator[Any, Any, Sequence[Any]]:
+        late = self.expired
         yield from super().__await__()
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         self.raise_errors()
         arrived = self.take()
-        if not arrived and not self.metas and self.expired:
+        # What is told when the time is up is taken once. Else messages could put the end off.
+        if not arrived and self.expired and (late or not self.metas):
             raise TimeoutError("The operation timed out.")
         return arrived
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from celery.exceptions import TimeoutError
 from kombu import Queue
 from kombu.utils.compat import detect_environment
 
@@ -172,9 +173,12 @@ class ClientSide:
             # Inside the `try`, because an exception may be thrown in right after any call.
             self.begin(nodes, wait)
             while waiting:
+                late = not wait.remaining()
                 self.reader.until_news(wait)
                 wait.run_on_message()
                 wait.raise_errors()
+                if late and not wait.arrived:  # messages alone must not put the end off
+                    raise TimeoutError("The operation timed out.")
                 while wait.arrived:
                     node = wait.arrived.popleft()
                     if waiting.pop(id(node), None) is not None:

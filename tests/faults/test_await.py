@@ -686,6 +686,41 @@ class TestStates:
         assert run(main()) == {"step": 7}
         await_rest(app)
 
+    @pytest.mark.parametrize("way", ["states", "on_message", "get"])
+    def test_messages_do_not_put_the_end_off(self, app, sender, way):
+        """They come faster than they are taken."""
+        [result] = expect(app, 1)
+        oid = app.backend.oid
+        end, began = threading.Event(), time.monotonic()
+
+        def report() -> None:
+            while not end.is_set():
+                answer(sender, oid, [result], "at work", "PROGRESS")
+                time.sleep(0.001)
+
+        def take(meta) -> None:
+            time.sleep(0.002)
+            assert time.monotonic() - began < 5, "it goes on"
+
+        async def states_of_it() -> None:
+            async for meta in aio.states(result, timeout=0.5):
+                take(meta)
+                await asyncio.sleep(0)
+
+        ways = {
+            "states": lambda: run(states_of_it()),
+            "on_message": lambda: run(aio.get(result, timeout=0.5, on_message=take)),
+            "get": lambda: result.get(timeout=0.5, on_message=take),
+        }
+        reports = Background(report)
+        try:
+            with pytest.raises(TimeoutError):
+                ways[way]()
+        finally:
+            end.set()
+            reports.result(20)
+        await_rest(app)
+
     def test_an_exception_is_an_exception(self, app, sender):
         async def main():
             [result] = expect(app, 1)
