@@ -260,21 +260,21 @@ async def _all_ready(
         return
     nodes = list(missing.values())
     ids = {node.id for node in (*nodes, *parents)}
-    try:
-        with _wait_for(nodes, timeout, parents, listens=on_message is not None) as wait:
-            while missing:
+    with _wait_for(nodes, timeout, parents, listens=on_message is not None) as wait:
+        while missing:
+            try:
                 arrived = await wait
-                if on_message is not None:
-                    _tell(on_message, ids, wait.take_metas())
-                for leaf in arrived:
-                    missing.pop(id(leaf), None)
-                    if propagate:
-                        _value(leaf, propagate)
-    except (asyncio.CancelledError, TimeoutError):
-        if revoke:
-            left = [leaf.id for leaf in missing.values()]
-            _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
-        raise
+            except (asyncio.CancelledError, TimeoutError):
+                if revoke:
+                    left = [leaf.id for leaf in missing.values()]
+                    _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
+                raise
+            if on_message is not None:
+                _tell(on_message, ids, wait.take_metas())
+            for leaf in arrived:
+                missing.pop(id(leaf), None)
+                if propagate:
+                    _value(leaf, propagate)  # a task, too, may have raised a TimeoutError
 
 
 def _tell(on_message: OnMessage, ids: set[str], metas: Iterable[dict[str, Any]]) -> None:

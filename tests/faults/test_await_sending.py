@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
-from celery import _state, chain, group, signals
+from celery import _state, chain, group, signals, states
 from celery.exceptions import TimeoutError
 from kombu.exceptions import OperationalError
 
@@ -21,6 +21,7 @@ from tests.support import inside
 from tests.support.installed import installed
 from tests.support.loops import Watchdog, run
 from tests.support.processes import Child
+from tests.support.results import answer, expect
 from tests.support.threads import run_threads
 from tests.support.waiting import wait_until
 
@@ -205,6 +206,24 @@ class TestRevoke:
         slow = run(main())
         wait_until(lambda: revoked, 10, "it is revoked")
         assert revoked == [[slow]]
+
+    def test_a_task_that_raises_celerys_timeout_error(self, app, sender, monkeypatch):
+        """It is the task that took too long, not the await."""
+        revoked = Mock()
+        monkeypatch.setattr(app.control, "revoke", revoked)
+
+        async def main():
+            failing, other = expect(app, 2)
+            gathering = asyncio.create_task(aio.gather(failing, other, revoke=True))
+            await asyncio.sleep(0.1)
+            oid = app.backend.oid
+            answer(sender, oid, [failing], TimeoutError("in the task"), states.FAILURE)
+            with pytest.raises(TimeoutError, match="in the task"):
+                await gathering
+
+        run(main())
+        wait_until(lambda: not inside.threads_of_ours(), 10, "the threads have ended")
+        revoked.assert_not_called()
 
     def test_a_worker_does_not_run_it(self, working):
         async def main():
