@@ -105,7 +105,7 @@ async def gather(
 
 
 async def as_completed(results: Iterable[Any], timeout: float | None = None) -> AsyncIterator[Any]:
-    """Yield each of ``results`` when it becomes ready.
+    """Yield each of ``results`` once, when it becomes ready.
 
     A group is ready when all its members are. The exception of a task is not raised here, but by
     ``await get(result)``, which returns or raises at once.
@@ -116,7 +116,7 @@ async def as_completed(results: Iterable[Any], timeout: float | None = None) -> 
         fastrpc.errors.ResultDropped: one arrived, but is no longer kept.
     """
     assert_will_not_block()
-    members = Members(results)
+    members = Members({id(result): result for result in results}.values())
     for member in members.empty:
         yield member
     missing: dict[int, Any] = {}

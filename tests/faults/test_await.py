@@ -530,6 +530,18 @@ class TestSeveral:
         run(main())
         await_rest(app)
 
+    def test_as_completed_yields_one_that_is_given_twice_once(self, app, sender):
+        async def main():
+            [result] = expect(app, 1)
+            empty = app.GroupResult("empty", [], app=app)
+            given = [result, empty, result, empty]
+            answer(sender, app.backend.oid, [result])
+            while_it_waits = [each async for each in aio.as_completed(given, timeout=20)]
+            when_it_is_there = [each async for each in aio.as_completed(given)]
+            return len(while_it_waits), len(when_it_is_there)
+
+        assert run(main()) == (2, 2)
+
     def test_results_of_several_apps(self, app, sender):
         async def main():
             with pytest.raises(ValueError, match="several apps"):
