@@ -147,6 +147,8 @@ async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dic
         fastrpc.errors.ResultDropped: the final state arrived, but is no longer kept.
     """
     assert_will_not_block()
+    if not is_leaf(result):
+        raise TypeError(f"a {type(result).__name__} has no states, only the results in it have")
     if not _is_ready(result):
         matcher = _client(result).matcher
         with _wait_for([result], timeout, listens=True) as wait:

@@ -733,6 +733,13 @@ class TestStates:
             reports.result(20)
         await_rest(app)
 
+    def test_a_group_has_none(self, app):
+        async def main():
+            with pytest.raises(TypeError, match="a GroupResult has no states"):
+                await anext(aio.states(app.GroupResult("group", [], app=app)))
+
+        run(main())
+
     def test_an_exception_is_an_exception(self, app, sender):
         async def main():
             [result] = expect(app, 1)
