@@ -19,7 +19,7 @@ import asyncio
 import contextvars
 import logging
 import queue
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -104,7 +104,9 @@ async def gather(
     return [_value(result, not return_exceptions) for result in results]
 
 
-async def as_completed(results: Iterable[Any], timeout: float | None = None) -> AsyncIterator[Any]:
+async def as_completed(
+    results: Iterable[Any], timeout: float | None = None
+) -> AsyncGenerator[Any, None]:
     """Yield each of ``results`` once, when it becomes ready.
 
     A group is ready when all its members are. The exception of a task is not raised here, but by
@@ -136,7 +138,7 @@ async def as_completed(results: Iterable[Any], timeout: float | None = None) -> 
                         yield member
 
 
-async def states(result: Any, timeout: float | None = None) -> AsyncIterator[dict[str, Any]]:
+async def states(result: Any, timeout: float | None = None) -> AsyncGenerator[dict[str, Any], None]:
     """Yield each state of a task as it arrives: STARTED, PROGRESS, RETRY, …; the final one is last.
 
     Each is a dict with ``status`` and ``result``; if the result is an exception, it is rebuilt. If

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from celery import Celery, chain, group, states
@@ -511,6 +511,10 @@ class TestSeveral:
 
         assert run(main()) == [3, 1, 4, 0, 2]
         await_rest(app)
+
+    @pytest.mark.parametrize("function", [aio.as_completed, aio.states])
+    def test_type_checkers_allow_to_close_it_early(self, function):
+        assert hasattr(get_type_hints(function)["return"], "aclose")  # for contextlib.aclosing()
 
     def test_as_completed_has_one_deadline_and_may_be_left(self, app, sender):
         async def main():
