@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from amqp.exceptions import AccessRefused, PreconditionFailed
 from celery.app.task import Context
 from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
@@ -23,6 +24,10 @@ logger = logging.getLogger("fastrpc")
 
 #: How many connections may be lost while a body is sent before its chord fails.
 MOST_SENDS = 20
+
+#: The broker will never take such a body: it is larger than ``max_message_size``, its queue exists
+#: with other arguments, or we may not send there.
+FINAL = (PreconditionFailed, AccessRefused)
 
 
 def parent_of(body: Any, request: Any) -> Context:
@@ -76,8 +81,9 @@ class BodySender:
             try:
                 body.delay(values)
             except Exception as exc:
-                look.failures += isinstance(exc, connection.errors)
-                if isinstance(exc, connection.errors) and look.failures < MOST_SENDS:
+                may_pass = isinstance(exc, connection.errors) and not isinstance(exc, FINAL)
+                look.failures += may_pass
+                if may_pass and look.failures < MOST_SENDS:
                     raise
                 self._report(look, body, ChordError(f"Callback error: {exc!r}"))
 

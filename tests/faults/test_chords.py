@@ -14,7 +14,7 @@ from amqp.exceptions import NotFound
 from celery import chain, chord, group
 from celery.app.task import Context
 from celery.exceptions import ChordError
-from kombu import Connection
+from kombu import Connection, Queue
 
 from fastrpc.chords.connection import ChordConnection
 from tests.support.broker import settle
@@ -210,10 +210,10 @@ def test_many_workers_see_all_parts_at_once(private_broker, make_client, tmp_pat
 class Header:
     """A chord whose header tasks the test itself ends."""
 
-    def __init__(self, app, size: int, path: Path) -> None:
+    def __init__(self, app, size: int, path: Path, **options: Any) -> None:
         expect(app, 1)  # the reply queue is there
         self.backend = app.backend
-        body = app.tasks["tests.noted_total"].s(str(path))
+        body = app.tasks["tests.noted_total"].s(str(path)).set(**options)
         self.result = body.freeze()
         self.group_id = str(uuid.uuid4())
         self.ids = [str(uuid.uuid4()) for _ in range(size)]
@@ -245,10 +245,10 @@ class Header:
 
 @pytest.fixture(params=["classic", "quorum"])
 def chords(request, private_broker, make_client, worker, tmp_path):
-    """(an app, a function that makes a Header)"""
+    """(an app, a function that makes a Header: of so many tasks, with options of the body)"""
     options = {"chords": True, "queue_type": request.param}
     app = make_client(private_broker.url, "fastrpc-faults", options=options)
-    return app, lambda size: Header(app, size, tmp_path / "notes")
+    return app, lambda size, **options: Header(app, size, tmp_path / "notes", **options)
 
 
 def seen(app, **counters) -> None:
@@ -340,6 +340,41 @@ class TestParts:
         header.wait_for_deletion(private_broker.url)
         # The body was sent before the deletion failed: only that is repeated.
         assert runs(tmp_path / "notes") == 1
+
+
+class TestBodies:
+    """Bodies that the broker refuses."""
+
+    def test_for_good(self, chords, private_broker):
+        """A queue with other arguments here, a body larger than max_message_size elsewhere."""
+        _, make = chords
+        name = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+        with Connection(private_broker.url) as connection:
+            connection.default_channel.queue_declare(name, durable=False)
+        header = make(1, queue=name)
+        header.end(0, 1)
+        error = header.result.get(timeout=5, propagate=False)
+        assert isinstance(error, ChordError)
+        assert "PRECONDITION_FAILED" in str(error)
+        header.wait_for_deletion(private_broker.url)
+
+    def test_for_a_while(self, chords, private_broker, records):
+        """By basic.nack, as a quorum queue does while it has no leader."""
+        app, make = chords
+        name = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+        arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        full = app.amqp.queues.add(Queue(name, queue_arguments=arguments))
+        with Connection(private_broker.url) as connection:
+            bound = full(connection.default_channel)
+            bound.declare()
+            connection.Producer().publish(b"", routing_key=name)
+            header = make(1, queue=name)
+            header.end(0, 1)
+            wait_until(lambda: "looking at chords" in records.text, WAIT, "it was refused")
+            bound.purge()
+            wait_until(lambda: bound.queue_declare(passive=True)[1] == 1, WAIT, "it is there")
+        seen(app, chords_joined=1)
+        header.wait_for_deletion(private_broker.url)
 
 
 def test_an_abandoned_chord_leaves_no_queue(private_broker, make_client, tmp_path):
