@@ -191,7 +191,9 @@ class Joiner:
         if connection is not None:
             connection.hang_up()
         with self._lock:
-            for look in looks:
+            # The first one has failed, and may be to blame. It goes last, so that the others are
+            # made before it fails again.
+            for look in [*looks[1:], *looks[:1]]:
                 newer = self._looks.setdefault(look.group_id, look)
                 if newer is not look:
                     newer.take_over(look)

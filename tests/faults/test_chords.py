@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -375,6 +376,31 @@ class TestBodies:
             wait_until(lambda: bound.queue_declare(passive=True)[1] == 1, WAIT, "it is there")
         seen(app, chords_joined=1)
         header.wait_for_deletion(private_broker.url)
+
+    def test_of_one_chord_while_others_are_due(self, chords, private_broker, monkeypatch):
+        app, make = chords
+        name = f"fastrpc-faults-{uuid.uuid4().hex[:8]}"
+        both = threading.Event()
+        count = ChordConnection.count
+
+        def count_once_both_are_due(self, queue):
+            both.wait(WAIT)
+            return count(self, queue)
+
+        monkeypatch.setattr(ChordConnection, "count", count_once_both_are_due)
+        first, refused, other = make(2), make(1, exchange=name, routing_key=name), make(1)
+        first.end(0, 1)  # while it is looked at, the others become due
+        wait_until(lambda: app.backend.chords._joiner._current, WAIT, "the thread looks")
+        refused.end(0, 1)
+        other.end(0, 2)
+        time.sleep(0.1)
+        both.set()
+        assert other.result.get(timeout=5) == 2
+        with Connection(private_broker.url) as connection:
+            connection.default_channel.exchange_declare(name, "direct", durable=True)
+        refused.wait_for_deletion(private_broker.url)
+        first.end(1, 1)
+        assert first.result.get(timeout=WAIT) == 2
 
 
 def test_an_abandoned_chord_leaves_no_queue(private_broker, make_client, tmp_path):
