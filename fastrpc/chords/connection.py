@@ -69,7 +69,8 @@ class ChordConnection:
     def take(self, queue: str, count: int) -> list[Any] | None:
         """Consume ``count`` messages of ``queue``, and whatever else comes with them.
 
-        None if another process holds them, or has deleted the queue.
+        Fewer if nothing more comes for a while: another process holds them, or the broker stalls.
+        None if the queue is gone.
         """
         channel = self._open_channel()
         messages: list[Any] = []
@@ -81,8 +82,7 @@ class ChordConnection:
         except NotFound:
             return None
         except TimeoutError:
-            self.put_back()
-            return None
+            pass
         if gone:
             return None
         return messages

@@ -212,7 +212,7 @@ class Joiner:
                     self._next[look.group_id] = time.monotonic() + pause_for(look.size - count)
                 return
             messages = connection.take(name, count)
-            if messages is None:
+            if messages is None:  # as above
                 return
             parts = Parts(look.size, messages, self.backend)
             if parts.whole:
@@ -221,17 +221,19 @@ class Joiner:
                 self.joined += 1
                 self.doubles += parts.doubles
                 break
-            self.put_back += 1
+            self.put_back += bool(messages)
             read = parts.read
             connection.put_back()
-            self._await_return(connection, name, read)
+            # What the broker has sent is back then, read or not. The next count is still too low if
+            # another process holds the parts: that one joins them.
+            self._await_return(connection, name, max(count, read))
         # If the connection is lost in this line, the look is repeated, and comes here again.
         connection.delete(name)
 
-    def _await_return(self, connection: ChordConnection, name: str, read: int) -> None:
-        """Wait until the queue has taken back what was read, unless others take it meanwhile."""
+    def _await_return(self, connection: ChordConnection, name: str, taken: int) -> None:
+        """Wait until the queue has taken back what it gave, unless others take it meanwhile."""
         for _ in range(RETURN_TRIES):
             count = connection.count(name)
-            if count is None or count >= read:
+            if count is None or count >= taken:
                 return
             time.sleep(RETURN_INTERVAL)

@@ -342,6 +342,26 @@ class TestParts:
         # The body was sent before the deletion failed: only that is repeated.
         assert runs(tmp_path / "notes") == 1
 
+    def test_the_broker_stalls_before_it_gives_out_the_parts(self, chords, monkeypatch):
+        """No other process holds them: they are asked for once more."""
+        _, make = chords
+        take, takes = ChordConnection.take, []
+
+        def stall(*args, **kwargs):
+            monkeypatch.undo()
+            raise TimeoutError
+
+        def take_from_a_stalled_broker(self, *args):
+            takes.append(args)
+            monkeypatch.setattr(self._connection, "drain_events", stall)
+            return take(self, *args)
+
+        monkeypatch.setattr(ChordConnection, "take", take_from_a_stalled_broker)
+        header = make(1)
+        header.end(0, 1)
+        assert header.result.get(timeout=WAIT) == 1
+        assert takes
+
 
 class TestBodies:
     """Bodies that the broker refuses."""
