@@ -15,16 +15,18 @@ What happens if a process is killed:
 - After the confirm, before the count: the same. If a part is there twice, one is dropped. A task
   that is acknowledged late is not acknowledged before its chord was looked at.
 - While it holds the parts, before the body is sent: the broker gives the parts back. Another
-  process that saw the count waits for the queue and gets them. Otherwise the header task that ended
-  last is run again, if it is acknowledged late, and counts again.
+  process that has looked meanwhile looks again until they are back, and gets them. Otherwise the
+  header task that ended last is run again, if it is acknowledged late, and counts again.
 - After the body is sent, before the queue is deleted: the same, and the body is sent again: it runs
   once more for each such end.
 - After the queue is deleted: nothing is left to do. The broker returns a part that comes now; it is
   counted and dropped.
 
 So either the queue stays whole or the body was sent. A lost connection alone loses nothing: the
-look is repeated over the next one until it succeeds. If the body was sent before, only the deletion
-is repeated, so the body runs twice only if another process got the parts meanwhile.
+look is repeated over the next one until it succeeds, also while the broker has not noticed the loss
+and keeps the parts for the old one. It is repeated too while a quorum queue elects a leader, and
+while the node of a classic queue is down. If the body was sent before, only the deletion is
+repeated, so the body runs twice only if another process got the parts meanwhile.
 
 The broker drops a queue that nobody touches for ``result_expires``, with what is in it.
 """

@@ -59,11 +59,16 @@ class ChordConnection:
             self._channel = self._connection.channel()
         return self._channel
 
-    def count(self, queue: str) -> int | None:
-        """How many messages are ready in ``queue``; None if there is no such queue."""
+    def count(self, queue: str) -> tuple[int, int] | None:
+        """How many messages are ready in ``queue``, and how many consumers it has.
+
+        None if there is no such queue.
+        """
         try:
-            return int(self._open_channel().queue_declare(queue, passive=True).message_count)
-        except NotFound:  # py-amqp has opened the channel again
+            _, ready, consumers = self._open_channel().queue_declare(queue, passive=True)
+            return int(ready), int(consumers)
+        except NotFound as exc:
+            _raise_unless_gone(exc)
             return None
 
     def take(self, queue: str, count: int) -> list[Any] | None:
@@ -79,7 +84,8 @@ class ChordConnection:
             channel.basic_consume(queue, callback=messages.append, on_cancel=gone.append)
             while len(messages) < count and not gone:
                 self._connection.drain_events(timeout=HELD_TIMEOUT)
-        except NotFound:
+        except NotFound as exc:
+            _raise_unless_gone(exc)
             return None
         except TimeoutError:
             pass
@@ -104,3 +110,12 @@ class ChordConnection:
     def abandon(self) -> None:
         """Drop the connection in a forked child and send nothing: it is the parent's."""
         self._amqp.abandon()
+
+
+def _raise_unless_gone(exc: NotFound) -> None:
+    """Return if there is no queue (py-amqp has opened the channel again).
+
+    The broker answers in the same way while the node of a classic queue is down.
+    """
+    if "no queue" not in exc.reply_text:
+        raise exc

@@ -33,6 +33,13 @@ PAUSE_FOR_EACH, MOST_PAUSE = 100e-6, 0.05
 #: between two counts, and how often to count.
 RETURN_INTERVAL, RETURN_TRIES = 0.01, 500
 
+#: Pauses, in seconds, before a look is made again that could not be decided: the first, which is
+#: doubled each time, and the longest.
+FIRST_UNDECIDED_PAUSE, UNDECIDED_PAUSE = 0.01, 1.0
+
+#: How often it is made again. The broker notices within a minute that the host of a consumer died.
+MOST_UNDECIDED = 120
+
 
 def pause_for(missing: int) -> float:
     """After how many seconds to look at a chord of which ``missing`` parts are missing."""
@@ -174,15 +181,27 @@ class Joiner:
             self._connection = ChordConnection(self.backend.app)
         connection = self._connection
         while looks:
+            decided = True
             try:
-                self._look(connection, looks[0])
+                decided = self._look(connection, looks[0])
             except connection.errors:
                 raise
             except Exception as exc:  # of one chord; the others must not suffer
                 logger.error("chord %s cannot be joined", looks[0].group_id, exc_info=exc)
                 connection.put_back()
-            for looked in looks.pop(0).waiting:
-                looked.set()
+            look = looks.pop(0)
+            if decided or not self._look_later(look):
+                for looked in look.waiting:
+                    looked.set()
+
+    def _look_later(self, look: Look) -> bool:
+        """Have an undecided look made once more, after a pause; return False if it is given up."""
+        if look.undecided >= MOST_UNDECIDED:
+            logger.error("chord %s cannot be joined: its parts do not come back", look.group_id)
+            return False
+        self._postpone([look], min(2**look.undecided * FIRST_UNDECIDED_PAUSE, UNDECIDED_PAUSE))
+        look.undecided += 1
+        return True
 
     def _again(self, looks: list[Look], exc: BaseException, pause: float) -> None:
         """Have these looks made over another connection, after a pause."""
@@ -190,30 +209,43 @@ class Joiner:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.hang_up()
+        # The first one has failed, and may be to blame. It goes last, so that the others are made
+        # before it fails again.
+        self._postpone([*looks[1:], *looks[:1]], pause)
+
+    def _postpone(self, looks: list[Look], pause: float) -> None:
         with self._lock:
-            # The first one has failed, and may be to blame. It goes last, so that the others are
-            # made before it fails again.
-            for look in [*looks[1:], *looks[:1]]:
+            for look in looks:
                 newer = self._looks.setdefault(look.group_id, look)
                 if newer is not look:
                     newer.take_over(look)
                 newer.due = time.monotonic() + pause
 
-    def _look(self, connection: ChordConnection, look: Look) -> None:
-        """Count the parts of a chord; if all may be there, read them and join the chord."""
+    def _look(self, connection: ChordConnection, look: Look) -> bool:
+        """Count the parts of a chord; if all may be there, read them and join the chord.
+
+        Returns:
+            Whether that is decided. It is not while another consumer holds the parts: it joins the
+            chord, or has died and the broker has not noticed. (It may be our own, of a connection
+            that we have lost.) Nor if the queue seems empty, although it was given a part: so a
+            quorum queue says while it elects a leader.
+        """
         name = queue_name(look.group_id)
         read = 0
         while not look.body_sent:
-            count = connection.count(name)
-            if count is None:  # the body was sent by another process
-                return
+            counted = connection.count(name)
+            if counted is None:  # the body was sent by another process
+                return True
+            count, consumers = counted
+            if count < look.size and (consumers or not count):
+                return False
             if count < look.size or count <= read:
                 with self._lock:
                     self._next[look.group_id] = time.monotonic() + pause_for(look.size - count)
-                return
+                return True
             messages = connection.take(name, count)
             if messages is None:  # as above
-                return
+                return True
             parts = Parts(look.size, messages, self.backend)
             if parts.whole:
                 self.bodies.send(connection, look, parts)
@@ -224,16 +256,16 @@ class Joiner:
             self.put_back += bool(messages)
             read = parts.read
             connection.put_back()
-            # What the broker has sent is back then, read or not. The next count is still too low if
-            # another process holds the parts: that one joins them.
+            # Read or not, the broker has sent what was counted.
             self._await_return(connection, name, max(count, read))
         # If the connection is lost in this line, the look is repeated, and comes here again.
         connection.delete(name)
+        return True
 
     def _await_return(self, connection: ChordConnection, name: str, taken: int) -> None:
         """Wait until the queue has taken back what it gave, unless others take it meanwhile."""
         for _ in range(RETURN_TRIES):
-            count = connection.count(name)
-            if count is None or count >= taken:
+            counted = connection.count(name)
+            if counted is None or counted[0] >= taken:
                 return
             time.sleep(RETURN_INTERVAL)

@@ -30,6 +30,8 @@ class Look:
     due: float = 0.0
     #: How often the connection was lost while the body was sent.
     failures: int = 0
+    #: How often it was made without a decision.
+    undecided: int = 0
     #: Whether the body was sent: only the queue is left, to be deleted.
     body_sent: bool = False
     #: Set once somebody has looked at the queue.

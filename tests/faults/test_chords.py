@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amqp.exceptions import NotFound
 from celery import chain, chord, group
-from celery.app.task import Context
 from celery.exceptions import ChordError
 from kombu import Connection, Queue
 
 from fastrpc.chords.connection import ChordConnection
 from tests.support.broker import settle
+from tests.support.headers import Header
 from tests.support.kill_points import KILL_POINTS
-from tests.support.results import expect
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker, close_all
 
@@ -208,42 +206,6 @@ def test_many_workers_see_all_parts_at_once(private_broker, make_client, tmp_pat
     assert runs(notes) == 40
 
 
-class Header:
-    """A chord whose header tasks the test itself ends."""
-
-    def __init__(self, app, size: int, path: Path, **options: Any) -> None:
-        expect(app, 1)  # the reply queue is there
-        self.backend = app.backend
-        body = app.tasks["tests.noted_total"].s(str(path)).set(**options)
-        self.result = body.freeze()
-        self.group_id = str(uuid.uuid4())
-        self.ids = [str(uuid.uuid4()) for _ in range(size)]
-        self.backend.apply_chord((self.group_id, [app.AsyncResult(i) for i in self.ids]), body)
-        self.backend.set_chord_size(self.group_id, size)
-        self.body = json.loads(json.dumps(body))
-        self.queue = f"fastrpc.chord.{self.group_id}"
-
-    def end(self, index: int, value, state="SUCCESS", task_id: str | None = None) -> None:
-        request = Context(
-            id=task_id or self.ids[index],
-            group=self.group_id,
-            group_index=index,
-            chord=self.body,
-            reply_to=self.backend.oid,
-        )
-        self.backend.on_chord_part_return(request, state, value)
-
-    def count(self, url: str) -> int | None:
-        with Connection(url) as connection:
-            try:
-                return connection.default_channel.queue_declare(self.queue, passive=True)[1]
-            except NotFound:
-                return None
-
-    def wait_for_deletion(self, url: str) -> None:
-        wait_until(lambda: self.count(url) is None, WAIT, "the queue is gone")
-
-
 @pytest.fixture(params=["classic", "quorum"])
 def chords(request, private_broker, make_client, worker, tmp_path):
     """(an app, a function that makes a Header: of so many tasks, with options of the body)"""
@@ -341,6 +303,23 @@ class TestParts:
         header.wait_for_deletion(private_broker.url)
         # The body was sent before the deletion failed: only that is repeated.
         assert runs(tmp_path / "notes") == 1
+
+    def test_a_consumer_that_holds_the_parts_dies(self, chords, private_broker):
+        """Nobody else ends a part afterwards: the one that has looked meanwhile looks again."""
+        app, make = chords
+        header = make(2)
+        header.end(0, 1)
+        with Connection(private_broker.url) as dying:
+            held: list[Any] = []
+            dying.default_channel.basic_consume(header.queue, callback=held.append)
+            while not held:
+                dying.drain_events(timeout=WAIT)
+            header.end(1, 1)
+            time.sleep(0.5)
+            assert app.backend.stats()["chords_joined"] == 0
+            dying.collect()
+        assert header.result.get(timeout=WAIT) == 2
+        header.wait_for_deletion(private_broker.url)
 
     def test_the_broker_stalls_before_it_gives_out_the_parts(self, chords, monkeypatch):
         """No other process holds them: they are asked for once more."""

@@ -14,9 +14,11 @@ from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu import Connection
 
+from fastrpc.chords.connection import ChordConnection
 from fastrpc.client import intake
 from tests.support import inside
-from tests.support.broker import Cluster, RabbitMQ
+from tests.support.broker import Cluster, RabbitMQ, settle
+from tests.support.headers import Header
 from tests.support.installed import installed
 from tests.support.results import answer, await_confirms, expect
 from tests.support.threads import Background
@@ -246,6 +248,37 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
             results += sending.result(60)
             assert [result.get(timeout=60) for result in results] == list(range(TASKS))
     assert app.backend.stats()["reconnects"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("queue_type", ["quorum", "classic"])
+def test_the_node_of_the_queue_of_a_chord_is_killed_before_the_count(
+    cluster, make_client, monkeypatch, tmp_path, queue_type
+):
+    """A quorum queue then seems empty, and a classic one gone: the parts are counted once more."""
+    conf = {"options": {"chords": True, "queue_type": queue_type}}
+    # Of this node alone: kombu's pools remember to which node they went over in another test.
+    header = Header(make_client(cluster.nodes[0].url, **conf), 1, tmp_path / "notes")
+    settle()
+    backend = header.backend = make_client(cluster.urls(1), **conf).backend
+    node, count, counts = cluster.nodes[0], ChordConnection.count, []
+
+    def kill_and_count(self, queue):
+        if not counts:
+            node.kill()
+        counts.append(queue)
+        return count(self, queue)
+
+    monkeypatch.setattr(ChordConnection, "count", kill_and_count)
+    header.end(0, 1)
+    try:
+        wait_until(lambda: len(counts) > 1, 35, "it is counted once more")
+        if queue_type == "quorum":
+            wait_until(lambda: backend.stats()["chords_joined"], 10, "the chord is joined")
+    finally:
+        node.start()
+    wait_until(lambda: backend.stats()["chords_joined"], 40, "the chord is joined")
+    header.wait_for_deletion(cluster.nodes[1].url)
 
 
 class TestSilentNodes:
