@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from celery import chain
+from celery import chain, group
 
 from tests.support.backends import FAST, STOCK
 
@@ -50,6 +50,18 @@ def test_within_allow_join_result(task):
     """The worker must not read the caller's queue, and take its results away."""
     results = [task("replaced_within_a_join").delay(n, 1) for n in range(5)]
     assert [result.get(timeout=WAIT) for result in results] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("client", [STOCK, FAST])
+@pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+def test_by_a_group(make_worker, make_client, pool, client):
+    """Alone, and at the end of a chain: chords are on in the worker, which applies the chord."""
+    app = make_client(client, make_worker(f"{FAST}?chords=1", pool))
+    add, replaced = app.tasks["tests.add"], app.tasks["tests.replaced_by"]
+    by = group(add.s(1, 2), add.s(3, 4))
+    assert replaced.delay(by).get(timeout=WAIT) == [3, 7]
+    by = chain(add.s(1, 2), group(add.s(3), add.s(4)))
+    assert replaced.delay(by).get(timeout=WAIT) == [6, 7]
 
 
 def test_with_install_alone(make_worker, make_client):
