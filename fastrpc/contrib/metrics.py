@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["METRICS", "Metric", "describe_backend", "read_stats"]
+__all__ = ["BAD_REASONS", "METRICS", "Metric", "describe_backend", "read_stats"]
 
 
 class Metric(NamedTuple):
@@ -151,6 +151,14 @@ METRICS = (
         "{message}",
         "Sent results whose confirm has not arrived.",
     ),
+)
+#: The reasons by which ``bad_messages`` counts, see docs/stats.md.
+BAD_REASONS = (
+    "undecodable",
+    "content type not accepted",
+    "not a result",
+    "empty body",
+    "too large",
 )
 
 

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
 
 from .. import __version__
-from .metrics import METRICS, Metric, describe_backend, read_stats
+from .metrics import BAD_REASONS, METRICS, Metric, describe_backend, read_stats
 
 __all__ = ["StatsCollector", "register"]
 
@@ -51,12 +51,14 @@ class StatsCollector(Collector):
     def _family(self, metric: Metric, value: Any) -> Any:
         make = CounterMetricFamily if metric.grows else GaugeMetricFamily
         name = NAMES.get(metric.name, metric.name.replace(".", "_"))
-        counts = value if isinstance(value, Mapping) else {"": value}
-        names = [*self.labels, *(["reason"] if counts is value else [])]
-        family = make(name, metric.help, labels=names)
-        for reason, count in counts.items():
-            reasons = [reason] if counts is value else []
-            family.add_metric([*self.labels.values(), *reasons], count)
+        if not isinstance(value, Mapping):
+            family = make(name, metric.help, labels=[*self.labels])
+            family.add_metric([*self.labels.values()], value)
+            return family
+        family = make(name, metric.help, labels=[*self.labels, "reason"])
+        # Each series exists from the start: else rate() misses the first message.
+        for reason, count in {**dict.fromkeys(BAD_REASONS, 0), **value}.items():
+            family.add_metric([*self.labels.values(), reason], count)
         return family
 
     def _info(self) -> Any:

@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry, generate_latest
 
 from fastrpc.contrib import prometheus
-from fastrpc.contrib.metrics import METRICS
+from fastrpc.contrib.metrics import BAD_REASONS, METRICS
 from fastrpc.contrib.opentelemetry import observe, trace_results
 from tests.support.apps import make_app
 
@@ -58,8 +58,20 @@ def test_prometheus(app):
             if metric.key != "unclaimed_bytes":
                 name = metric.name.replace(".", "_") + suffix
             assert float(found[name]) == app.backend.stats()[metric.key]
-    assert found['fastrpc_messages_bad_total{reason="too large"}'] == "5.0"
+    bad = {name: value for name, value in found.items() if "messages_bad" in name}
+    assert bad == {
+        'fastrpc_messages_bad_total{reason="undecodable"}': "0.0",
+        'fastrpc_messages_bad_total{reason="content type not accepted"}': "0.0",
+        'fastrpc_messages_bad_total{reason="not a result"}': "6.0",
+        'fastrpc_messages_bad_total{reason="empty body"}': "0.0",
+        'fastrpc_messages_bad_total{reason="too large"}': "5.0",
+    }
     assert any(name.startswith("fastrpc_info{") for name in found)
+
+
+def test_every_reason_of_a_bad_message_is_known():
+    sources = "".join(path.read_text() for path in (ROOT / "fastrpc").rglob("*.py"))
+    assert set(re.findall(r'BadMessage\(\s*"([^"]+)"', sources)) == set(BAD_REASONS)
 
 
 def test_labels_tell_apps_apart(app):
