@@ -9,6 +9,7 @@ from .. import __version__
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import accepts, is_fastrpc, scheme_of
 from .subject import Subject
+from .texts import reason
 
 __all__ = ["SETUP_CHECKS"]
 
@@ -26,7 +27,14 @@ def check_versions(subject: Subject) -> Verdict:
 @SETUP_CHECKS.add("backend")
 def check_backend(subject: Subject) -> Verdict:
     """Which result backend does the app have?"""
-    backend, conf = subject.app.backend, subject.app.conf
+    conf = subject.app.conf
+    try:
+        backend = subject.app.backend
+    except Exception as exc:
+        return fail(
+            f"the result backend cannot be made: {reason(exc)}",
+            "Correct result_backend, and result_backend_transport_options if there are any.",
+        )
     shown = f"{type(backend).__module__}:{type(backend).__name__}"
     if conf.task_always_eager:
         return warn(
@@ -57,11 +65,15 @@ def check_transport(subject: Subject) -> Verdict:
         if is_fastrpc(type(subject.app.amqp)):
             return ok(f"{shown}, {type(subject.app.amqp).__module__}")
         return note(
-            f"{shown}, but the app sends tasks by {type(subject.app.amqp).__module__}",
-            "Call fastrpc.install() before the app is made, and leave amqp_cls alone.",
+            f"{shown}, but {type(subject.app.amqp).__module__} makes the messages of tasks, at "
+            "Celery's own speed",
+            "Call fastrpc.install() before the app is made, and set no amqp_cls of your own.",
         )
     if cls.driver_type != "amqp":
-        return note(f"{shown}: not AMQP", "Only AMQP brokers take the accelerated path.")
+        return note(
+            f"{shown} is not AMQP: tasks are sent at Celery's own speed",
+            "Use RabbitMQ: fastrpc speeds up AMQP brokers only.",
+        )
     return note(
         f"{shown} is not fastrpc's: tasks are sent at Celery's own speed",
         "Call fastrpc.install() in the module of the app, before the app is made.",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import ssl
 import time
 
 from amqp.exceptions import AccessRefused, NotAllowed
 
-from .findings import Checks, Verdict, fail, ok, warn
+from .findings import Checks, Verdict, fail, note, ok, warn
 from .subject import Node
 from .texts import milliseconds_since, reason, root_of
 
@@ -28,15 +30,15 @@ def check_url(node: Node) -> Verdict:
     if driver != "amqp":
         return fail(
             f"{shown} is not an AMQP broker",
-            "Results travel over any broker of kombu, but the doctor and the fast path are for "
-            "RabbitMQ: name an amqp:// or amqps:// URL.",
+            "Name an amqp:// or amqps:// URL: results travel over any broker of kombu, but the "
+            "doctor and the fast path are for RabbitMQ.",
         )
     return ok(f"{shown}, user {node.user}, vhost {node.vhost}")
 
 
 def explain_url(exc: Exception) -> tuple[str, str]:
     """What is wrong with a URL, and what to do; errors of urllib quote parts of the password."""
-    found = str(exc.args[0]) if isinstance(exc, KeyError) else "this is no URL of a broker"
+    found = str(exc.args[0]) if isinstance(exc, KeyError) else "this is not the URL of a broker"
     return found, (
         "Write amqp://user:password@host:5672/vhost, or amqps:// for TLS, with special characters "
         "of the password percent-encoded (%23 for #, %2F for /, %40 for @)."
@@ -73,14 +75,26 @@ def connect_to_port(node: Node) -> Verdict:
             f"no answer from {node.address} within {node.timeout:g} s",
             "Look at firewalls and security groups between this machine and the broker.",
         )
+    except OSError as exc:
+        return fail(
+            f"cannot connect to {node.address}: {exc.strerror or reason(exc)}",
+            "Look at the network and its routes between this machine and the broker.",
+        )
     return ok(f"{node.address} accepts connections ({milliseconds_since(started):.1f} ms)")
 
 
 @CONNECTION_CHECKS.add("tls", needs="port")
 def negotiate_tls(node: Node) -> Verdict | None:
-    """Does the port speak TLS, if the URL asks for it?"""
+    """Does the port speak TLS, if the URL asks for it, and does the app verify the broker?"""
     if not node.link.ssl:
         return None
+    given = node.tls_options
+    for option in ("ca_certs", "certfile", "keyfile"):
+        if given.get(option) and not os.path.isfile(given[option]):
+            return fail(
+                f"{option} in broker_use_ssl names no file: {given[option]}",
+                "Correct the path; a relative one starts in the folder that the process runs in.",
+            )
     try:
         with node.dial() as sock, node.wrap(sock) as wrapped:
             cipher = wrapped.cipher()
@@ -91,33 +105,42 @@ def negotiate_tls(node: Node) -> Verdict | None:
             "Use amqp:// if the port is for plain AMQP (5672), or the port for TLS (5671); "
             "if the broker asks for a client certificate, set broker_use_ssl.",
         )
-    requirement = node.link.ssl.get("cert_reqs") if isinstance(node.link.ssl, dict) else None
-    if requirement == ssl.CERT_NONE:
+    if given.get("cert_reqs") == ssl.CERT_NONE:
         return warn(
             f"{found}, but the broker's certificate is not verified",
             "Set cert_reqs to ssl.CERT_REQUIRED and ca_certs in broker_use_ssl: otherwise "
             "anybody on the way can read the password.",
         )
-    if requirement == ssl.CERT_REQUIRED:
-        found += ", the certificate is verified at the login"
-    return ok(found)
+    if not given.get("server_hostname"):
+        return note(
+            f"{found}, the login verifies the broker's certificate, but not the host name in it",
+            "Set server_hostname in broker_use_ssl to that name, unless the authority signs for "
+            "your brokers only.",
+        )
+    return ok(f"{found}, the login verifies the broker's certificate and the host name in it")
 
 
 @CONNECTION_CHECKS.add("protocol", needs="tls")
 def check_protocol(node: Node) -> Verdict:
     """Does the port speak AMQP 0-9-1?"""
-    answer = first_bytes(node, b"AMQP\x00\x00\x09\x01")
-    if answer.startswith(b"\x01"):  # the METHOD frame of connection.start
-        return ok("AMQP 0-9-1")
-    return explain_answer(node, answer)
+    try:
+        answer = first_bytes(node, b"AMQP\x00\x00\x09\x01")
+        if answer.startswith(b"\x01"):  # the METHOD frame of connection.start
+            return ok("AMQP 0-9-1")
+        return explain_answer(node, answer)
+    except ssl.SSLError as exc:  # TLS 1.3 refuses a client only after the handshake
+        return explain_tls(exc)
 
 
 def explain_answer(node: Node, answer: bytes) -> Verdict:
     """What speaks on the port, if it is not AMQP 0-9-1."""
     where = node.address
     if answer.startswith(b"AMQP"):
-        spoken = ".".join(str(byte) for byte in answer[4:8])
-        return fail(f"{where} speaks another AMQP: {spoken}", "Use a broker with AMQP 0-9-1.")
+        spoken = "-".join(str(byte) for byte in answer[5:8])
+        return fail(
+            f"{where} speaks AMQP {spoken}, not 0-9-1",
+            "Use a broker that speaks AMQP 0-9-1, such as RabbitMQ.",
+        )
     # A web server may wait for the end of the line.
     if b"HTTP/" in answer + first_bytes(node, b"GET / HTTP/1.0\r\n\r\n"):
         return fail(
@@ -139,13 +162,19 @@ def explain_answer(node: Node, answer: bytes) -> Verdict:
 
 
 def first_bytes(node: Node, greeting: bytes) -> bytes:
-    """What the port answers to ``greeting``; nothing if it closes the connection or is silent."""
+    """What the port answers to ``greeting``; nothing if it closes the connection or is silent.
+
+    Raises:
+        ssl.SSLError: it ends TLS.
+    """
     try:
         with node.dial() as plain:
             sock = node.wrap(plain) if node.link.ssl else plain
             sock.settimeout(node.timeout)
             sock.sendall(greeting)
             return sock.recv(8)
+    except ssl.SSLError:
+        raise
     except OSError:
         return b""
 
@@ -188,18 +217,23 @@ def explain_login(node: Node, exc: BaseException) -> Verdict:
         return fail(
             f"the broker's certificate is not trusted: {exc.verify_message}",
             "Set ca_certs in broker_use_ssl to the certificate of the authority that signed it, "
-            "and use the host name that it is for.",
+            "and server_hostname, if it is set, to the host name that the certificate is for.",
         )
     if isinstance(exc, ssl.SSLError):
-        return fail(
-            f"TLS fails at the login: {reason(exc)}",
-            "The broker may ask for a client certificate: set certfile and keyfile in "
-            "broker_use_ssl.",
-        )
+        return explain_tls(exc)
     return fail(
         f"no login: {reason(exc)}",
         "Look at the broker's log; a broker that hangs up here may be out of memory or file "
         "descriptors (rabbitmqctl status).",
+    )
+
+
+def explain_tls(exc: ssl.SSLError) -> Verdict:
+    """The handshake succeeded, but one side ends TLS afterwards."""
+    return fail(
+        f"TLS fails after the handshake: {reason(exc)}",
+        "The broker may ask for a client certificate that it trusts: set certfile and keyfile in "
+        "broker_use_ssl.",
     )
 
 
@@ -225,9 +259,15 @@ def explain_refused_vhost(node: Node, said: str) -> Verdict:
             f"Make it (rabbitmqctl add_vhost {node.vhost}), or correct the end of the URL: "
             "amqp://host// is the vhost /, amqp://host/name the vhost name.",
         )
+    if re.search(r"limit \(\d+\) is reached", said):
+        return fail(
+            said,
+            "Close connections that are not needed, or raise the limit: rabbitmqctl "
+            "set_vhost_limits, or set_user_limits.",
+        )
     if "refused for user" in said:
         return fail(
             f"user {node.user} may not use vhost {node.vhost}",
             f"Allow it: {node.permit_command}.",
         )
-    return fail(said, "Look at the limits of the vhost and of the user, and its log.")
+    return fail(said, "Look at the broker's log, and at the limits of the vhost and of the user.")

@@ -7,7 +7,7 @@ import time
 from uuid import uuid4
 
 import kombu
-from amqp.exceptions import AccessRefused, PreconditionFailed
+from amqp.exceptions import AccessRefused, MessageNacked, PreconditionFailed
 
 from .findings import Checks, Verdict, fail, note, ok
 from .scratch import Receiver, send
@@ -42,6 +42,11 @@ def declare(subject: Subject) -> Verdict:
         queue(channel).declare()
     except AccessRefused as exc:
         return subject.forbidden(exc, "configure")
+    except PreconditionFailed as exc:
+        return fail(
+            reason(exc),
+            "Delete queues that nobody needs, or raise the limit (rabbitmqctl set_vhost_limits).",
+        )
     subject.scratch = queue(channel)
     return ok("a durable queue, as for replies")
 
@@ -54,6 +59,12 @@ def publish(subject: Subject) -> Verdict:
         send(subject, b"x")
     except AccessRefused as exc:
         return subject.forbidden(exc, "write")
+    except MessageNacked:
+        return fail(
+            "the broker refuses the message (nack)",
+            "Look at the policies (rabbitmqctl list_policies): one with overflow reject-publish "
+            "refuses messages for a full queue. Look at the broker's log too.",
+        )
     except TimeoutError:
         return fail(
             f"no confirm within {subject.options.timeout:g} s",
@@ -74,7 +85,8 @@ def consume(subject: Subject) -> Verdict:
     except TimeoutError:
         return fail(
             f"the message does not come back within {subject.options.timeout:g} s",
-            "Look at the broker's log and load (rabbitmq-diagnostics status).",
+            "Look at the policies (rabbitmqctl list_policies): max-length or message-ttl may drop "
+            "it. Look at the broker's log and load too (rabbitmq-diagnostics status).",
         )
     return ok("the message came back")
 

@@ -9,7 +9,7 @@ from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import is_fastrpc
 from .subject import Subject
-from .texts import reason
+from .texts import counted, reason
 
 __all__ = ["QUEUE_CHECKS"]
 
@@ -19,9 +19,9 @@ QUEUE_CHECKS = Checks()
 @QUEUE_CHECKS.add("reply queue", needs="publish")
 def check_reply_queue(subject: Subject) -> Verdict | None:
     """Can the app's reply queue be made, or does one exist with other arguments?"""
-    if subject.app is None or not is_fastrpc(type(subject.app.backend)):
+    if subject.app is None or not is_fastrpc(type(subject.backend)):
         return None
-    queue = subject.app.backend.binding
+    queue = subject.backend.binding
     if name := subject.options.reply_queue:
         queue.name = queue.routing_key = name
     with subject.connection.channel() as channel:
@@ -31,7 +31,10 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
                 bound.queue_declare(passive=True)
             bound.declare()
         except NotFound:
-            return note(f"there is no queue {name}", "Take the name from the log or the caller.")
+            return note(
+                f"there is no queue {name}",
+                "Take the name from the caller (app.backend.oid), or from rabbitmqctl list_queues.",
+            )
         except PreconditionFailed as exc:
             return fail(
                 f"{queue.name} exists with other arguments: {reason(exc)}",
@@ -64,12 +67,14 @@ def check_task_queues(subject: Subject) -> Verdict | None:
     idle = [name for name, (_, consumers) in present.items() if not consumers]
     if missing or idle:
         parts = [f"{name} does not exist" for name in missing]
-        parts += [f"nobody consumes {name} ({present[name][0]} messages)" for name in idle]
+        parts += [
+            f"nobody consumes {name} ({counted(present[name][0], 'message')})" for name in idle
+        ]
         names = ",".join([*missing, *idle])
         return warn("; ".join(parts), f"Start a worker for it: celery -A proj worker -Q {names}.")
     return ok(
         ", ".join(
-            f"{name}: {messages} messages, {consumers} consumers"
+            f"{name}: {counted(messages, 'message')}, {counted(consumers, 'consumer')}"
             for name, (messages, consumers) in present.items()
         )
     )

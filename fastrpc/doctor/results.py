@@ -9,7 +9,7 @@ import celery
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import is_fastrpc, scheme_of
 from .subject import Subject
-from .texts import milliseconds_since
+from .texts import milliseconds_since, reason
 from .workers import ask_fastrpc
 
 __all__ = ["RESULT_CHECKS"]
@@ -28,7 +28,7 @@ MOVE_THEM = (
 @RESULT_CHECKS.add("task", needs="worker backends")
 def send_task(subject: Subject) -> Verdict | None:
     """Does the result of a task come back? It is one of Celery's own, which does nothing."""
-    if not subject.workers or scheme_of(subject.app.conf.result_backend) == "disabled":
+    if not subject.workers or has_no_results(subject):
         return None
     timeout = subject.options.timeout
     started = time.perf_counter()
@@ -41,8 +41,14 @@ def send_task(subject: Subject) -> Verdict | None:
         queue = subject.app.conf.task_default_queue
         return fail(
             f"no result within {timeout:g} s",
-            f"Look whether a worker consumes {queue} and is not busy, whether clients and workers "
-            "have the same result_backend, and at the worker's log.",
+            f"Check that a worker consumes {queue} and is not busy, and that clients and workers "
+            "have the same result_backend. Look at the worker's log too.",
+        )
+    except Exception as exc:
+        return fail(
+            f"get() raises {type(exc).__name__}: {reason(exc)}",
+            "Compare the settings of both sides: result_backend, serializers, accept_content. Look "
+            "at the worker's log too.",
         )
     return ok(f"a result came back after {milliseconds_since(started):.1f} ms")
 
@@ -50,10 +56,10 @@ def send_task(subject: Subject) -> Verdict | None:
 @RESULT_CHECKS.add("chord", needs="task")
 def send_chord(subject: Subject) -> Verdict | None:
     """Does a chord work, if the backend supports them?"""
-    if not subject.workers:
+    if not subject.workers or has_no_results(subject):
         return None
     try:
-        subject.app.backend.ensure_chords_allowed()
+        subject.backend.ensure_chords_allowed()
     except NotImplementedError:
         return note("the backend supports no chords", "fastrpc://?chords=1 switches them on.")
     timeout = subject.options.timeout
@@ -72,9 +78,14 @@ def send_chord(subject: Subject) -> Verdict | None:
     return warn(found, MOVE_THEM) if others else ok(found)
 
 
+def has_no_results(subject: Subject) -> bool:
+    """Whether the app has no result backend that works: the check "backend" says so."""
+    return subject.backend is None or scheme_of(subject.app.conf.result_backend) == "disabled"
+
+
 def workers_without_fastrpc(subject: Subject) -> list[str]:
     """The workers that may return no parts: neither settings nor counters show our backend."""
-    if not is_fastrpc(type(subject.app.backend)):
+    if not is_fastrpc(type(subject.backend)):
         return []
     unsure = [
         worker

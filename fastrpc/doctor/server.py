@@ -25,9 +25,9 @@ def check_version(subject: Subject) -> Verdict:
         return note(found, "fastrpc is tested with RabbitMQ 3.10 to 4.3 only.")
     numbers = broker_version(subject)
     if numbers < TESTED_BROKERS[0]:
-        return warn(found, "This is older than what fastrpc is tested with: move to 3.10 or later.")
+        return warn(found, "fastrpc is not tested with a version this old: move to 3.10 or later.")
     if numbers > TESTED_BROKERS[1]:
-        return note(found, "This is newer than what fastrpc was tested with (4.3).")
+        return note(found, "fastrpc was not tested with a version this new: the newest was 4.3.")
     return ok(found)
 
 
@@ -39,7 +39,7 @@ def check_cores(subject: Subject) -> Verdict | None:
         return None
     return note(
         f"the broker shares {cores} cores with its clients",
-        "Idle schedulers of Erlang then take CPU time by busy waiting: try "
+        "Idle schedulers of Erlang then waste CPU time by busy waiting: start the broker with "
         'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +sbwtdcpu none +sbwtdio none".',
     )
 
@@ -50,7 +50,11 @@ def check_limits(subject: Subject) -> Verdict:
     link = subject.connection.connection
     found = f"frame_max {link.frame_max:,} bytes, channel_max {link.channel_max}"
     if link.frame_max < 131072:
-        return note(found, "Large messages are cut into many frames: frame_max is 131,072 bytes.")
+        return note(
+            found,
+            "Large messages are cut into many frames: raise frame_max in rabbitmq.conf to its "
+            "default, 131072.",
+        )
     return ok(found)
 
 

@@ -103,10 +103,18 @@ class Subject:
             except Exception:  # not a URL: the check "url" says so
                 continue
             password = connection.password
-            # "guest" is also the name of a user, which the advice contains.
-            if isinstance(password, str) and password not in ("", "guest", connection.userid):
+            # These are also words of the texts: a gap in a known sentence would tell them.
+            words = ("", "guest", "password", connection.userid)
+            if isinstance(password, str) and password not in words:
                 found |= {password, quote(password, safe="")}
         return found
+
+    @property
+    def backend(self) -> Any:
+        """The app's result backend; None if it cannot be made: the check "backend" says why."""
+        with suppress(Exception):
+            return self.app.backend
+        return None
 
     def forbidden(self, exc: BaseException, what: str) -> Verdict:
         """The user may log in, but lacks a permission: ``what`` is configure, write or read."""
@@ -148,7 +156,8 @@ class Node:
 
     @property
     def address(self) -> str:
-        return f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
 
     @property
     def user(self) -> str:
@@ -163,6 +172,11 @@ class Node:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
     @property
+    def tls_options(self) -> dict[str, Any]:
+        """What ``broker_use_ssl`` says, if it is a dict."""
+        return self.link.ssl if isinstance(self.link.ssl, dict) else {}
+
+    @property
     def permit_command(self) -> str:
         """The command that gives the user every permission in the virtual host."""
         return f'rabbitmqctl set_permissions -p {self.vhost} {self.user} ".*" ".*" ".*"'
@@ -173,7 +187,7 @@ class Node:
 
     def wrap(self, sock: socket.socket) -> ssl.SSLSocket:
         """TLS over ``sock``, without verification: the login verifies with the app's settings."""
-        given = self.link.ssl if isinstance(self.link.ssl, dict) else {}
+        given = self.tls_options
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

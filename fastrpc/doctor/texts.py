@@ -7,7 +7,7 @@ import time
 
 from kombu.exceptions import OperationalError
 
-__all__ = ["mask_urls", "milliseconds_since", "reason", "root_of", "version_in"]
+__all__ = ["counted", "mask_urls", "milliseconds_since", "reason", "root_of", "version_in"]
 
 
 def root_of(exc: BaseException) -> BaseException:
@@ -28,6 +28,11 @@ def reason(exc: BaseException) -> str:
 def mask_urls(text: str) -> str:
     """``text`` with the passwords of URLs replaced."""
     return re.sub(r"(://[^:/@\s]*:)\S*@", r"\1**@", text)
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 worker", "2 workers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def milliseconds_since(started: float) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import REPLYING, accepts, family, scheme_of
 from .subject import Subject
+from .texts import counted
 
 __all__ = ["WORKER_CHECKS", "ask_fastrpc"]
 
@@ -38,10 +39,13 @@ def ask_workers(subject: Subject) -> Verdict | None:
 @WORKER_CHECKS.add("worker backends", needs="workers")
 def compare_backends(subject: Subject) -> Verdict | None:
     """Do the workers send results to where the app waits for them?"""
-    if not subject.worker_settings:
-        return None
     ours = scheme_of(subject.app.conf.result_backend)
-    theirs = {w: str(c.get("result_backend")) for w, c in subject.worker_settings.items()}
+    if not subject.worker_settings or ours == "disabled":
+        return None
+    theirs = {
+        worker: str(conf.get("result_backend") or "disabled://")
+        for worker, conf in subject.worker_settings.items()
+    }
     wrong = [
         f"{worker} has {backend}"
         for worker, backend in theirs.items()
@@ -50,8 +54,8 @@ def compare_backends(subject: Subject) -> Verdict | None:
     if wrong:
         return fail(
             f"the app waits at {ours}://, but {', '.join(wrong)}",
-            "Give client and workers the same result_backend: rpc:// and fastrpc:// go together, "
-            "nothing else does.",
+            "Give client and workers the same result_backend. Only rpc:// and fastrpc:// may be "
+            "mixed.",
         )
     return ok(", ".join(f"{worker}: {backend}" for worker, backend in theirs.items()))
 
@@ -104,8 +108,7 @@ def compare_clocks(subject: Subject) -> Verdict | None:
             "Let both machines keep time (chrony, systemd-timesyncd): expires, eta and countdown "
             "compare their clocks.",
         )
-    noun = "worker" if len(apart) == 1 else "workers"
-    return ok(f"{len(apart)} {noun} within {CLOCK_DIFFERENCE:g} s")
+    return ok(f"{counted(len(apart), 'worker')} within {CLOCK_DIFFERENCE:g} s")
 
 
 def ask_fastrpc(subject: Subject, workers: list[str]) -> dict[str, dict[str, Any]]:

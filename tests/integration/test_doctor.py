@@ -59,6 +59,12 @@ def test_a_wrong_password(private_broker):
     assert "hunter2" not in str(found)
 
 
+def test_a_password_that_is_a_word_of_the_texts(private_broker):
+    found = findings(private_broker.url_for(password="password"))
+    assert "guest:**@" in found["url"].found
+    assert "wrong password" in found["login"].found
+
+
 def test_a_wrong_vhost(private_broker):
     found = findings(private_broker.url.removesuffix("//") + "/nosuch")
     assert failed(found) == {"login"}
@@ -91,6 +97,35 @@ def test_missing_permissions(private_broker, permissions, name, advice):
     assert found[name].mark is Mark.FAIL
     assert advice in found[name].advice
     assert "hunter2" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "advice"),
+    [("max-connections", "login", "Close connections"), ("max-queues", "declare", "Delete queues")],
+)
+def test_limits_of_the_vhost(private_broker, limit, name, advice):
+    private_broker.ctl("set_vhost_limits", "-p", "/", f'{{"{limit}": 0}}')
+    try:
+        found = findings(private_broker.url)
+    finally:
+        private_broker.ctl("clear_vhost_limits", "-p", "/")
+    assert failed(found) == {name}
+    assert "(0) is reached" in found[name].found
+    assert found[name].advice.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("policy", "name"),
+    [('{"max-length":0}', "consume"), ('{"max-length":0,"overflow":"reject-publish"}', "publish")],
+)
+def test_a_policy_for_full_queues(private_broker, policy, name):
+    private_broker.ctl("set_policy", "full", "^fastrpc-doctor", policy)
+    try:
+        found = findings(private_broker.url)
+    finally:
+        private_broker.ctl("clear_policy", "full")
+    assert failed(found) == {name}
+    assert "list_policies" in found[name].advice
 
 
 def test_an_alarm(private_broker):
@@ -135,7 +170,7 @@ def test_a_reply_queue_with_other_arguments(private_broker):
 
 
 @pytest.fixture(scope="module")
-def tls_node(tmp_path_factory):
+def tls_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
@@ -143,9 +178,20 @@ def tls_node(tmp_path_factory):
     issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     issued.private_key_pem.write_to_path(folder / "key.pem")
     files = {"cacertfile": "ca", "certfile": "cert", "keyfile": "key"}
-    with RabbitMQ(tls={k: f"{folder}/{v}.pem" for k, v in files.items()}) as node:
+    return {option: f"{folder}/{name}.pem" for option, name in files.items()}
+
+
+@contextmanager
+def node_with_tls(options):
+    with RabbitMQ(tls=options) as node:
         wait_until(lambda: listens(node.tls_port), 20, "the TLS listener is there")  # starts later
-        yield node, f"{folder}/ca.pem"
+        yield node
+
+
+@pytest.fixture(scope="module")
+def tls_node(tls_files):
+    with node_with_tls(tls_files) as node:
+        yield node, tls_files["cacertfile"]
 
 
 def listens(port):
@@ -162,6 +208,26 @@ class TestTLS:
         found = findings(app=app, options=Options(workers=False))
         assert failed(found) == set()
         assert "TLSv1" in found["tls"].found
+        assert "not the host name" in found["tls"].found
+        app.conf.broker_use_ssl["server_hostname"] = "localhost"
+        found = findings(app=app, options=Options(workers=False))
+        assert (failed(found), found["tls"].mark) == (set(), Mark.OK)
+        app.conf.broker_use_ssl["server_hostname"] = "elsewhere.example"
+        found = findings(app=app, options=Options(workers=False))
+        assert failed(found) == {"login"}
+        assert "not trusted" in found["login"].found
+
+    def test_a_client_certificate_that_is_wanted(self, tls_files):
+        wanted = {"verify": "verify_peer", "fail_if_no_peer_cert": "true"}
+        with node_with_tls({**tls_files, **wanted}) as node:
+            app = make_app(node.tls_url, FAST)
+            app.conf.broker_use_ssl = {
+                "ca_certs": tls_files["cacertfile"],
+                "cert_reqs": ssl.CERT_REQUIRED,
+            }
+            found = findings(app=app, options=Options(workers=False))
+        assert failed(found) == {"protocol"}
+        assert "set certfile and keyfile" in found["protocol"].advice
 
     def test_an_unknown_authority(self, tls_node):
         found = findings(tls_node[0].tls_url)
@@ -210,6 +276,21 @@ class TestWorkers:
         assert "redis://" in found["worker backends"].found
         assert "in yaml are not accepted" in found["worker serializers"].found
         assert found["task"].mark is Mark.SKIPPED
+
+    def test_a_result_that_is_not_accepted(self, own_vhost):
+        queue = "fastrpc-tests-doctor-yaml"
+        yaml = {"result_serializer": "yaml", "accept_content": ["json", "yaml"]}
+        with Worker(own_vhost, FAST, pool="solo", queues=(queue,), conf=yaml):
+            found = findings(app=make_app(own_vhost, FAST, queue))
+        assert failed(found) == {"worker serializers", "task"}
+        assert "get() raises ContentDisallowed" in found["task"].found
+
+    def test_an_app_without_a_result_backend(self, own_vhost):
+        queue = "fastrpc-tests-doctor-disabled"
+        with Worker(own_vhost, FAST, pool="solo", queues=(queue,)):
+            found = findings(app=make_app(own_vhost, "disabled://", queue))
+        assert failed(found) == {"backend"}
+        assert not {"worker backends", "task", "chord"} & found.keys()
 
     def test_a_gevent_worker_that_waits_after_each_task(self, own_vhost):
         found, worker = self.examine_gevent(own_vhost)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +19,9 @@ from click.testing import CliRunner
 
 from fastrpc import cli, doctor
 from fastrpc.doctor import Mark, Options, Subject, examine
+from fastrpc.doctor.connection import explain_refused_vhost, negotiate_tls
 from fastrpc.doctor.green_workers import has_heartbeats, is_green, waits
+from fastrpc.doctor.subject import Node
 
 QUICK = Options(timeout=0.5)
 
@@ -59,7 +63,7 @@ def findings(url: str, app: Celery | None = None) -> dict[str, doctor.Finding]:
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP", "HTTP"),
         (b"HTTP/1.0 200 OK\r\n\r\n", b"GET / HTTP/1.0\r\n\r\n", "HTTP"),
-        (b"AMQP\x03\x01\x00\x00", b"AMQP", "another AMQP: 3.1.0.0"),
+        (b"AMQP\x03\x01\x00\x00", b"AMQP", "speaks AMQP 1-0-0, not 0-9-1"),
         (b"\x15\x03\x03\x00\x02\x02\x46", b"AMQP", "TLS"),
         (b"220 mail ESMTP\r\n", b"", "does not speak AMQP, it says b'220 mail'"),
         (b"", b"", "does not answer"),
@@ -82,6 +86,31 @@ def test_a_closed_port():
         number = server.getsockname()[1]
     found = findings(f"amqp://127.0.0.1:{number}//")
     assert "nothing listens" in found["port"].found
+
+
+def test_a_host_that_cannot_be_reached(monkeypatch):
+    def dial(node):
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(Node, "dial", dial)
+    found = findings("amqp://[::1]//")["port"]
+    assert found.found == "cannot connect to [::1]:5672: No route to host"
+    assert "routes" in found.advice
+
+
+def test_a_file_for_tls_that_is_not_there():
+    app = Celery(broker="amqps://127.0.0.1//", backend="rpc://", set_as_current=False)
+    app.conf.broker_use_ssl = {"ca_certs": __file__, "certfile": "nosuch.pem"}
+    found = negotiate_tls(Node(Subject(app=app), app.conf.broker_url))
+    assert "certfile in broker_use_ssl names no file: nosuch.pem" in found.found
+
+
+@pytest.mark.parametrize("who", ["vhost '/' refused for user 'u'", "user 'u'"])
+def test_a_limit_of_connections(who):
+    said = f"NOT_ALLOWED - access to {who}: connection limit (5) is reached"
+    verdict = explain_refused_vhost(Node(Subject("amqp://"), "amqp://"), said)
+    assert verdict.found == said
+    assert "raise the limit" in verdict.advice
 
 
 def test_tls_to_a_port_without():
@@ -119,6 +148,15 @@ def test_an_app_is_looked_at_without_its_broker():
     assert "no result backend" in found["backend"].found
     assert "task_serializer pickle" in found["serializers"].found
     assert found["workers"].mark is Mark.SKIPPED
+
+
+@pytest.mark.parametrize("backend", ["fastrpc://?nosuch=1", "nosuch://"])
+def test_a_backend_that_cannot_be_made(backend):
+    app = Celery(broker="amqp://127.0.0.1:1//", backend=backend, set_as_current=False)
+    found = findings("", app)
+    assert {name for name in found if found[name].mark is Mark.FAIL} == {"port", "backend"}
+    assert "cannot be made" in found["backend"].found
+    assert "nosuch" in found["backend"].found
 
 
 def test_a_content_type_accepts_its_serializer():
@@ -179,7 +217,13 @@ def test_what_workers_say_of_their_pool_and_heartbeats(stats, green, heartbeats)
         ("raise ValueError('at amqp://u:hunter2@host//')", "amqp://u:**@host//"),
         ("import nosuchmodule", "nosuchmodule"),
         ("x = 1", "AttributeError"),
-        ("app = 5", "not a Celery app"),
+        ("app = 5", "not a Celery app, it is of type int"),
+        ("def f(:", "invalid syntax (doctored"),
+        (
+            "import celery\napp = celery.Celery(set_as_current=False)\n"
+            "app.config_from_object('nosuchsettings')",
+            "No module named 'nosuchsettings'",
+        ),
     ],
 )
 def test_an_app_that_cannot_be_loaded(source, says, tmp_path, monkeypatch):
@@ -192,6 +236,8 @@ def test_an_app_that_cannot_be_loaded(source, says, tmp_path, monkeypatch):
     assert (done.exit_code, report["ok"]) == (1, False)
     assert says in report["findings"][0]["found"]
     assert report["findings"][0]["advice"]
+    # The line that is shown is the user's.
+    assert all(end.startswith(str(tmp_path)) for end in re.findall(r" \((/.*)", done.output))
     assert "hunter2" not in done.output
 
 
