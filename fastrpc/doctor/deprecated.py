@@ -29,7 +29,10 @@ def check_deprecated_features(subject: Subject) -> Verdict:
     if error := refuses_transient_queues(subject):
         found = f"the broker denies transient queues: {error}"
         if not old:
-            return note(found, f"Celery {celery.__version__} asks for none, older workers do.")
+            return note(
+                found,
+                f"Celery {celery.__version__} asks for none, but workers of older versions do.",
+            )
         return fail(
             found,
             f"Workers of Celery {celery.__version__} do not start here: move to Celery 5.7, or put "
@@ -38,7 +41,7 @@ def check_deprecated_features(subject: Subject) -> Verdict:
     if not shares_prefetch(subject):
         found = "the broker applies a global prefetch to each consumer (global_qos is denied)"
         if not old:
-            return note(found, f"Celery {celery.__version__} asks for none.")
+            return note(found, f"Celery {celery.__version__} asks for no global prefetch.")
         return note(
             found, "A worker that consumes N queues prefetches N times worker_prefetch_multiplier."
         )
