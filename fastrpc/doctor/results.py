@@ -28,7 +28,7 @@ MOVE_THEM = (
 @RESULT_CHECKS.add("task", needs="worker backends")
 def send_task(subject: Subject) -> Verdict | None:
     """Does the result of a task come back? It is one of Celery's own, which does nothing."""
-    if not subject.workers or has_no_results(subject):
+    if not subject.workers or gets_no_results(subject):
         return None
     timeout = subject.options.timeout
     started = time.perf_counter()
@@ -56,7 +56,7 @@ def send_task(subject: Subject) -> Verdict | None:
 @RESULT_CHECKS.add("chord", needs="task")
 def send_chord(subject: Subject) -> Verdict | None:
     """Does a chord work, if the backend supports them?"""
-    if not subject.workers or has_no_results(subject):
+    if not subject.workers or gets_no_results(subject):
         return None
     try:
         subject.backend.ensure_chords_allowed()
@@ -78,9 +78,14 @@ def send_chord(subject: Subject) -> Verdict | None:
     return warn(found, MOVE_THEM) if others else ok(found)
 
 
-def has_no_results(subject: Subject) -> bool:
-    """Whether the app has no result backend that works: the check "backend" says so."""
-    return subject.backend is None or scheme_of(subject.app.conf.result_backend) == "disabled"
+def gets_no_results(subject: Subject) -> bool:
+    """Whether the app has no result backend, or sends no tasks: the check "backend" says so."""
+    conf = subject.app.conf
+    return (
+        subject.backend is None
+        or scheme_of(conf.result_backend) == "disabled"
+        or bool(conf.task_always_eager)
+    )
 
 
 def workers_without_fastrpc(subject: Subject) -> list[str]:

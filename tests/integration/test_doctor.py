@@ -285,12 +285,15 @@ class TestWorkers:
         assert failed(found) == {"worker serializers", "task"}
         assert "get() raises ContentDisallowed" in found["task"].found
 
-    def test_an_app_without_a_result_backend(self, own_vhost):
+    def test_an_app_that_waits_for_no_result(self, own_vhost):
         queue = "fastrpc-tests-doctor-disabled"
         with Worker(own_vhost, FAST, pool="solo", queues=(queue,)):
+            eager = findings(app=make_app(own_vhost, FAST, queue, task_always_eager=True))
             found = findings(app=make_app(own_vhost, "disabled://", queue))
         assert failed(found) == {"backend"}
         assert not {"worker backends", "task", "chord"} & found.keys()
+        assert eager["backend"].mark is Mark.WARN
+        assert not {"task", "chord"} & eager.keys()
 
     def test_a_gevent_worker_that_waits_after_each_task(self, own_vhost):
         found, worker = self.examine_gevent(own_vhost)
