@@ -89,8 +89,9 @@ test-long: build ## the tests that take many minutes: a million results, ten tho
 .PHONY: test-rabbitmq4
 test-rabbitmq4: NEEDS += debootstrap unshare
 test-rabbitmq4: $(RABBITMQ4_ROOT)/.installed ## the tests that need a broker, against RabbitMQ 4 of Debian RABBITMQ4_SUITE (trixie); needs root
-	$(call say,"running the tests against RabbitMQ $$(tools/debian-rabbitmq version $(RABBITMQ4_ROOT)) of $(RABBITMQ4_SUITE)")
-	@tools/debian-rabbitmq run $(RABBITMQ4_ROOT) $(PY) -m pytest $(RABBITMQ4_TESTS) -m 'not long'
+	$(call say,"running the tests against $$(chroot $(RABBITMQ4_ROOT) dpkg-query -W rabbitmq-server) of $(RABBITMQ4_SUITE)")
+	@FASTRPC_TEST_RABBITMQ_ROOT=$(RABBITMQ4_ROOT) tools/debian run $(RABBITMQ4_ROOT) \
+		$(PY) -m pytest $(RABBITMQ4_TESTS) -m 'not long'
 
 .PHONY: test-kombu
 test-kombu: build $(KOMBU)/.fetched ## kombu's own AMQP integration tests, over our transport
@@ -116,7 +117,8 @@ test-matrix: system ## unit tests and semantics on every Python here from 3.10 t
 test-python314: NEEDS += debootstrap unshare
 test-python314: $(PYTHON314_ROOT)/.installed ## as test-matrix, on Python 3.14 of Debian sid; needs root
 	@$(PY) -m tests.support.broker sh -c 'FASTRPC_TEST_BROKER_URL=$$BROKER_URL exec \
-		tools/debian-python run $(PYTHON314_ROOT) tools/test-matrix $(CELERYS)'
+		tools/debian run $(PYTHON314_ROOT) chroot $(PYTHON314_ROOT) \
+		env --chdir=$(CURDIR) tools/test-matrix $(CELERYS)'
 
 .PHONY: test-sanitize
 test-sanitize: NEEDS := compiler python
@@ -248,12 +250,13 @@ root:
 
 $(RABBITMQ4_ROOT)/.installed: | root build
 	$(call say,'installing the RabbitMQ of $(RABBITMQ4_SUITE) into $(RABBITMQ4_ROOT)')
-	@tools/debian-rabbitmq install $(RABBITMQ4_ROOT) $(RABBITMQ4_SUITE) $(DEBIAN_MIRROR)
+	@tools/debian install $(RABBITMQ4_ROOT) $(RABBITMQ4_SUITE) rabbitmq-server $(DEBIAN_MIRROR)
 	@touch $@
 
 $(PYTHON314_ROOT)/.installed: | root build
 	$(call say,'installing the Python of $(PYTHON314_SUITE) into $(PYTHON314_ROOT)')
-	@tools/debian-python install $(PYTHON314_ROOT) $(PYTHON314_SUITE) $(DEBIAN_MIRROR)
+	@tools/debian install $(PYTHON314_ROOT) $(PYTHON314_SUITE) \
+		python3-dev,python3-venv,gcc,libc6-dev,ca-certificates $(DEBIAN_MIRROR)
 	@touch $@
 
 # Some tests of kombu and Celery are marked flaky, hence the reruns.
