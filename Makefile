@@ -38,10 +38,11 @@ DEBIAN_MIRROR ?=
 RABBITMQ4_TESTS ?= $(patsubst %,tests/integration/test_%.py,bad_input pools semantics wire) \
 	$(patsubst %,tests/faults/test_%.py,broker client_connection cluster quorum refusals tls worker_connection)
 
-# The Debian release from which `make test-python314` takes Python 3.14.
-PYTHON314_SUITE ?= sid
+# The Debian release from which `make test-python314` and `make test-python315` take Python.
+PYTHON_SUITE ?= sid
+# orjson has no wheels for Python 3.15 yet; cargo builds it.
+PYTHON_PACKAGES = python3.$*-dev,python3.$*-venv,gcc,libc6-dev,ca-certificates$(if $(filter 15,$*),$(,)cargo)
 
-PYTHON314_ROOT := $(CURDIR)/.make/python314-$(PYTHON314_SUITE)
 RABBITMQ4_ROOT := $(CURDIR)/.make/rabbitmq4-$(RABBITMQ4_SUITE)
 KOMBU := .make/kombu
 AMQP := .make/amqp
@@ -113,12 +114,13 @@ test-matrix: system ## unit tests and semantics on every Python here from 3.10 t
 	@tools/test-matrix $(CELERYS)
 
 # The broker is ours: RabbitMQ of sid refuses what workers of older versions of Celery ask for.
-.PHONY: test-python314
-test-python314: NEEDS += debootstrap unshare
-test-python314: $(PYTHON314_ROOT)/.installed ## as test-matrix, on Python 3.14 of Debian sid; needs root
-	@$(PY) -m tests.support.broker sh -c 'FASTRPC_TEST_BROKER_URL=$$BROKER_URL exec \
-		tools/debian run $(PYTHON314_ROOT) chroot $(PYTHON314_ROOT) \
-		env --chdir=$(CURDIR) tools/test-matrix $(CELERYS)'
+.PHONY: test-python314 test-python315
+test-python314: ## as test-matrix, on Python 3.14 of Debian sid; needs root
+test-python315: ## the same on Python 3.15
+test-python314 test-python315: NEEDS += debootstrap unshare
+test-python314 test-python315: test-python3%: $(CURDIR)/.make/python3%-$(PYTHON_SUITE)/.installed
+	@$(PY) -m tests.support.broker sh -c 'FASTRPC_TEST_BROKER_URL=$$BROKER_URL PYTHONS=3.$* \
+		exec tools/debian run $(<D) chroot $(<D) env --chdir=$(CURDIR) tools/test-matrix $(CELERYS)'
 
 .PHONY: test-sanitize
 test-sanitize: NEEDS := compiler python
@@ -253,10 +255,9 @@ $(RABBITMQ4_ROOT)/.installed: | root build
 	@tools/debian install $(RABBITMQ4_ROOT) $(RABBITMQ4_SUITE) rabbitmq-server $(DEBIAN_MIRROR)
 	@touch $@
 
-$(PYTHON314_ROOT)/.installed: | root build
-	$(call say,'installing the Python of $(PYTHON314_SUITE) into $(PYTHON314_ROOT)')
-	@tools/debian install $(PYTHON314_ROOT) $(PYTHON314_SUITE) \
-		python3-dev,python3-venv,gcc,libc6-dev,ca-certificates $(DEBIAN_MIRROR)
+$(CURDIR)/.make/python3%-$(PYTHON_SUITE)/.installed: | root build
+	$(call say,'installing Python 3.$* of $(PYTHON_SUITE) into $(@D)')
+	@tools/debian install $(@D) $(PYTHON_SUITE) $(PYTHON_PACKAGES) $(DEBIAN_MIRROR)
 	@touch $@
 
 # Some tests of kombu and Celery are marked flaky, hence the reruns.
