@@ -185,6 +185,8 @@ class Link:
             raise self._lose(exc) from exc
         if written < len(frames):
             self._finish(frames[written:], window)
+            # The peer has taken bytes meanwhile, and cannot have answered before it had them all.
+            self.heard_at = time.monotonic()
         self.sent += 1
         if not mandatory:
             self.stats.returned += 1

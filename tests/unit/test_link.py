@@ -186,6 +186,15 @@ class TestSending:
         assert [b"latin-1" in data for data in linked.amqp.written] == [False, True, False]
         assert linked.amqp.written[0] == linked.amqp.written[2]
 
+    def test_the_broker_is_not_silent_during_a_write_that_takes_time(self, linked):
+        linked.link.heard_at = 0.0
+        linked.send()
+        assert linked.link.heard_at == 0.0
+        write = linked.link._write
+        linked.link._write = lambda data: write(data[:30])
+        linked.send()
+        assert linked.link.heard_at > 0.0
+
     def test_a_lost_connection_is_lost(self, linked):
         linked.amqp.fails = ConnectionResetError("reset")
         with pytest.raises(Lost, match="reset") as raised:
