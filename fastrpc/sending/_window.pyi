@@ -32,6 +32,9 @@ class ConfirmWindow:
     refused_bytes: int
     """The size of all bodies that were refused, including those in flight again."""
 
+    ahead: int
+    """Without confirms: the bytes between the last answered question and the last question."""
+
     confirmed: int
     """How many messages were confirmed since the last ``count_into``."""
 
@@ -42,16 +45,18 @@ class ConfirmWindow:
         """The messages in flight that were never refused, in the order of their tags."""
 
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Messages and questions that the broker has not answered."""
     @property
     def refused_count(self) -> int:
         """How many messages were refused, including those in flight again."""
 
-    def has_room(self, count: int, size: int) -> bool:
+    def has_room(self, count: int, size: int, ahead: int) -> bool:
         """Whether a new message may be sent.
 
-        It may if ``again`` is empty, and the messages in flight that were never refused are fewer
-        than ``count`` and have fewer than ``size`` bytes.
+        It may if ``again`` is empty, the messages in flight that were never refused are fewer than
+        ``count`` and have fewer than ``size`` bytes, and the sender is less than ``ahead`` bytes
+        ahead.
         """
 
     def holds(self, correlation_id: str) -> bool:
@@ -63,10 +68,14 @@ class ConfirmWindow:
         It is a new message, or the first one of ``again`` or ``refused``.
         """
 
-    def forget(self, message: Any) -> None:
-        """Note that ``message`` was sent and will not be confirmed.
+    def forget(self, message: Any, size: int) -> bool:
+        """Note that ``message`` was sent, in ``size`` bytes, and will not be confirmed.
 
         It is a new message, or the first one of ``again``.
+
+        Returns:
+            Whether to ask the broker how far it is. That question counts as sent, and ``read``
+            waits for its answer.
         """
 
     def append(self, message: Any) -> None:
@@ -74,7 +83,7 @@ class ConfirmWindow:
 
     def lose(self) -> None:
         """The link is lost: move the messages in flight to the left ends of ``again`` and
-        ``refused``, in the order of their tags. Tags start again from 1."""
+        ``refused``, in the order of their tags. Tags start again from 1. Nothing is asked."""
 
     def replace(self, message: Any, substitute: Any | None) -> None:
         """Replace a message in ``again`` with ``substitute``, or drop it if that is None."""
@@ -92,7 +101,7 @@ class ConfirmWindow:
         """
 
     def read(self, reader: FrameReader) -> int:
-        """Take confirms out of ``reader`` until it shows another event; return that event's kind.
+        """Take confirms and answers out of ``reader`` up to another event; return that one's kind.
 
         Raises ``fastrpc.errors.ProtocolError``, as ``reader.next()`` does.
         """

@@ -16,8 +16,10 @@ from fastrpc.wire.cwire cimport wire_load64
 
 
 cdef enum:
+    METHOD_SIZE = 4  # class and method id
     CONFIRM_SIZE = 13  # class and method id, delivery tag, bits
     MULTIPLE = 1
+    ASK_AFTER = 1 << 16  # without confirms: bytes between two questions
 
 
 cdef inline bint is_method(const uint8_t *payload, const char *ids) noexcept:
@@ -34,12 +36,16 @@ cdef class ConfirmWindow:
     cdef readonly Py_ssize_t bytes
     cdef readonly Py_ssize_t refused_bytes
     cdef public uint64_t confirmed
+    cdef readonly Py_ssize_t ahead
+    cdef object questions  # unanswered: for each the bytes between the question before it and it
+    cdef Py_ssize_t unasked  # bytes since the last question
 
     def __cinit__(self):
         self.messages = {}
         self.retried = {}
         self.again = deque()
         self.refused = deque()
+        self.questions = deque()
 
     def __len__(self):
         return len(self.messages) + len(self.again) + len(self.refused)
@@ -49,18 +55,19 @@ cdef class ConfirmWindow:
 
     @property
     def in_flight(self):
-        return len(self.messages)
+        return len(self.messages) + len(self.questions)
 
     @property
     def refused_count(self):
         return len(self.retried) + len(self.refused)
 
-    def has_room(self, Py_ssize_t count, Py_ssize_t size):
+    def has_room(self, Py_ssize_t count, Py_ssize_t size, Py_ssize_t ahead):
         """Whether a new message may be sent."""
         return (
             not self.again
             and len(self.messages) - len(self.retried) < count
             and self.bytes < size
+            and self.ahead < ahead
         )
 
     def holds(self, correlation_id):
@@ -90,11 +97,18 @@ cdef class ConfirmWindow:
         else:
             self.bytes += len(message.body)
 
-    def forget(self, message):
-        """Note that ``message`` was sent and will not be confirmed."""
+    def forget(self, message, Py_ssize_t size):
+        """Note that ``message`` was sent and will not be confirmed; return whether to ask now."""
         if self.again and self.again[0] is message:
             self.again.popleft()
             self.bytes -= len(message.body)
+        self.unasked += size
+        if self.unasked < ASK_AFTER:
+            return False
+        self.questions.append(self.unasked)
+        self.ahead += self.unasked
+        self.unasked = 0
+        return True
 
     def append(self, message):
         """Put ``message`` at the end of ``again``."""
@@ -111,6 +125,8 @@ cdef class ConfirmWindow:
                 self.again.appendleft(message)
         self.messages.clear()
         self.retried.clear()
+        self.questions.clear()
+        self.ahead = self.unasked = 0
 
     def replace(self, message, substitute):
         """Replace a message in ``again`` with ``substitute``, or drop it if that is None."""
@@ -145,9 +161,14 @@ cdef class ConfirmWindow:
         cdef bint taken
         while True:
             kind = reader.next_event()
-            if kind != FRAME_RAW or e.type != FRAME_METHOD or e.payload.len < CONFIRM_SIZE:
+            if kind != FRAME_RAW or e.type != FRAME_METHOD or e.payload.len < METHOD_SIZE:
                 return kind
             payload = e.payload.ptr
+            if self.questions and is_method(payload, b"\x00\x3c\x00\x0b"):  # basic.qos-ok
+                self.ahead -= self.questions.popleft()
+                continue
+            if e.payload.len < CONFIRM_SIZE:
+                return kind
             taken = is_method(payload, b"\x00\x3c\x00\x50")  # basic.ack
             if not taken and not is_method(payload, b"\x00\x3c\x00\x78"):  # basic.nack
                 return kind

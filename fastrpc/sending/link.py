@@ -15,12 +15,14 @@ from selectors import EVENT_READ, EVENT_WRITE
 from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
 
+from amqp import spec
 from amqp.serialization import dumps
 
 from ..stats import SentStats
 from ..transport.dial import ANSWER_TIMEOUT, connect, errors_of, failure
 from ..transport.transports import use_our_transport
 from ..wire._encoder import PublishEncoder
+from ..wire._frames import FrameBuffer
 from ._window import ConfirmWindow
 from .message import Message, Packed
 
@@ -62,6 +64,14 @@ MAX_GONE = 1000
 NO_HEADERS = dumps("F", [{}])
 
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
+
+
+def question(channel: int) -> bytes:
+    """A method that changes nothing: ``basic.qos`` without a limit. RabbitMQ handles the methods of
+    a channel one by one, so it answers once it has handled the messages before it."""
+    frames = FrameBuffer()
+    frames.method(channel, spec.Basic.Qos, dumps("lBb", (0, 0, False)))
+    return bytes(frames.view())
 
 
 class Lost(Exception):
@@ -142,6 +152,7 @@ class Link:
         self._channel.events["basic_return"].add(self._on_return)
         if self._confirms:
             self._channel.confirm_select()
+        self._question = question(self._channel.channel_id)
         self._write_frame = amqp.frame_writer
         amqp.frame_writer = self._reply
         amqp.sock.settimeout(0)
@@ -192,8 +203,8 @@ class Link:
             self.stats.returned += 1
         if self._confirms:
             window.add(self.sent, message)
-        else:
-            window.forget(message)
+        elif window.forget(message, len(frames)):
+            self._finish(self._question, window)
         self.busy = False
 
     def _is_gone(self, message: Message) -> bool:

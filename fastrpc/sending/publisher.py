@@ -6,6 +6,9 @@ publisher opens another and sends everything in the window again; callers drop t
 results are unconfirmed and no thread sends, a watching thread reads the confirms. It ends when the
 window is empty.
 
+Without confirms nothing is kept. The window then counts bytes: now and then the broker is asked how
+far it is, and a sender that is too far ahead waits for the answer.
+
 ``KombuPublisher`` sends through the app's producer pool, for every other kombu transport.
 """
 
@@ -112,6 +115,11 @@ PERSISTENT = 2
 
 #: Least time, in seconds, over which the rate of confirms is measured.
 RATE_INTERVAL = 0.2
+
+#: Without confirms, at this many bytes ahead of the broker the next send waits for room. If the
+#: kernel's send buffer (4 MiB) filled up first, the write itself would wait until a third of it is
+#: free, and would hold the lock.
+MOST_AHEAD = 1 << 21
 
 #: This many times ``confirm_window`` refused results are kept.
 REFUSED_WINDOWS = 10
@@ -309,13 +317,13 @@ class AMQPPublisher:
             self._look(link, MOMENT if size >= WAIT_FIRST_BYTES and kept >= 2 * size else 0)
         elif link.sent % SENDS_PER_LOOK == 0 or now - self._sent_at > IDLE:
             self._look(link)
-        most, most_bytes = windows * self._size, self.options.confirm_window_bytes
-        if link.blocked or not window.has_room(most, most_bytes):
+        most_bytes, ahead = self.options.confirm_window_bytes, windows * MOST_AHEAD
+        if link.blocked or not window.has_room(windows * self._size, most_bytes, ahead):
             self._look(link)
             self._check_heard(link)
             self._send_again(link)
-            most = windows * self._size  # a look may have fitted it to the rate of confirms
-            if link.blocked or not window.has_room(most, most_bytes):
+            # The look may have fitted the size to the rate of confirms.
+            if link.blocked or not window.has_room(windows * self._size, most_bytes, ahead):
                 return False
         self._send(link, message)
         self._sent_at = now

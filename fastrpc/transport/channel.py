@@ -29,6 +29,13 @@ class Channel(pyamqp.Channel):
     connection: Any
     _confirm_selected: bool
 
+    #: py-amqp warns of any other method that arrives while it closes the channel. Nobody waits for
+    #: this one then.
+    _ALLOWED_METHODS_WHEN_CLOSING = (
+        *pyamqp.Channel._ALLOWED_METHODS_WHEN_CLOSING,
+        spec.Basic.QosOk,
+    )
+
     #: If set, it collects the messages that are published.
     batch: PublishBatch | None = None
     #: Messages published since confirm_select(): the delivery tag of the last one.

@@ -313,6 +313,28 @@ class TestWindow:
         await_confirms(sender)
         assert inside.unconfirmed_bytes(sender) == 0
 
+    def test_without_confirms_a_broker_that_is_behind_holds_up_only_the_thread_that_floods(
+        self, private_broker, proxy, make_client, app, records
+    ):
+        options = {"publisher_confirms": False}
+        sender = make_client(private_broker.url_for(proxy.port), options=options)
+        oid = app.backend.oid
+        first, other, *results = expect(app, 5_002)
+        answer(sender, oid, [first])
+        assert first.get(timeout=10) == 0
+        proxy.freeze()
+        sending = Background(lambda: answer(sender, oid, results, "x" * 1_000))
+        wait_until(inside.publisher(sender)._room.locked, 10, "it waits for room")
+        assert sender.backend.stats()["published"] * 1_000 < 1.2 * publisher.MOST_AHEAD
+        answer(sender, oid, [other])
+        assert sending.running
+        proxy.thaw()
+        sending.result(20)
+        sender.backend.close()
+        assert other.get(timeout=10) == 0
+        assert [result.get(timeout=10) for result in results] == ["x" * 1_000] * 5_000
+        assert records.count("during closing") == 0, "answers that nobody waits for"
+
     def test_the_bytes_are_counted_correctly_after_cuts(self, app, cut_sender, proxy):
         oid = app.backend.oid
         results = expect(app, 3_000)
@@ -493,6 +515,23 @@ class TestBlocked:
         sending.result(30)
         assert [result.get(timeout=10) for result in results] == [0, *([n] for n in range(1, 20))]
         assert records.count("takes results again") == 1
+
+    def test_without_confirms_they_wait_too(self, own_broker, make_client, alarm, records):
+        app = make_client(own_broker.url)
+        sender = make_client(own_broker.url, options={"publisher_confirms": False})
+        first, *results = expect(app, 5_001)
+        oid = app.backend.oid
+        answer(sender, oid, [first])
+        assert first.get(timeout=10) == 0
+        alarm(True)
+        sending = Background(lambda: answer(sender, oid, results, "x" * 1_000))
+        wait_until(lambda: inside.link(sender).blocked, 15, "it is blocked")
+        sending.thread.join(1)
+        assert sending.running
+        alarm(False)
+        sending.result(30)
+        assert [result.get(timeout=10) for result in results] == ["x" * 1_000] * 5_000
+        assert records.count("blocks publishing") == 1
 
     @pytest.fixture
     def brief(self, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from struct import pack
 
-__all__ = ["NOT_AMQP", "delivery", "frame", "shortstr"]
+__all__ = ["NOT_AMQP", "QOS_OK", "delivery", "frame", "shortstr"]
 
 #: Largest payload of a body frame that ``delivery`` writes.
 BODY_FRAME = 100_000
@@ -48,6 +48,9 @@ def delivery(
         )
     )
 
+
+#: The answer to ``basic.qos`` on channel 1.
+QOS_OK = frame(1, 1, pack(">HH", 60, 11))
 
 #: What a peer may send that is not AMQP 0-9-1, or not at that point.
 NOT_AMQP = {

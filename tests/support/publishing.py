@@ -13,6 +13,8 @@ from fastrpc.sending import publisher
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import AMQPPublisher, Message
+from fastrpc.wire._reader import FrameReader
+from tests.support.amqp_bytes import QOS_OK
 
 
 class Broker:
@@ -59,7 +61,10 @@ class FakeLink:
         self.heard_at = 0.0
         self.answered = True
         self.heartbeats = 0
-        self.frames: deque[tuple[int, bool, bool]] = deque()
+        self.reader = FrameReader()
+        self.frames: deque[tuple[int, bool, bool] | bytes] = deque()
+        #: Questions: how far the broker is, without confirms.
+        self.asked = 0
         self.looks = 0
         self.waits: list[float] = []
         self.interrupt: BaseException | None = None
@@ -80,7 +85,7 @@ class FakeLink:
         if self.confirms:
             window.add(self.sent, message)
         else:
-            window.forget(message)
+            self.asked += window.forget(message, len(message.body))
 
     def keep_alive(self, window: ConfirmWindow) -> None:
         self.heartbeats += 1
@@ -99,7 +104,12 @@ class FakeLink:
                 return False
             time.sleep(0.001)
         while self.frames:  # other threads append to it
-            window.confirm(*self.frames.popleft())
+            answer = self.frames.popleft()
+            if isinstance(answer, bytes):
+                self.reader.feed(answer)
+                window.read(self.reader)
+            else:
+                window.confirm(*answer)
         self.heard_at = time.monotonic()
         return True
 
@@ -108,6 +118,10 @@ class FakeLink:
 
     def refuse(self, tag: int, multiple: bool = False) -> None:
         self.frames.append((tag, multiple, False))
+
+    def answer(self) -> None:
+        """Answer the first unanswered question."""
+        self.frames.append(QOS_OK)
 
     def close(self) -> None:
         self.closed = True

@@ -17,7 +17,7 @@ from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import WRITE_TIMEOUT, Link, Lost, Message
 from fastrpc.stats import SentStats
 from fastrpc.wire._reader import FrameReader
-from tests.support.amqp_bytes import frame
+from tests.support.amqp_bytes import QOS_OK, frame
 
 MESSAGE = Message("queue", "id", b"body", "application/json", "utf-8")
 
@@ -185,6 +185,20 @@ class TestSending:
         assert [b"text/yaml" in data for data in linked.amqp.written] == [False, True, False]
         assert [b"latin-1" in data for data in linked.amqp.written] == [False, True, False]
         assert linked.amqp.written[0] == linked.amqp.written[2]
+
+    def test_without_confirms_a_question_follows_now_and_then(self):
+        linked = Linked(confirms=False)
+        linked.send(MESSAGE._replace(body=b"x" * 100_000))
+        linked.send()
+        _, question, _ = linked.amqp.written
+        assert question == frame(1, 1, pack(">HHIHB", 60, 10, 0, 0, 0))
+        linked.amqp.arriving.append(QOS_OK)
+        linked.link.read(linked.window)
+        assert (linked.window.ahead, linked.amqp.dispatched) == (0, [])
+
+    def test_with_confirms_there_is_none(self, linked):
+        linked.send(MESSAGE._replace(body=b"x" * 100_000))
+        assert len(linked.amqp.written) == 1
 
     def test_the_broker_is_not_silent_during_a_write_that_takes_time(self, linked):
         linked.link.heard_at = 0.0

@@ -112,6 +112,37 @@ class TestTheWindow:
         assert publisher.unconfirmed == 0
         assert broker.got == ["a", "b", "c"]
 
+    def test_without_confirms_a_sender_waits_for_a_broker_that_is_behind(
+        self, make, broker, monkeypatch
+    ):
+        monkeypatch.setattr(publisher_module, "MOST_AHEAD", 300_000)
+        publisher = make(publisher_confirms=False)
+        for name in "abc":
+            publisher.publish(message(name, 100_000))
+        sending = threading.Thread(target=send, args=(publisher, "d"))
+        sending.start()
+        wait_until(publisher._room.locked, 5, "it waits for room")
+        assert (broker.got, broker.link.asked) == (list("abc"), 3)
+        broker.link.answer()
+        sending.join(10)
+        assert broker.got == list("abcd")
+
+    def test_without_confirms_a_flooding_thread_does_not_hold_up_the_others(
+        self, make, broker, monkeypatch
+    ):
+        monkeypatch.setattr(publisher_module, "MOST_AHEAD", 100_000)
+        publisher = make(publisher_confirms=False)
+        publisher.publish(message("a", 100_000))
+        flooding = threading.Thread(target=send, args=(publisher, "flood"))
+        flooding.start()
+        wait_until(publisher._room.locked, 5, "it waits for room")
+        send(publisher, "b")
+        assert broker.got == list("ab")
+        assert flooding.is_alive()
+        broker.link.answer()
+        flooding.join(10)
+        assert broker.got == ["a", "b", "flood"]
+
     def test_a_sender_reads_confirms_now_and_then(self, make, broker):
         broker.confirms_at_once = True
         publisher = make()
@@ -406,6 +437,18 @@ class TestALostConnection:
         send(publisher, "b")
         assert silent.closed
         assert broker.got == ["a", "a", "b"]
+
+    def test_without_confirms_what_a_silent_link_had_is_not_sent_again(
+        self, make, broker, monkeypatch
+    ):
+        monkeypatch.setattr(publisher_module, "SILENCE", 0.05)
+        monkeypatch.setattr(publisher_module, "MOST_AHEAD", 100_000)
+        publisher = make(publisher_confirms=False)
+        publisher.publish(message("a", 100_000))
+        silent = broker.link
+        send(publisher, "b")
+        assert silent.closed
+        assert broker.got == ["a", "b"]
 
     def test_a_link_without_unconfirmed_results_is_not_silent(self, make, broker, monkeypatch):
         monkeypatch.setattr(publisher_module, "SILENCE", 0.1)

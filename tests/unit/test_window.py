@@ -15,7 +15,7 @@ from fastrpc.errors import ProtocolError
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.stats import SentStats
 from fastrpc.wire._reader import FRAME, NEED_MORE, FrameReader
-from tests.support.amqp_bytes import frame
+from tests.support.amqp_bytes import QOS_OK, frame
 
 HEARTBEAT = frame(8, 0)
 
@@ -83,21 +83,21 @@ def test_a_refused_message_is_kept_to_be_sent_again(requeue):
 
 def test_refused_messages_take_no_room():
     window = window_of(3, 1)
-    assert not window.has_room(2, 100)
-    assert not window.has_room(100, 4)
+    assert not window.has_room(2, 100, 1)
+    assert not window.has_room(100, 4, 1)
     read(window, nack(1))
-    assert window.has_room(2, 2)
+    assert window.has_room(2, 2, 1)
     window.add(3, window.refused[0][2])
     assert (len(window), window.in_flight, sizes(window)) == (2, 2, [1])
     assert (window.bytes, window.refused_bytes, window.refused_count) == (1, 3, 1)
-    assert window.has_room(2, 2)
+    assert window.has_room(2, 2, 1)
 
 
 def test_there_is_no_room_while_a_message_is_to_be_sent_again():
     window = window_of()
-    assert window.has_room(100, 100)
+    assert window.has_room(100, 100, 1)
     window.append(SimpleNamespace(body=b"x", correlation_id="x"))
-    assert not window.has_room(100, 100)
+    assert not window.has_room(100, 100, 1)
 
 
 def test_the_refusals_of_a_message_are_counted_until_its_confirm():
@@ -163,10 +163,43 @@ def test_a_message_that_is_to_be_sent_again_is_replaced():
 def test_forgetting_a_message_that_will_not_be_confirmed():
     window = ConfirmWindow()
     window.append(message(3))
-    window.forget(message(9))
+    window.forget(message(9), 9)
     assert (len(window), window.bytes) == (1, 3)
-    window.forget(window.again[0])
+    window.forget(window.again[0], 3)
     assert (len(window), window.bytes) == (0, 0)
+
+
+def forget(window: ConfirmWindow, *sizes: int) -> list[bool]:
+    """Whether to ask, after each of the messages."""
+    return [window.forget(message(0), size) for size in sizes]
+
+
+def test_without_confirms_the_broker_is_asked_now_and_then():
+    window = ConfirmWindow()
+    assert forget(window, *[1_000] * 200).count(True) == 3
+    assert (window.in_flight, window.ahead, len(window)) == (3, 198_000, 0)
+    assert forget(window, 1_000_000, 1) == [True, False]
+
+
+def test_its_answers_make_room():
+    window = ConfirmWindow()
+    assert forget(window, 70_000, 80_000, 1) == [True, True, False]
+    assert not window.has_room(1, 1, 150_000)
+    assert window.has_room(1, 1, 150_001)
+    assert read(window, QOS_OK) == NEED_MORE
+    assert window.has_room(1, 1, 80_001)
+    read(window, QOS_OK)
+    assert (window.in_flight, window.ahead, window.confirmed) == (0, 0, 0)
+    assert read(window, QOS_OK) == FRAME, "not an answer to a question"
+
+
+def test_with_the_link_its_questions_are_lost():
+    window = ConfirmWindow()
+    forget(window, 70_000, 50_000)
+    window.lose()
+    assert (window.in_flight, window.ahead) == (0, 0)
+    assert forget(window, 50_000, 50_000) == [False, True]
+    assert window.ahead == 100_000
 
 
 def test_confirms_are_counted_once():
