@@ -121,6 +121,11 @@ BORROWED = (
     Borrowed(
         "amqp.channel:Channel._on_basic_deliver", "a delivery's consumer", "transport.channel"
     ),
+    Borrowed(
+        "amqp.channel:Channel._ALLOWED_METHODS_WHEN_CLOSING",
+        "an answer that is not awaited",
+        "transport.channel",
+    ),
     Borrowed("kombu.pools:Connections", "pools of the parent", "_lifecycle"),
     Borrowed("kombu.resource:Resource#_closed", "pools of the parent", "_lifecycle"),
     Borrowed("kombu.messaging:Producer.__connection__", "a pooled producer's own", "client.side"),
