@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import kombu.pools
 import kombu.transport
 from celery._state import (
+    _get_active_apps,
     current_task,
     pop_current_task,
     push_current_task,
@@ -33,7 +34,6 @@ __all__ = [
     "current_task",
     "dates_are_always_utc",
     "end_threads",
-    "forget_own_pools",
     "forget_pools",
     "forget_schemes",
     "is_leaf",
@@ -80,8 +80,9 @@ BORROWED = (
         "backend, client.names, client.side",
     ),
     Borrowed("celery.app.base:Celery#_local", "where thread_oid keeps the names", "client.names"),
-    Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "backend"),
-    Borrowed("celery.app.amqp:AMQP._producer_pool", "producers of the parent", "backend"),
+    Borrowed("celery._state:_get_active_apps", "apps with pools of the parent", "_lifecycle"),
+    Borrowed("celery.app.base:Celery#_pool", "connections of the parent", "_lifecycle"),
+    Borrowed("celery.app.amqp:AMQP._producer_pool", "producers of the parent", "_lifecycle"),
     Borrowed(
         "celery.local:Proxy._get_current_object", "the task behind a decorated name", "tasks.many"
     ),
@@ -219,16 +220,6 @@ def running(app: Any, request: Any) -> Iterator[None]:
         pop_current_task()
 
 
-def forget_own_pools(app: Any) -> None:
-    """In a forked child: forget the pooled connections that the app keeps.
-
-    Does not call ``app._after_fork``: billiard calls it in its own children, where it is needed.
-    """
-    app._pool = None
-    if "amqp" in vars(app):
-        app.amqp._producer_pool = None
-
-
 def forget_pools() -> None:
     """In a forked child: forget kombu's pools, and write nothing to the parent's sockets.
 
@@ -238,6 +229,12 @@ def forget_pools() -> None:
         pool._closed = True
     kombu.pools.connections.clear()
     kombu.pools.producers.clear()
+    # Every app, whatever its backend: it keeps its pools, and they are closed now. Does not call
+    # ``app._after_fork``: billiard calls it in its own children, where it is needed.
+    for app in list(_get_active_apps()):
+        app._pool = None
+        if "amqp" in vars(app):
+            app.amqp._producer_pool = None
 
 
 def end_threads() -> None:

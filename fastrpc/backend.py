@@ -17,7 +17,7 @@ from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import ImproperlyConfigured
 
-from ._borrowed import current_task, forget_own_pools, is_leaf, task_join_will_block
+from ._borrowed import current_task, is_leaf, task_join_will_block
 from ._lifecycle import bequeath, register
 from .client.names import QueueNames
 from .errors import BacklogLimitExceeded, BadOption
@@ -607,4 +607,3 @@ class RPCBackend(AsyncBackendMixin, Backend):
             self._worker.after_fork()
         if self._chords is not None:
             self._chords.after_fork()
-        forget_own_pools(self.app)

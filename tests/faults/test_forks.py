@@ -10,14 +10,16 @@ import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 from celery import Celery
 
 from tests.support import inside
+from tests.support.apps import make_app
 from tests.support.broker import free_port
+from tests.support.installed import installed
 from tests.support.processes import ROOT, Child, sys_exit_with_atexit
 from tests.support.proxy import Proxy
 from tests.support.results import answer, call, expect
@@ -190,6 +192,30 @@ _inherited: list[Celery] = []
 def _in_pool(count: int) -> list[Any]:
     app, sender = _inherited
     return call(app, sender, count)
+
+
+@pytest.mark.parametrize("switched_on", [True, False], ids=["installed", "stock"])
+def test_an_app_with_another_backend_sends_in_parent_and_child(private_broker, switched_on):
+    """Also one of which nothing is ours: its pools are closed with all the others."""
+    queue = f"fastrpc-faults-forks-{os.getpid()}-{switched_on}"
+    with installed() if switched_on else nullcontext():
+        app = make_app(private_broker.url, "disabled://", queue)
+        ids = [app.tasks["tests.echo"].delay(n).id for n in range(2)]
+        ids += Child(lambda: [app.tasks["tests.echo"].delay(n).id for n in range(2)]).result()
+        ids.append(app.tasks["tests.echo"].delay(5).id)
+        with app.connection_for_read() as connection:
+            got = []
+            channel = connection.default_channel
+            wait_until(
+                lambda: channel.queue_declare(queue, passive=True).message_count == len(ids),
+                10,
+                "all have arrived",
+            )
+            while (message := channel.basic_get(queue, no_ack=True)) is not None:
+                got.append(message.properties["correlation_id"])
+            channel.queue_delete(queue)
+        assert sorted(got) == sorted(ids)
+        app.close()
 
 
 class TestMultiprocessing:
