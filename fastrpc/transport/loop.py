@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -18,29 +19,32 @@ LONGEST_TURN = 0.01
 
 
 class Alarm:
-    """A file descriptor that is readable while the alarm is set: then the loop does not sleep."""
+    """A file descriptor that is readable while the alarm is set: then the loop does not sleep.
+
+    The pipe is the only state: a flag beside it could differ from it, if two threads meet.
+    """
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
         os.set_blocking(self._read, False)
-        self._is_set = False
+        os.set_blocking(self._write, False)
 
     def fileno(self) -> int:
         return self._read
 
     def set(self) -> None:
-        if not self._is_set:
-            self._is_set = True
+        with suppress(OSError):  # the pipe is full, or closed
             os.write(self._write, b"!")
 
     def clear(self) -> None:
-        if self._is_set:
-            self._is_set = False
-            os.read(self._read, 1)
+        with suppress(BlockingIOError):  # it is empty
+            os.read(self._read, 1 << 16)
 
     def close(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        ends = self._read, self._write
+        self._read = self._write = -1  # another thread must not write to a descriptor of others
+        for end in ends:
+            os.close(end)
 
 
 class LoopReader:
@@ -65,12 +69,16 @@ class LoopReader:
         if not connection.connected:
             raise RecoverableConnectionError("Socket was disconnected")
         connection.consuming_thread = threading.get_ident()
-        # Before the turn: another thread may leave a delivery at its end, and set the alarm again.
-        self.alarm.clear()
         with connection.reading_lock.within(0) as taken:
             some_are_left = taken and self._serve(monotonic() + LONGEST_TURN)
         if some_are_left:  # more than a part of a frame
             self.alarm.set()
+
+    def on_alarm(self) -> None:
+        """Handle what was read and not handled; see ``on_readable``."""
+        # Before the turn: another thread may leave a delivery at its end, and set the alarm again.
+        self.alarm.clear()
+        self.on_readable()
 
     def _serve(self, until: float) -> bool:
         """Handle what arrives; return whether the time ``until`` came before all was handled."""

@@ -23,7 +23,7 @@ class Transport(pyamqp.Transport):
         connection.transport.raise_on_initial_eintr = True
         reader = LoopReader(connection, loop)
         loop.add_reader(connection.sock, reader.on_readable)
-        loop.add_reader(reader.alarm.fileno(), reader.on_readable)
+        loop.add_reader(reader.alarm.fileno(), reader.on_alarm)
         connection.on_collect = reader.close
         connection.on_rest = reader.alarm.set
         connection.tell_of_rest()

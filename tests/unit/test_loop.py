@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.asynchronous import Hub
 
 from fastrpc._lock import Lock
-from fastrpc.transport.loop import LONGEST_TURN, LoopReader
+from fastrpc.transport.loop import LONGEST_TURN, Alarm, LoopReader
 from fastrpc.wire._poll import readable
 from fastrpc.wire._reader import FrameReader
 from tests.support.amqp_bytes import frame
@@ -93,7 +94,7 @@ def test_the_loop_gets_its_turn_while_much_arrives(served, connection):
     assert connection.done == [1]
     assert wants_a_turn(served)
     connection.on_frame = lambda: None
-    served.on_readable()
+    served.on_alarm()
     assert connection.done == [1, 2]
     assert not wants_a_turn(served)
 
@@ -118,7 +119,7 @@ def test_what_another_thread_leaves_at_the_end_of_a_turn_wants_another(served, c
     assert connection.done == []
     assert wants_a_turn(served)
     connection.fill_now = lambda: 0
-    served.on_readable()
+    served.on_alarm()
     assert connection.done == [1]
     assert not wants_a_turn(served)
 
@@ -126,9 +127,33 @@ def test_what_another_thread_leaves_at_the_end_of_a_turn_wants_another(served, c
 def test_part_of_a_frame_wants_no_turn(served, connection):
     connection.peer.sendall(numbered(1) + numbered(2)[:-1])
     served.alarm.set()
-    served.on_readable()
+    served.on_alarm()
     assert connection.done == [1]
     assert not wants_a_turn(served)
+
+
+def test_a_turn_in_the_middle_of_setting_the_alarm_leaves_no_alarm_for_ever(served, monkeypatch):
+    """Another thread sets it: the loop would spin from then on."""
+    write = os.write
+
+    def write_after_a_turn(*args: object) -> int:
+        served.on_alarm()
+        return write(*args)
+
+    monkeypatch.setattr(os, "write", write_after_a_turn)
+    served.alarm.set()
+    monkeypatch.undo()
+    assert wants_a_turn(served)
+    served.on_alarm()
+    assert not wants_a_turn(served)
+
+
+def test_an_alarm_that_is_set_too_often_or_too_late():
+    alarm = Alarm()
+    for _ in range(100_000):
+        alarm.set()
+    alarm.close()
+    alarm.set()
 
 
 def test_another_thread_reads(served, connection):
