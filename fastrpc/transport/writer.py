@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from traceback import clear_frames
 from typing import Any
 
 from amqp.serialization import GenericContent
@@ -148,8 +149,11 @@ class FrameWriter:
         try:
             with frames.view() as view:
                 self._transport.write(view)
-        except BaseException:
+        except BaseException as exc:
             self._transport.connected = False
+            # TLS is written in parts: the frames of the traceback keep views of the buffer, which a
+            # batch has to change before it is sent again.
+            clear_frames(exc.__traceback__)
             raise
 
     def _done(self) -> None:

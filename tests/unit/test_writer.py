@@ -18,7 +18,7 @@ from amqp.serialization import dumps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastrpc.transport.batch import PublishBatch
+from fastrpc.transport.batch import BatchPublishError, PublishBatch
 from fastrpc.transport.writer import AT_ONCE, FrameWriter
 from fastrpc.wire._frames import FrameBuffer
 from tests.support.steps import each_step
@@ -384,6 +384,38 @@ def test_after_a_failed_write_nothing_waits(wire, writer, write):
         writer.flush()
     assert wire.writes == []
     assert len(frames) == 21  # to be sent over another connection
+
+
+class Parts(Wire):
+    """Writes in parts, as TLS, and fails after the first one."""
+
+    def write(self, data) -> None:
+        while data:
+            if self.writes:
+                raise OSError(32, "gone")
+            super().write(data[:10])
+            data = data[10:]
+
+
+def test_a_batch_whose_write_in_parts_failed_can_be_sent_again():
+    """Though somebody keeps the exception, whose frames hold the rest."""
+    frames, writer = FrameBuffer(), FrameWriter(connection(), Parts())
+    frames.ack(1, 1)
+    with pytest.raises(OSError, match="gone") as raised:
+        writer.send(frames)
+    frames.set_channel(2)
+    assert len(frames) == 21
+    assert raised.value.__traceback__ is not None
+
+
+def test_a_batch_whose_write_in_parts_failed_says_so():
+    opened = SimpleNamespace(look_in=lambda: None, frame_max=SMALL, bytes_sent=0)
+    opened.frame_writer = FrameWriter(opened, Parts())
+    channel = SimpleNamespace(connection=opened, channel_id=1, published=0)
+    batch = PublishBatch(channel, 10)
+    batch.publish(amqp.Message(b"b"), routing_key="q")
+    with pytest.raises(BatchPublishError, match="1 messages of a batch are in doubt"):
+        batch.flush()
 
 
 # -- the buffer
