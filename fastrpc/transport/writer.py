@@ -6,6 +6,7 @@ import errno
 from traceback import clear_frames
 from typing import Any
 
+from amqp.exceptions import RecoverableConnectionError
 from amqp.serialization import GenericContent
 
 from .._lock import Lock
@@ -24,7 +25,8 @@ class FrameWriter:
 
     A write that fails or is interrupted may have sent half of a message. The connection then counts
     as lost, and later writes raise :class:`BrokenPipeError`. An exception before the write leaves
-    nothing behind, even if it was thrown into the thread.
+    nothing behind, even if it was thrown into the thread. A write that interrupts another one of
+    its thread raises :class:`RecoverableConnectionError`.
     """
 
     def __init__(self, connection: Any, transport: Any) -> None:
@@ -50,7 +52,7 @@ class FrameWriter:
         """Write one frame, or one method and its content."""
         body = encoded_body(content) if content else b""
         properties = encodable_properties(content) if content else {}
-        with self._lock:
+        with self._turn:
             frames = self._begin()
             if type_ == METHOD:
                 assert method_sig is not None
@@ -64,7 +66,7 @@ class FrameWriter:
     def write_later(self, channel: int, method_sig: tuple[int, int], args: bytes) -> None:
         """Write a method frame ahead of the next write; a repeated call with the same ``args``
         object adds nothing."""
-        with self._lock:
+        with self._turn:
             frames = self._begin()
             if not frames or self._later is not args:
                 frames.method(channel, method_sig, args)
@@ -86,7 +88,7 @@ class FrameWriter:
         """
         body = encoded_body(message)
         properties = encodable_properties(message)
-        with self._lock:
+        with self._turn:
             self._begin().publish(
                 channel, exchange, routing_key, mandatory, immediate, properties, len(body)
             )
@@ -94,13 +96,13 @@ class FrameWriter:
 
     def acknowledge(self, channel: int, delivery_tag: int, multiple: bool) -> None:
         """Write ``basic.ack``."""
-        with self._lock:
+        with self._turn:
             self._begin().ack(channel, delivery_tag, multiple)
             self._finish(channel, b"")
 
     def flush(self) -> None:
         """Write the methods of ``write_later`` now."""
-        with self._lock:
+        with self._turn:
             waiting = self._begin()
             if waiting:
                 self._writing = True
@@ -109,13 +111,26 @@ class FrameWriter:
 
     def send(self, frames: FrameBuffer) -> None:
         """Write whole frames that were encoded elsewhere, in one write. Does not change them."""
-        with self._lock:
+        with self._turn:
             waiting = self._begin()
             self._writing = True
             if waiting:
                 self._write(waiting)
             self._write(frames)
             self._done()
+
+    @property
+    def _turn(self) -> Lock:
+        """The lock, for ``with``.
+
+        Raises:
+            RecoverableConnectionError: this thread holds it, and would wait for itself: a signal
+                handler has interrupted a write, as Celery's for a cold shutdown may, which
+                acknowledges tasks. The interrupted write goes on afterwards.
+        """
+        if self._lock.mine:
+            raise RecoverableConnectionError("a write on this connection is interrupted by another")
+        return self._lock
 
     def _begin(self) -> FrameBuffer:
         """The buffer, with nothing in it but the methods of ``write_later``."""

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import amqp
 import pytest
 from amqp import spec
-from amqp.exceptions import FrameSyntaxError
+from amqp.exceptions import FrameSyntaxError, RecoverableConnectionError
 from amqp.method_framing import frame_writer
 from amqp.serialization import dumps
 from hypothesis import given, settings
@@ -297,6 +297,32 @@ def test_an_exception_thrown_in_leaves_no_half_message(size):
             assert sent in (second, first + second), where
     # Python 3.13 looks nowhere between the start and the end of a single write.
     assert outcomes == {"lost", "goes on"} or (outcomes == {"goes on"} and size == 1)
+
+
+def test_a_signal_handler_that_interrupts_a_write_does_not_wait_for_it(writer, wire):
+    """As Celery's for a cold shutdown, which acknowledges tasks."""
+    stock, refused = wire.write, []
+
+    def interrupted(data) -> None:
+        for write in (
+            lambda: writer.acknowledge(1, 1, False),
+            lambda: writer(1, 1, spec.Basic.Reject, b"", None),
+            lambda: writer.publish(1, "", "q", False, False, amqp.Message(b"inner")),
+            lambda: writer.send(FrameBuffer()),
+            writer.flush,
+        ):
+            with pytest.raises(RecoverableConnectionError):
+                write()
+            refused.append(write)
+        stock(data)
+
+    wire.write = interrupted
+    writer.publish(1, "", "q", False, False, amqp.Message(b"outer"))
+    assert len(refused) == 5
+    wire.write = stock
+    writer.acknowledge(1, 1, False)
+    assert b"outer" in wire.writes[0]
+    assert len(wire.writes) == 2
 
 
 def wire_of(send) -> Wire:
