@@ -70,8 +70,8 @@ class Connection(pyamqp.Connection):
         answer_timeout: float | None = None,
         **kwargs: Any,
     ) -> None:
-        """``answer_timeout``: how long, in seconds, the broker may take to answer a method. None
-        waits for ever, as py-amqp does."""
+        """``answer_timeout``: how long, in seconds, the broker may take to answer a method. None:
+        as long as the socket's own timeout allows, as with py-amqp."""
         kwargs.setdefault("frame_writer", FrameWriter)
         super().__init__(*args, **kwargs)
         if self.confirm_publish not in CONFIRMS:
@@ -191,7 +191,9 @@ class Connection(pyamqp.Connection):
 
     def _read_one(self, timeout: float | None) -> Any:
         while not (kind := self.reader.next()):
-            self.fill(timeout, stay=False)
+            # Celery bounds the socket itself before a shutdown and before it connects again, so
+            # that no answer of a silent broker is waited for.
+            self.fill(self.transport.sock.gettimeout() if timeout is None else timeout, stay=False)
         return self.dispatch(kind)
 
     def look_in(self) -> None:

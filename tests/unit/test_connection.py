@@ -180,6 +180,13 @@ class TestBlockingRead:
         assert opened.sock.timeouts[0] == 0.01
         opened.close()
 
+    def test_without_any_timeout_that_of_the_socket_holds(self, opened):
+        """Celery sets it before a shutdown: a silent broker must not hold that up."""
+        opened.sock.sock.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            opened.connection.blocking_read()
+        assert opened.sock.gettimeout() == 0.01
+
     def test_it_calls_on_rest_if_more_was_read_than_handled(self, opened):
         told: list[bool] = []
         opened.connection.on_rest = lambda: told.append(True)
