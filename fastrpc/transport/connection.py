@@ -339,7 +339,13 @@ class Connection(pyamqp.Connection):
         channel = self.channels.get(reader.channel)
         if channel is None:
             raise ProtocolError(f"delivery on channel {reader.channel}, which is not open")
-        return partial(channel.deliver, reader.delivery_args, reader.properties, reader.body)
+        try:
+            arguments, properties = reader.delivery_args, reader.properties
+        except (*MALFORMED, OverflowError) as exc:  # a name that is not UTF-8, a date after 9999
+            raise ProtocolError(
+                f"malformed delivery on channel {reader.channel} ({type(exc).__name__}: {exc})"
+            ) from exc
+        return partial(channel.deliver, arguments, properties, reader.body)
 
 
 def _close_socket(transport: Any) -> None:

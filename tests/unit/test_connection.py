@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from struct import pack
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,11 @@ from fastrpc.wire._reader import DELIVERY, FRAME
 from tests.support.amqp_bytes import delivery, frame
 
 HEARTBEAT = frame(8, 0)
+
+
+def table(value: bytes) -> bytes:
+    """An encoded table of one value, with its type."""
+    return pack(">I", 2 + len(value)) + b"\x01k" + value
 
 
 class Socket:
@@ -246,6 +252,25 @@ class TestDispatch:
     def test_a_delivery_on_a_channel_that_is_not_open_is_a_protocol_error(self, opened):
         opened.connection.reader.feed(delivery(7, b"body"))
         with pytest.raises(ProtocolError, match="delivery on channel 1"):
+            opened.connection.dispatch(opened.connection.reader.next())
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"consumer_tag": b"\xff"},
+            {"correlation_id": b"\xff"},
+            {"content_type": b"\xff"},
+            {"headers": table(b"T" + pack(">Q", 2**64 - 1))},
+            {"headers": table(b"T" + pack(">Q", 2**62))},
+            {"headers": table(b"?")},
+        ],
+        ids=repr,
+    )
+    def test_a_delivery_that_has_no_meaning_is_a_lost_connection(self, opened, wrong):
+        """And no other error, which would end a worker."""
+        Channel(opened.connection, 1)
+        opened.connection.reader.feed(delivery(7, b"body", **wrong))
+        with pytest.raises(Connection.connection_errors):
             opened.connection.dispatch(opened.connection.reader.next())
 
     def test_a_delivery_goes_to_on_delivery_if_that_is_replaced(self, opened):
