@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import warnings
 from contextvars import ContextVar, Token
 from typing import Any
@@ -51,9 +53,13 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
 
 
 def current_producers(app: Any) -> Any:
-    """The pool of the batch that this thread collects for ``app``, or None."""
+    """The pool of the batch that this thread collects for ``app``, or None.
+
+    Threads, tasks of asyncio and forked children may run in a copy of the context of a batch, and
+    outlive it.
+    """
     batch = _current.get()
-    while batch is not None and batch.app is not app:
+    while batch is not None and not (batch.app is app and batch.is_mine):
         batch = batch.outer
     return None if batch is None else batch.producers
 
@@ -79,6 +85,13 @@ class Batch:
         self.app, self.max_size = app, max_size
         self.outer: Batch | None = None
         self._token: Token[Batch | None] | None = None
+        #: The process and the thread that collect, as long as they do.
+        self._collects: tuple[int, int] | None = None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether what this thread sends belongs to the batch."""
+        return self._collects == (os.getpid(), threading.get_ident())
 
     def __enter__(self) -> Batch:
         if self._token is not None:
@@ -90,12 +103,18 @@ class Batch:
         self.producer = BatchProducer(self)
         self.producers = OneProducer(self.producer, pool)
         self.outer = _current.get()
+        self._collects = os.getpid(), threading.get_ident()
         self._token = _current.set(self)
         return self
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> None:
         assert self._token is not None
+        assert self._collects is not None
         _current.reset(self._token)
+        pid, _ = self._collects
+        self._collects = None
+        if pid != os.getpid():
+            return  # in a forked child: messages and connection are the parent's
         collected = self.producer.collected
         try:
             if exc_type is None:
@@ -185,7 +204,7 @@ class Collected(PublishBatch):
         Raises:
             NotAllSent: they may not have arrived.
         """
-        if not self.kept:
+        if not self.kept or self.is_inherited:
             return
         conf = self.producer.batch.app.conf
         write = self.write_and_confirm

@@ -76,7 +76,7 @@ class PublishBatch:
         """
         self._check_usable()
         count = len(self.kept)
-        if not count:
+        if not count or self.is_inherited:
             return
         try:
             self.write()
@@ -87,13 +87,11 @@ class PublishBatch:
             self._forget()
 
     def write(self) -> None:
-        """Write the kept messages, and keep them. In a forked child nothing is written: the parent
-        writes them."""
-        if self._pid == os.getpid():
-            connection = self._connection()
-            connection.look_in()
-            connection.frame_writer.send(self._frames)
-            self.channel.published += len(self.kept)
+        """Write the kept messages, and keep them."""
+        connection = self._connection()
+        connection.look_in()
+        connection.frame_writer.send(self._frames)
+        self.channel.published += len(self.kept)
 
     def move(self, channel: Any) -> None:
         """Use another channel from now on, for the kept messages too."""
@@ -109,6 +107,11 @@ class PublishBatch:
         """Forget the messages that were not written, and take no more."""
         self.discard()
         self._closed = "closed"
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a forked child: its parent writes the messages."""
+        return self._pid != os.getpid()
 
     def _forget(self) -> None:
         self.kept = []

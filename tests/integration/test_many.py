@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 import uuid
@@ -23,8 +24,9 @@ from fastrpc.tasks import batch as batch_module
 from fastrpc.tasks.many import Model
 from tests.support.apps import make_app
 from tests.support.installed import installed
-from tests.support.processes import run_child
+from tests.support.processes import Child, run_child
 from tests.support.proxy import Proxy
+from tests.support.threads import run_threads
 from tests.support.waiting import wait_until
 
 WAIT = 20
@@ -378,6 +380,43 @@ class TestBatch:
             assert os.waitpid(pid, 0)[1] == 0
             one.add.delay(1, 2)
         assert len(one.ids(2)) == 2
+
+    @pytest.mark.parametrize("conf", [{}, CONFIRMED], ids=["plain", "confirmed"])
+    def test_a_fork_sends_its_own_at_once_and_leaves_the_block(self, sender, conf):
+        one = sender(**conf)
+
+        def in_child() -> None:
+            one.add.delay(3, 4)
+            batch.flush()
+            batch.__exit__(None)
+
+        with fastrpc.batch(one.app) as batch:
+            one.add.delay(1, 2)
+            Child(in_child).result()
+            assert len(one.ids(1)) == 1
+            one.add.delay(1, 2)
+        assert len(one.ids(2)) == 2
+
+    def test_a_thread_in_a_copy_of_the_context_is_not_in_it(self, sender):
+        """As asyncio.to_thread() makes one."""
+        one = sender()
+        with fastrpc.batch(one.app):
+            context = contextvars.copy_context()
+            run_threads(3, lambda n: context.copy().run(one.add.delay, n, n))
+            assert len(one.ids(3)) == 3
+            one.add.delay(1, 2)
+            assert one.count() == 0
+        assert len(one.ids(1)) == 1
+
+    def test_a_copy_of_the_context_outlives_it(self, sender):
+        """A task of asyncio that was made inside."""
+        one = sender(broker_pool_limit=1)
+        with fastrpc.batch(one.app):
+            context = contextvars.copy_context()
+            one.add.delay(1, 2)
+        context.run(one.add.delay, 3, 4)
+        one.add.delay(5, 6)
+        assert len(one.ids(3)) == 3
 
     def test_connections_go_back(self, sender):
         one = sender(broker_pool_limit=1)
