@@ -20,6 +20,9 @@ __all__ = ["Batch", "batch", "current_producers"]
 #: The largest number of messages in one write, by default.
 MAX_SIZE = 1000
 
+#: The end of the name of an exchange for remote control; see ``kombu.pidbox``.
+REMOTE_CONTROL = ".pidbox"
+
 _current: ContextVar[Batch | None] = ContextVar("fastrpc_batch", default=None)
 
 
@@ -155,6 +158,15 @@ class BatchProducer(Producer):
         return channel
 
     channel = property(_get_channel, Producer._set_channel)
+
+    def publish(self, body: Any, *args: Any, **options: Any) -> Any:
+        """Collect a message. A command of remote control leaves at once, with what was collected
+        before: its sender waits for replies."""
+        answer = super().publish(body, *args, **options)
+        exchange = options.get("exchange")
+        if type(exchange) is str and exchange.endswith(REMOTE_CONTROL):
+            self.batch.flush()
+        return answer
 
     def __exit__(self, *exc_info: Any) -> None:
         """Keep the connection: the batch releases it."""

@@ -426,6 +426,21 @@ class TestBatch:
             one.add.delay(1, 2)
         assert len(one.ids(6)) == 6
 
+    def test_a_command_of_remote_control_leaves_at_once(self, sender):
+        """Its sender may wait for replies."""
+        one = sender()
+        exchange = one.app.control.mailbox.exchange
+        commands = kombu.Queue(f"{one.queue}-commands", exchange, exclusive=True)(one.channel)
+        commands.declare()
+        with fastrpc.batch(one.app):
+            one.add.delay(1, 2)
+            one.app.control.broadcast("enable_events")
+            assert len(one.ids(1)) == 1
+            wait_until(lambda: commands.get(no_ack=True) is not None, WAIT, "it has arrived")
+            one.add.delay(1, 2)
+            assert one.count() == 0
+        assert len(one.ids(1)) == 1
+
     def test_it_is_entered_once(self, sender):
         batch = fastrpc.batch(sender().app)
         with batch, pytest.raises(RuntimeError, match="entered only once"):
