@@ -189,11 +189,12 @@ class OneProducer:
 class Sent:
     """A message in the window that waits for its confirm."""
 
-    __slots__ = ("id",)
+    __slots__ = ("place",)
     body = b""
 
-    def __init__(self, id: Any) -> None:
-        self.id = id
+    def __init__(self, place: int) -> None:
+        #: Its place in the batch.
+        self.place = place
 
 
 class Collected(PublishBatch):
@@ -242,8 +243,8 @@ class Collected(PublishBatch):
             return
         channel.confirm_mode()
         window = ConfirmWindow()
-        for tag, id in enumerate(self.kept, channel.published + 1):
-            window.add(tag, Sent(id))
+        for place in range(len(self.kept)):
+            window.add(channel.published + 1 + place, Sent(place))
 
         def ack(tag: int, multiple: bool) -> None:
             window.confirm(tag, multiple, True)
@@ -257,9 +258,18 @@ class Collected(PublishBatch):
             self.write()
             while window.in_flight:
                 self._connection().drain_events()
+        except BaseException as exc:
+            # The others are confirmed, and must not be sent again.
+            refused = [sent for _, _, sent in window.refused]
+            self.retain(sorted(sent.place for sent in (*window, *refused)))
+            # Confirms that are still due would be taken for those of the next user's tasks. If the
+            # broker has closed the channel, none is due.
+            if channel.connection and not isinstance(exc, self.producer.connection.channel_errors):
+                channel.connection.collect()
+            raise
         finally:
             channel.events["basic_ack"].discard(ack)
             channel.events["basic_nack"].discard(nack)
         if window.refused:
-            refused = [sent.id for _, _, sent in window.refused]
+            refused = [self.kept[sent.place] for _, _, sent in window.refused]
             raise NotAllSent(f"the broker refused {len(refused)} tasks", in_doubt=refused)

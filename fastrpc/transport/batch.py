@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from struct import Struct
 from typing import Any
 
 import kombu.exceptions
@@ -18,6 +20,9 @@ BatchPublishError: type[Exception] = getattr(
     kombu.exceptions, "BatchPublishError", kombu.exceptions.KombuError
 )
 
+#: The head of a frame: type, channel, size of the payload.
+HEAD = Struct(">BHI")
+
 
 class PublishBatch:
     """Keeps the messages of one channel until there are ``max_size`` of them, or :data:`AT_ONCE`
@@ -30,6 +35,8 @@ class PublishBatch:
         self.channel, self.max_size = channel, max_size
         #: The correlation ids of the kept messages.
         self.kept: list[Any] = []
+        #: Where the frames of each begin.
+        self._starts: list[int] = []
         self._frames = FrameBuffer()
         self._pid = os.getpid()
         self._failed: Exception | None = None
@@ -64,6 +71,7 @@ class PublishBatch:
         except BaseException:
             self._frames.truncate(before)
             raise
+        self._starts.append(before)
         self.kept.append(message.properties.get("correlation_id"))
         if len(self.kept) >= self.max_size or len(self._frames) >= AT_ONCE:
             self.flush()
@@ -98,6 +106,20 @@ class PublishBatch:
         self.channel = channel
         self._frames.set_channel(channel.channel_id)
 
+    def retain(self, places: Iterable[int]) -> None:
+        """Forget all kept messages but those at these places in ``kept``."""
+        ends, kept, starts, frames = [*self._starts[1:], len(self._frames)], [], [], FrameBuffer()
+        with self._frames.view() as view:
+            for place in places:
+                kept.append(self.kept[place])
+                starts.append(len(frames))
+                at, end = self._starts[place], ends[place]
+                while at < end:
+                    type_, channel, size = HEAD.unpack_from(view, at)
+                    at += HEAD.size + size + 1
+                    frames.frame(type_, channel, view[at - size - 1 : at - 1])
+        self.kept, self._starts, self._frames = kept, starts, frames
+
     def discard(self) -> None:
         """Forget the messages that were not written."""
         self._closed = "aborted"
@@ -114,7 +136,7 @@ class PublishBatch:
         return self._pid != os.getpid()
 
     def _forget(self) -> None:
-        self.kept = []
+        self.kept, self._starts = [], []
         self._frames.clear()
 
     def _connection(self) -> Any:

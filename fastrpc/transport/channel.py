@@ -108,9 +108,8 @@ class Channel(pyamqp.Channel):
 
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""
-        answer = super().confirm_select(*args, **kwargs)
-        self.published = 0
-        return answer
+        self.published = 0  # not after the wait, which may be interrupted
+        return super().confirm_select(*args, **kwargs)
 
     def confirm_mode(self) -> None:
         """Turn on confirm mode, unless it is already on."""

@@ -16,12 +16,14 @@ import kombu
 import pytest
 from celery import Celery, group, shared_task
 from celery.app.task import Task
+from celery.exceptions import SoftTimeLimitExceeded
 from kombu.exceptions import EncodeError, OperationalError
 
 import fastrpc
 from fastrpc import NotAllSent, TableError
 from fastrpc.tasks import batch as batch_module
 from fastrpc.tasks.many import Model
+from fastrpc.transport.connection import Connection
 from tests.support.apps import make_app
 from tests.support.installed import installed
 from tests.support.processes import Child, run_child
@@ -313,6 +315,78 @@ class TestConfirms:
             results = fastrpc.apply_many(one.add, arguments())
             cutter.join()
             assert set(one.ids(1000)) == {result.id for result in results}
+
+    def test_what_is_confirmed_is_not_sent_again(self, sender, monkeypatch):
+        """The connection is lost after three of ten confirms."""
+        one = sender(**CONFIRMED)
+        fastrpc.apply_many(one.add, [(1, 2)], ignore_result=True)
+        assert len(one.ids(1)) == 1
+        stock, struck = Connection.drain_events, []
+
+        def lose(connection: Connection, timeout: float | None = None) -> None:
+            if timeout is not None or struck:
+                return stock(connection, timeout)
+            struck.append(connection)
+            channel = connection.channels[1]
+            for ack in list(channel.events["basic_ack"]):
+                ack(channel.published - 7, True)
+            raise ConnectionResetError
+
+        monkeypatch.setattr(Connection, "drain_events", lose)
+        results = fastrpc.apply_many(one.add, [(n, n) for n in range(10)], ignore_result=True)
+        ids = one.ids(17)
+        assert struck
+        assert [ids.count(result.id) for result in results] == [1] * 3 + [2] * 7
+
+    def test_only_what_is_not_confirmed_is_in_doubt(self, sender, monkeypatch):
+        """Though all was written in one go: no retry, and a broker that refused the second."""
+        one = sender(task_publish_retry=False, **CONFIRMED)
+        fastrpc.apply_many(one.add, [(1, 2)], ignore_result=True)
+
+        def lose(connection: Connection, timeout: float | None = None) -> None:
+            if timeout is not None:
+                raise TimeoutError
+            channel, last = connection.channels[1], connection.channels[1].published
+            for nack in list(channel.events["basic_nack"]):
+                nack(last - 8, False)
+            for ack in list(channel.events["basic_ack"]):
+                ack(last - 5, True)
+            raise ConnectionResetError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Connection, "drain_events", lose)
+            with pytest.raises(NotAllSent) as raised:
+                fastrpc.apply_many(one.add, [(n, n) for n in range(10)], ignore_result=True)
+        ids = one.ids(11)[1:]
+        assert raised.value.in_doubt == [ids[1], *ids[5:]]
+        assert [result.id for result in raised.value.sent] == [ids[0], *ids[2:5]]
+
+    def test_a_wait_that_was_interrupted_leaves_no_confirms_to_others(
+        self, broker, sender, monkeypatch
+    ):
+        """The next call would take them for its own."""
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **CONFIRMED)
+            fastrpc.apply_many(one.add, [(1, 2)], ignore_result=True)
+            assert len(one.ids(1)) == 1
+            before = proxy.stats["accepted"]
+            with monkeypatch.context() as patched:
+                patched.setattr(Connection, "drain_events", interrupt)
+                with pytest.raises(NotAllSent) as raised:
+                    fastrpc.apply_many(one.add, [(1, 2), (3, 4)], ignore_result=True)
+            assert isinstance(raised.value.__cause__, SoftTimeLimitExceeded)
+            assert len(raised.value.in_doubt) == 2
+            assert len(one.ids(2)) == 2
+            one.add.apply_async((1, 2), ignore_result=True)
+            assert one.count() == 1
+            assert proxy.stats["accepted"] == before + 1
+
+
+def interrupt(connection: Connection, timeout: float | None = None) -> None:
+    """In place of ``drain_events``: a time limit strikes whoever waits."""
+    if timeout is None:
+        raise SoftTimeLimitExceeded
+    raise TimeoutError
 
 
 class TestBatch:

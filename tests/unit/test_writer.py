@@ -501,3 +501,28 @@ def test_all_frames_move_to_another_channel():
     frames.set_channel(0x1234)
     assert bytes(frames.view()) == bytes(want.view())
     FrameBuffer().set_channel(3)
+
+
+def test_some_messages_of_a_batch_are_retained():
+    def batch_of(*bodies: bytes) -> PublishBatch:
+        opened = SimpleNamespace(frame_max=SMALL)
+        batch = PublishBatch(SimpleNamespace(connection=opened, channel_id=3), 100)
+        for body in bodies:
+            batch.publish(amqp.Message(body, correlation_id=body[:9]), routing_key="q")
+        return batch
+
+    bodies = [b"%d" % n * size for n, size in enumerate((1, 10_000, 0, CHUNK, 5, 1))]
+    for places in ([], [0], [5], [1, 2, 4], [3], list(range(6))):
+        batch = batch_of(*bodies)
+        batch.retain(places)
+        want = batch_of(*(bodies[place] for place in places))
+        assert bytes(batch._frames.view()) == bytes(want._frames.view())
+        assert batch.kept == want.kept
+        batch.publish(amqp.Message(b"more"))
+        batch.retain([len(places)])
+        assert bytes(batch._frames.view()) == bytes(_only(batch_of(), b"more"))
+
+
+def _only(batch: PublishBatch, body: bytes) -> memoryview:
+    batch.publish(amqp.Message(body))
+    return batch._frames.view()
