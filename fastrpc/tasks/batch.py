@@ -87,6 +87,8 @@ class Batch:
             raise ValueError(f"max_size is {max_size}")
         self.app, self.max_size = app, max_size
         self.outer: Batch | None = None
+        self.connection: Any = None
+        self.producer: Any = None
         self._token: Token[Batch | None] | None = None
         #: The process and the thread that collect, as long as they do.
         self._collects: tuple[int, int] | None = None
@@ -102,31 +104,41 @@ class Batch:
         if not getattr(self.app.amqp, "collects_batches", False):
             warnings.warn(NOT_INSTALLED, RuntimeWarning, stacklevel=callers_level())
         pool = self.app.amqp.producer_pool
-        self.connection = pool.connections.acquire(block=True)
-        self.producer = BatchProducer(self)
-        self.producers = OneProducer(self.producer, pool)
         self.outer = _current.get()
-        self._collects = os.getpid(), threading.get_ident()
-        self._token = _current.set(self)
+        try:
+            self.connection = pool.connections.acquire(block=True)
+            self.producer = BatchProducer(self)
+            self.producers = OneProducer(self.producer, pool)
+            self._token = _current.set(self)
+            # Last: whatever strikes before, no batch collects that nobody ends.
+            self._collects = os.getpid(), threading.get_ident()
+        except BaseException:
+            _current.set(self.outer)
+            if self.connection is not None:
+                self.connection.release()
+            raise
         return self
 
     def __exit__(self, exc_type: Any, *exc_info: Any) -> None:
+        collects, self._collects = self._collects, None
+        assert collects is not None
         assert self._token is not None
-        assert self._collects is not None
-        _current.reset(self._token)
-        pid, _ = self._collects
-        self._collects = None
-        if pid != os.getpid():
-            return  # in a forked child: messages and connection are the parent's
-        collected = self.producer.collected
+        is_parent = True
         try:
+            is_parent = collects[0] == os.getpid()
             if exc_type is None:
                 self.flush()
         finally:
-            if collected is not None:
-                collected.channel.batch = None
-                collected.close()
-            self.connection.release()
+            collected = self.producer.collected
+            try:
+                if collected is not None:  # first: the pool gives the channel to others
+                    collected.channel.batch = None
+                _current.reset(self._token)
+                if collected is not None:
+                    collected.close()
+            finally:
+                if is_parent:  # not the connection of a forked child's parent
+                    self.connection.release()
 
     def flush(self) -> None:
         """Send the collected messages.
