@@ -72,9 +72,10 @@ class Pipeline:
 
     def _make_publisher(self) -> AMQPPublisher:
         made = AMQPPublisher(self, PERSISTENT, Options(), SentStats(), lambda too_large: None)
+        # First: what interrupts this must not leave a publisher that is never flushed.
+        register(self)
         # No lock: a destructor or a signal handler that interrupts this may send a task too.
         publisher: AMQPPublisher = self.__dict__.setdefault("_publisher", made)
-        register(self)
         return publisher
 
     def connection_for_write(self, heartbeat: float) -> Any:

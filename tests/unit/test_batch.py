@@ -1,4 +1,4 @@
-"""fastrpc.batch() by itself: what is left of one that a time limit strikes."""
+"""Batches and pipelines by themselves: what is left of one that a time limit strikes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from celery.exceptions import SoftTimeLimitExceeded
 
 import fastrpc
+from fastrpc import _lifecycle
 from fastrpc.tasks import batch
 from fastrpc.tasks.batch import _current, current_producers
+from fastrpc.tasks.pipeline import Pipeline
 from tests.support.apps import make_app
 from tests.support.installed import installed
 from tests.support.steps import each_step
@@ -41,6 +43,20 @@ def test_a_time_limit_at_any_step_leaves_no_batch_and_takes_no_connection():
             pool._dirty.clear()
         assert {"__enter__", "__exit__"} <= seen
         app.close()
+
+
+def test_a_pipeline_that_a_time_limit_strikes_is_flushed_at_exit():
+    def interrupt() -> None:
+        raise SoftTimeLimitExceeded
+
+    def prepare() -> Pipeline:
+        return Pipeline(None)
+
+    def call(pipeline: Pipeline) -> None:
+        pipeline._make_publisher()
+
+    for where, pipeline, _ in each_step(prepare, call, interrupt, ("tasks/pipeline.py",)):
+        assert pipeline._publisher is None or pipeline in _lifecycle._closeables, where
 
 
 def line_of(where: str) -> str:
