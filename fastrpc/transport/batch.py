@@ -62,17 +62,20 @@ class PublishBatch:
         frame_max = self._connection().frame_max
         body = encoded_body(message)
         properties = encodable_properties(message)
-        before = len(self._frames)
-        self._frames.publish(
-            channel, exchange, routing_key, mandatory, immediate, properties, len(body)
-        )
+        id = message.properties.get("correlation_id")
+        count, before = len(self.kept), len(self._frames)
         try:
+            self._frames.publish(
+                channel, exchange, routing_key, mandatory, immediate, properties, len(body)
+            )
             self._frames.body(channel, body, frame_max)
+            self._starts.append(before)
+            self.kept.append(id)
         except BaseException:
+            # The three must agree, whatever was thrown in: confirms are counted by them.
             self._frames.truncate(before)
+            del self.kept[count:], self._starts[count:]
             raise
-        self._starts.append(before)
-        self.kept.append(message.properties.get("correlation_id"))
         if len(self.kept) >= self.max_size or len(self._frames) >= AT_ONCE:
             self.flush()
 

@@ -523,6 +523,26 @@ def test_some_messages_of_a_batch_are_retained():
         assert bytes(batch._frames.view()) == bytes(_only(batch_of(), b"more"))
 
 
+def test_an_exception_thrown_in_leaves_no_message_that_is_not_counted():
+    def prepare() -> PublishBatch:
+        opened = SimpleNamespace(frame_max=SMALL)
+        return PublishBatch(SimpleNamespace(connection=opened, channel_id=1), 100)
+
+    def call(batch: PublishBatch) -> None:
+        for n in range(2):
+            batch.publish(amqp.Message(b"first", correlation_id=f"{n}"), routing_key="q")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    whole = prepare()
+    call(whole)
+    size = len(whole._frames) // 2
+    for where, batch, _ in each_step(prepare, call, interrupt, ("transport/batch.py",)):
+        assert len(batch._frames) == size * len(batch.kept), where
+        assert batch._starts == [size * n for n in range(len(batch.kept))], where
+
+
 def _only(batch: PublishBatch, body: bytes) -> memoryview:
     batch.publish(amqp.Message(body))
     return batch._frames.view()
