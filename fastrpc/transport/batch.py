@@ -101,8 +101,7 @@ class PublishBatch:
         """Write the kept messages, and keep them."""
         connection = self._connection()
         connection.look_in()
-        connection.frame_writer.send(self._frames)
-        self.channel.published += len(self.kept)
+        connection.frame_writer.send(self._frames, self.channel.channel_id, len(self.kept))
 
     def move(self, channel: Any) -> None:
         """Use another channel from now on, for the kept messages too."""

@@ -38,8 +38,8 @@ class Channel(pyamqp.Channel):
 
     #: If set, it collects the messages that are published.
     batch: PublishBatch | None = None
-    #: Messages published since confirm_select(): the delivery tag of the last one.
-    published = 0
+    #: Messages written before confirm_select().
+    _unconfirmed = 0
     #: How often the broker has closed it, to refuse a method. py-amqp opens it again each time.
     refusals = 0
     #: Nobody waits for what it answers any more: if the broker closes it, it stays closed.
@@ -81,7 +81,6 @@ class Channel(pyamqp.Channel):
                     connection.frame_writer.publish(*arguments)
         except TimeoutError as exc:
             raise RecoverableConnectionError("basic_publish: timed out") from exc
-        self.published += 1
         return fulfilled()
 
     basic_publish = _basic_publish
@@ -108,8 +107,17 @@ class Channel(pyamqp.Channel):
 
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""
-        self.published = 0  # not after the wait, which may be interrupted
+        self._unconfirmed = self._written()  # not after the wait, which may be interrupted
         return super().confirm_select(*args, **kwargs)
+
+    @property
+    def published(self) -> int:
+        """Messages written since confirm_select(): the delivery tag of the last one."""
+        return self._written() - self._unconfirmed
+
+    def _written(self) -> int:
+        connection = self.connection
+        return connection.frame_writer.published.get(self.channel_id, 0) if connection else 0
 
     def confirm_mode(self) -> None:
         """Turn on confirm mode, unless it is already on."""

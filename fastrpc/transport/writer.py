@@ -36,6 +36,9 @@ class FrameWriter:
         self._lock = Lock()
         #: A write has begun and is not complete. If the next writer finds it set, the write failed.
         self._writing = False
+        #: Messages that were written, by channel. Counted before the write counts as complete: no
+        #: exception can come between, after which the delivery tags of confirms would differ.
+        self.published: dict[int, int] = {}
         #: Bytes of whole methods at the start of the buffer, which leave with the next write.
         self._waiting = 0
         #: The arguments of the last of these methods.
@@ -92,7 +95,7 @@ class FrameWriter:
             self._begin().publish(
                 channel, exchange, routing_key, mandatory, immediate, properties, len(body)
             )
-            self._finish(channel, body)
+            self._finish(channel, body, messages=1)
 
     def acknowledge(self, channel: int, delivery_tag: int, multiple: bool) -> None:
         """Write ``basic.ack``."""
@@ -109,15 +112,18 @@ class FrameWriter:
                 self._write(waiting)
                 self._done()
 
-    def send(self, frames: FrameBuffer) -> None:
-        """Write whole frames that were encoded elsewhere, in one write. Does not change them."""
+    def send(self, frames: FrameBuffer, channel: int = 0, messages: int = 0) -> None:
+        """Write whole frames that were encoded elsewhere, in one write. Does not change them.
+
+        They hold this many ``messages``, for that channel.
+        """
         with self._turn:
             waiting = self._begin()
             self._writing = True
             if waiting:
                 self._write(waiting)
             self._write(frames)
-            self._done()
+            self._done(channel, messages)
 
     @property
     def _turn(self) -> Lock:
@@ -140,7 +146,7 @@ class FrameWriter:
         self._frames.truncate(self._waiting)
         return self._frames
 
-    def _finish(self, channel: int, body: Any) -> None:
+    def _finish(self, channel: int, body: Any, messages: int = 0) -> None:
         """Write the buffer and then ``body``, in body frames."""
         frame_max = self._connection.frame_max
         if len(body) <= AT_ONCE:
@@ -150,7 +156,7 @@ class FrameWriter:
         else:
             self._writing = True
             self._write_parts(channel, memoryview(body), frame_max)
-        self._done()
+        self._done(channel, messages)
 
     def _write_parts(self, channel: int, body: memoryview, frame_max: int) -> None:
         chunk = frame_max - 8
@@ -171,11 +177,13 @@ class FrameWriter:
             clear_frames(exc.__traceback__)
             raise
 
-    def _done(self) -> None:
+    def _done(self, channel: int = 0, messages: int = 0) -> None:
         self._waiting = 0
         self._frames.clear()
         # Counts writes, not bytes: heartbeat_tick() needs only to see a change.
         self._connection.bytes_sent += 1
+        if messages:
+            self.published[channel] = self.published.get(channel, 0) + messages
         self._writing = False
 
 

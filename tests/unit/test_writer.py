@@ -170,7 +170,7 @@ def test_a_message_may_encode_its_properties_in_its_own_way(writer, wire):
     assert wire.data == expected
     wire.writes.clear()
     conn = SimpleNamespace(frame_max=SMALL, look_in=lambda: None, frame_writer=writer)
-    batch = PublishBatch(SimpleNamespace(connection=conn, channel_id=1, published=0), 10)
+    batch = PublishBatch(SimpleNamespace(connection=conn, channel_id=1), 10)
     batch.publish(message, "", "q")
     batch.flush()
     assert wire.data == expected
@@ -295,6 +295,7 @@ def test_an_exception_thrown_in_leaves_no_half_message(size):
             outcomes.add("goes on")
             sent = wire.data.replace(declare, b"")
             assert sent in (second, first + second), where
+            assert writer.published == {1: 1 + (sent != second)}, where
     # Python 3.13 looks nowhere between the start and the end of a single write.
     assert outcomes == {"lost", "goes on"} or (outcomes == {"goes on"} and size == 1)
 
@@ -437,7 +438,7 @@ def test_a_batch_whose_write_in_parts_failed_can_be_sent_again():
 def test_a_batch_whose_write_in_parts_failed_says_so():
     opened = SimpleNamespace(look_in=lambda: None, frame_max=SMALL, bytes_sent=0)
     opened.frame_writer = FrameWriter(opened, Parts())
-    channel = SimpleNamespace(connection=opened, channel_id=1, published=0)
+    channel = SimpleNamespace(connection=opened, channel_id=1)
     batch = PublishBatch(channel, 10)
     batch.publish(amqp.Message(b"b"), routing_key="q")
     with pytest.raises(BatchPublishError, match="1 messages of a batch are in doubt"):
