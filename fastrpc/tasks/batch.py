@@ -43,7 +43,8 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     The collected messages are written when there are ``max_size`` of them, or 128 KiB, and at the
     end of the ``with`` block. An exception in the block discards the rest. With
     ``confirm_publish`` there is one wait for all messages of a write. If the connection is lost,
-    they are sent again as ``task_publish_retry`` and its policy say.
+    they are sent again as ``task_publish_retry`` and its policy say, or ``retry`` and
+    ``retry_policy`` of the calls: once one of them says ``retry=False``, no write is repeated.
 
     Needs ``fastrpc.install()`` before the app is made. Otherwise each task is sent by itself, as
     without a batch, nothing is gained, and a ``RuntimeWarning`` says so.
@@ -156,6 +157,9 @@ class BatchProducer(Producer):
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.collected: Collected | None = None
+        #: How a write is retried: the options of ``ensure()`` that the last call gave, or None once
+        #: a call said that it is not.
+        self.retry_policy: dict[str, Any] | None = {}
         super().__init__(batch.connection, auto_declare=False)
 
     def _get_channel(self) -> Any:
@@ -174,6 +178,10 @@ class BatchProducer(Producer):
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
         """Collect a message. A command of remote control leaves at once, with what was collected
         before: its sender waits for replies."""
+        if not options.get("retry", True):
+            self.retry_policy = None
+        elif self.retry_policy is not None:
+            self.retry_policy = options.get("retry_policy") or {}
         answer = super().publish(body, *args, **options)
         exchange = options.get("exchange")
         if type(exchange) is str and exchange.endswith(REMOTE_CONTROL):
@@ -231,10 +239,8 @@ class Collected(PublishBatch):
         """
         if not self.kept or self.is_inherited:
             return
-        conf = self.producer.batch.app.conf
-        write = self.write_and_confirm
-        if conf.task_publish_retry:
-            policy = dict(conf.task_publish_retry_policy)
+        write, policy = self.write_and_confirm, self.producer.retry_policy
+        if policy is not None:
             write = self.producer.connection.ensure(self.producer, write, **policy)
         try:
             write()

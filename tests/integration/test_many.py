@@ -253,6 +253,21 @@ class TestLostConnections:
             # Messages written before the cut may be lost with the connection, as on stock.
             assert set(one.ids(1)) <= {*(result.id for result in sent), *in_doubt}
 
+    @pytest.mark.parametrize("options", [{"retry": False}, {"retry_policy": {"max_retries": 0}}])
+    def test_the_options_of_the_call_say_whether_it_is_retried(
+        self, broker, sender, watched, options
+    ):
+        with Proxy(broker.host, broker.port) as proxy:
+            one = sender(broker.url_for(proxy.port), **CONFIRMED)
+            fastrpc.apply_many(one.add, [(1, 2)], ignore_result=True)
+            assert len(one.ids(1)) == 1
+            options = {"ignore_result": True, **options}
+            with pytest.raises(NotAllSent) as raised:
+                fastrpc.apply_many(one.add, self.cut_at(proxy, 1500, 1600), **options)
+            in_doubt = set(raised.value.in_doubt)
+            assert in_doubt
+            assert len(one.ids(1)) == len(raised.value.sent.results)
+
     def test_without_retries_each_call_that_wants_a_result_connects_again(
         self, broker, sender, monkeypatch
     ):
