@@ -159,7 +159,7 @@ class BatchProducer(Producer):
         self.collected: Collected | None = None
         #: How a write is retried: the options of ``ensure()`` that the last call gave, or None once
         #: a call said that it is not.
-        self.retry_policy: dict[str, Any] | None = {}
+        self.retry_policy: dict[str, Any] | None = dict(batch.app.conf.task_publish_retry_policy)
         super().__init__(batch.connection, auto_declare=False)
 
     def _get_channel(self) -> Any:
@@ -180,8 +180,8 @@ class BatchProducer(Producer):
         before: its sender waits for replies."""
         if not options.get("retry", True):
             self.retry_policy = None
-        elif self.retry_policy is not None:
-            self.retry_policy = options.get("retry_policy") or {}
+        elif self.retry_policy is not None and options.get("retry_policy"):
+            self.retry_policy = options["retry_policy"]
         answer = super().publish(body, *args, **options)
         exchange = options.get("exchange")
         if type(exchange) is str and exchange.endswith(REMOTE_CONTROL):
