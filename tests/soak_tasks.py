@@ -72,6 +72,9 @@ POOLS = ("prefork", "solo")
 STOPS_WITHIN = 60
 #: For how many seconds a `kill -9` of the broker may take a new queue along, see settle().
 UNWRITTEN = 2.5
+#: For how many seconds the queue of a chord may stay: an answer of the broker may take 30, and the
+#: broker needs up to a minute to notice that a connection is dead.
+GONE_WITHIN = 75
 FAULTS = ("cuts", "restarts", "kills", "workers killed", "workers stopped")
 FAILURES = (*soaking.FAILURES, "unheard", "raised", "died", "left")
 
@@ -367,9 +370,11 @@ def queues_left(broker: RabbitMQ, allowed: int) -> int:
         }
 
     try:
-        wait_until(lambda: len(left()) <= allowed, 20, "the queues of the chords are gone", 1)
+        wait_until(lambda: len(left()) <= allowed, GONE_WITHIN, "the chords' queues are gone", 1)
     except TimeoutError:
         print(f"left: {left()}, {allowed} are allowed", file=sys.stderr)
+        columns = ("name", "messages_ready", "messages_unacknowledged", "consumers")
+        print(broker.ctl("list_queues", *columns), file=sys.stderr)
     return max(0, len(left()) - allowed)
 
 
@@ -389,7 +394,9 @@ def soak(seconds: float, seed: int, pauses: tuple[float, float] = (10, 25)) -> t
         loads = stack.enter_context(soaking.Loads([command]))
         done = soaking.break_things(rng, proxies, end, lambda: next(in_turn)(), pauses)
         total, growth = loads.counts()
-        total["left"] = queues_left(broker, total["chords_refused"])
+        # A broker that is killed while it deletes a queue brings it back. A process that has ended
+        # by then cannot delete it again, and it stays until its expiry.
+        total["left"] = queues_left(broker, total["chords_refused"] + done["kills"])
         total["died"] = workers.died()
         total["hung"] += workers.hung()
         well = soaking.verdict(total, growth, FAILURES)

@@ -246,7 +246,13 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
         )
         with gone(cluster.nodes[0], RabbitMQ.kill):
             results += sending.result(60)
-            assert [result.get(timeout=60) for result in results] == list(range(TASKS))
+            try:
+                assert [result.get(timeout=60) for result in results] == list(range(TASKS))
+            except Exception:
+                print(cluster.nodes[1].ctl("list_queues", "name", "leader", "online", "messages"))
+                for log in (cluster.nodes[1].dir / "log").glob("*.log"):
+                    print(log, log.read_text(errors="replace")[-20_000:], sep="\n")
+                raise
     assert app.backend.stats()["reconnects"] >= 1
 
 
