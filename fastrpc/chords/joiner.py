@@ -189,10 +189,10 @@ class Joiner:
             except Exception as exc:  # of one chord; the others must not suffer
                 logger.error("chord %s cannot be joined", looks[0].group_id, exc_info=exc)
                 connection.put_back()
-            look = looks.pop(0)
-            if decided or not self._look_later(look):
-                for looked in look.waiting:
+            if decided or not self._look_later(looks[0]):
+                for looked in looks[0].waiting:
                     looked.set()
+            looks.pop(0)  # last: close() must not find the look in neither place
 
     def _look_later(self, look: Look) -> bool:
         """Have an undecided look made once more, after a pause; return False if it is given up."""
