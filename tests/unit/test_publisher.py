@@ -24,6 +24,14 @@ from tests.support.publishing import Broker, FakeLink, apology, connected_broker
 from tests.support.waiting import wait_until
 
 
+def waiting_sender(publisher: AMQPPublisher, name: str) -> threading.Thread:
+    """A thread that sends ``name``, once it waits for room."""
+    thread = threading.Thread(target=send, args=(publisher, name))
+    thread.start()
+    wait_until(publisher._room.locked, 5, "it waits for room")
+    return thread
+
+
 @pytest.fixture
 def broker(monkeypatch) -> Broker:
     return connected_broker(monkeypatch)
@@ -119,9 +127,7 @@ class TestTheWindow:
         publisher = make(publisher_confirms=False)
         for name in "abc":
             publisher.publish(message(name, 100_000))
-        sending = threading.Thread(target=send, args=(publisher, "d"))
-        sending.start()
-        wait_until(publisher._room.locked, 5, "it waits for room")
+        sending = waiting_sender(publisher, "d")
         assert (broker.got, broker.link.asked) == (list("abc"), 3)
         broker.link.answer()
         sending.join(10)
@@ -133,9 +139,7 @@ class TestTheWindow:
         monkeypatch.setattr(publisher_module, "MOST_AHEAD", 100_000)
         publisher = make(publisher_confirms=False)
         publisher.publish(message("a", 100_000))
-        flooding = threading.Thread(target=send, args=(publisher, "flood"))
-        flooding.start()
-        wait_until(publisher._room.locked, 5, "it waits for room")
+        flooding = waiting_sender(publisher, "flood")
         send(publisher, "b")
         assert broker.got == list("ab")
         assert flooding.is_alive()
@@ -211,9 +215,7 @@ class TestTheWindow:
     def test_a_flooding_thread_does_not_hold_up_the_others(self, make, broker):
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
-        flooding = threading.Thread(target=send, args=(publisher, "flood"))
-        flooding.start()
-        wait_until(publisher._room.locked, 5, "it waits for room")
+        flooding = waiting_sender(publisher, "flood")
         send(publisher, "d")
         assert broker.got == list("abcd")
         assert flooding.is_alive()
