@@ -105,6 +105,20 @@ class Channel(pyamqp.Channel):
         with connection.leaving_deliveries():
             return super().wait(*args, **kwargs)
 
+    def basic_qos(
+        self, prefetch_size: int, prefetch_count: int, a_global: bool, argsig: str = "lBb"
+    ) -> Any:
+        """Set the prefetch count. Only the thread that consumes waits for the answer.
+
+        After a lost connection, threads of Celery's pools restore the prefetch count too. py-amqp
+        loses an answer for which two threads wait, or which another thread reads before the wait
+        has begun.
+        """
+        connection = self.connection
+        if connection is None or not connection.consumed_elsewhere:
+            return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
+        return self.send_method(spec.Basic.Qos, argsig, (prefetch_size, prefetch_count, a_global))
+
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""
         self._unconfirmed = self._written()  # not after the wait, which may be interrupted

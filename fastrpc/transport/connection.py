@@ -147,6 +147,11 @@ class Connection(pyamqp.Connection):
         finally:
             self._leaving.discard(this_thread)
 
+    @property
+    def consumed_elsewhere(self) -> bool:
+        """Whether another thread drains the events of this connection."""
+        return self.consuming_thread not in (0, threading.get_ident())
+
     def awaits(self) -> bool:
         """Whether a consumer, a listener, a method or the handshake waits for something."""
         channels: list[Any] = list((self.channels or {}).values())
@@ -179,8 +184,7 @@ class Connection(pyamqp.Connection):
                         return True
                     served = self._read_one(timeout)
             if isinstance(served, partial):
-                this_thread = threading.get_ident()
-                if this_thread in self._leaving and self.consuming_thread not in (0, this_thread):
+                if threading.get_ident() in self._leaving and self.consumed_elsewhere:
                     self.left_deliveries.append(served)
                 else:  # without the lock: the consumer may wait for a thread that needs it to read
                     served()

@@ -143,6 +143,38 @@ def test_threads_share_a_connection(connection, queue):
         assert [n for sender, n in got if sender == number] == list(range(each))
 
 
+def test_threads_set_the_prefetch_count_while_one_consumes(connection, queue):
+    """As a worker and its pool after a lost connection. Over py-amqp a thread may wait for ever."""
+    channel = connection.default_channel
+    queue.consume(callback=lambda message: None)
+    ended: list[int] = []
+
+    def set_often() -> None:
+        for n in range(200):
+            channel.basic_qos(0, n, True)
+        ended.append(1)
+
+    def consume() -> None:
+        with contextlib.suppress(TimeoutError):
+            connection.drain_events(timeout=0.001)
+
+    consume()
+    threads = [threading.Thread(target=set_often, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+
+    def work() -> bool:
+        channel.basic_qos(0, 1, True)
+        consume()
+        return len(ended) == 3
+
+    worker = threading.Thread(target=wait_until, args=(work, WAIT, "all are set"), daemon=True)
+    worker.start()
+    worker.join(2 * WAIT)
+    assert len(ended) == 3
+    assert not worker.is_alive()
+
+
 def test_a_publish_that_times_out_is_a_lost_connection(connect):
     connection = connect()
     producer = connection.Producer(connection.default_channel)
