@@ -19,7 +19,7 @@ import asyncio
 import contextvars
 import logging
 import queue
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -109,8 +109,9 @@ async def as_completed(
 ) -> AsyncGenerator[Any, None]:
     """Yield each of ``results`` once, when it becomes ready.
 
-    A group is ready when all its members are. The exception of a task is not raised here, but by
-    ``await get(result)``, which returns or raises at once.
+    A group is ready when all its members are. One that follows a task of a chain that has failed
+    never becomes ready; it is yielded when that failure arrives. No exception of a task is raised
+    here, but by ``await get(result)``, which returns or raises at once.
 
     Raises:
         celery.exceptions.TimeoutError: not all were ready within ``timeout`` seconds from the first
@@ -118,24 +119,66 @@ async def as_completed(
         fastrpc.errors.ResultDropped: one arrived, but is no longer kept.
     """
     assert_will_not_block()
-    members = Members({id(result): result for result in results}.values())
-    for member in members.empty:
-        yield member
-    missing: dict[int, Any] = {}
-    for leaf in members.leaves:
-        if _is_ready(leaf):
-            for member in members.ready_with(leaf):
-                yield member
-        else:
-            missing[id(leaf)] = leaf
-    if not missing:
+    completion = _Completion(results)
+    for result in completion.first():
+        yield result
+    if not completion.left:
         return
-    with _wait_for(list(missing.values()), timeout) as wait:
-        while missing:
+    with _wait_for(
+        list(completion.missing.values()), timeout, completion.awaited_parents()
+    ) as wait:
+        while completion.left:
             for leaf in await wait:
-                if missing.pop(id(leaf), None) is not None:
-                    for member in members.ready_with(leaf):
-                        yield member
+                for result in completion.ended_by(leaf):
+                    yield result
+
+
+class _Completion:
+    """Results that end one after the other; each is returned once.
+
+    One ends when it becomes ready, or when a task that it follows in a chain has failed.
+    """
+
+    def __init__(self, results: Iterable[Any]) -> None:
+        #: Those that have not ended, by id().
+        self.left = {id(result): result for result in results}
+        self._members = Members(self.left.values())
+        #: Their leaves that are not known to be ready, by id().
+        self.missing = {id(leaf): leaf for leaf in self._members.leaves}
+        #: The results of the tasks that they follow, and who follows each, by its id().
+        self._parents: dict[int, Any] = {}
+        self._followers: dict[int, list[Any]] = {}
+        for result in self.left.values():
+            for parent in _earlier([result]):
+                self._parents[id(parent)] = parent
+                self._followers.setdefault(id(parent), []).append(result)
+
+    def first(self) -> Iterator[Any]:
+        """Those that have ended already."""
+        yield from self._end(self._members.empty)
+        for leaf in (*self._members.leaves, *self._parents.values()):
+            if _is_ready(leaf):
+                yield from self.ended_by(leaf)
+
+    def awaited_parents(self) -> list[Any]:
+        """The results of the tasks that they follow, unless they are ready or among ``missing``."""
+        return [
+            parent
+            for parent in self._parents.values()
+            if id(parent) not in self.missing and not _is_ready(parent)
+        ]
+
+    def ended_by(self, leaf: Any) -> Iterator[Any]:
+        """Those that end with ``leaf``, which is ready."""
+        if self.missing.pop(id(leaf), None) is not None:
+            yield from self._end(self._members.ready_with(leaf))
+        if _has_failed(leaf):
+            yield from self._end(self._followers.get(id(leaf), ()))
+
+    def _end(self, results: Iterable[Any]) -> Iterator[Any]:
+        for result in results:
+            if self.left.pop(id(result), None) is not None:
+                yield result
 
 
 async def states(result: Any, timeout: float | None = None) -> AsyncGenerator[dict[str, Any], None]:
@@ -253,7 +296,7 @@ async def _all_ready(
     assert_will_not_block()
     results = list(results)
     leaves = Members(results).leaves
-    parents = _parents(results) if propagate else []
+    parents = _unready_parents(results) if propagate else []
     missing: dict[int, Any] = {}
     for leaf in leaves:
         if not _is_ready(leaf):
@@ -288,16 +331,12 @@ def _tell(on_message: OnMessage, ids: set[str], metas: Iterable[dict[str, Any]])
             on_message(meta)
 
 
-def _parents(results: list[Any]) -> list[Any]:
-    """The results of the tasks that ``results``, or members of them, follow in a chain and that are
-    not ready.
+def _earlier(results: list[Any]) -> list[Any]:
+    """The results of the tasks that ``results``, or members of them, follow in a chain.
 
     If such a task fails, those that follow it never run.
-
-    Raises:
-        Exception: what one of them has raised.
     """
-    parents: dict[int, Any] = {}
+    earlier: dict[int, Any] = {}
     seen: set[int] = set()  # all members of a group may follow the same task
     nodes = list(results)
     while nodes:
@@ -309,17 +348,32 @@ def _parents(results: list[Any]) -> list[Any]:
             continue
         seen.add(id(parent))
         nodes.append(parent)
-        for leaf in Members([parent]).leaves:
-            if _is_ready(leaf):
-                _value(leaf, True)
-            else:
-                parents[id(leaf)] = leaf
-    return list(parents.values())
+        earlier.update((id(leaf), leaf) for leaf in Members([parent]).leaves)
+    return list(earlier.values())
+
+
+def _unready_parents(results: list[Any]) -> list[Any]:
+    """Those of ``_earlier`` that are not ready.
+
+    Raises:
+        Exception: what one of the others has raised.
+    """
+    unready = []
+    for parent in _earlier(results):
+        if _is_ready(parent):
+            _value(parent, True)
+        else:
+            unready.append(parent)
+    return unready
 
 
 def _is_ready(leaf: Any) -> bool:
     # One that is ready without a value was forgotten: nothing more arrives for it.
     return bool(leaf._cache or leaf.on_ready.ready or leaf.ignored)
+
+
+def _has_failed(leaf: Any) -> bool:
+    return bool(leaf._cache and leaf._cache["status"] in celery_states.PROPAGATE_STATES)
 
 
 def _value(result: Any, propagate: bool) -> Any:

@@ -546,6 +546,40 @@ class TestSeveral:
 
         assert run(main()) == (2, 2)
 
+    @pytest.mark.parametrize("before", [True, False])
+    def test_as_completed_yields_what_follows_a_failed_task(self, app, sender, before):
+        """It never becomes ready; get() raises what the earlier task has raised."""
+
+        async def main():
+            failing, last, member, other = expect(app, 4)
+            last.parent = failing
+            ends_in_group = app.GroupResult("group", [member], parent=failing, app=app)
+
+            def fail() -> None:
+                answer(sender, app.backend.oid, [failing], ValueError("first"), states.FAILURE)
+
+            async def collect() -> list[Any]:
+                given = [last, failing, ends_in_group, other]
+                return [given.index(each) async for each in aio.as_completed(given, timeout=20)]
+
+            if before:
+                fail()
+                with pytest.raises(ValueError, match="first"):
+                    await aio.get(failing, timeout=20)
+            collecting = asyncio.create_task(collect())
+            await turns()
+            if not before:
+                fail()
+            answer(sender, app.backend.oid, [other])
+            order = await collecting
+            for result in (last, ends_in_group):
+                with pytest.raises(ValueError, match="first"):
+                    await aio.get(result, timeout=20)
+            assert inside.watched(app) == 0
+            return sorted(order[:3]), order[3]
+
+        assert run(main()) == ([0, 1, 2], 3)
+
     def test_results_of_several_apps(self, app, sender):
         async def main():
             with pytest.raises(ValueError, match="several apps"):
