@@ -264,6 +264,9 @@ SERVER = '''
 import os, signal, socket, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.support.apps import client
+if sys.argv[3:]:
+    import fastrpc
+    fastrpc.install()
 
 app = client(sys.argv[1], "fastrpc-faults")
 echo = app.tasks["tests.echo"]
@@ -303,10 +306,11 @@ print("reconnects", app.backend.stats()["reconnects"])
 '''
 
 
-def test_a_preloading_server(private_broker, worker):
+@pytest.mark.parametrize("options", [[], ["install"]], ids=["", "installed"])
+def test_a_preloading_server(private_broker, worker, options):
     port = free_port()
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, private_broker.url, str(port)],
+        [sys.executable, "-c", SERVER, private_broker.url, str(port), *options],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

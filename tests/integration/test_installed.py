@@ -13,11 +13,13 @@ import time
 import pytest
 
 from tests.support.apps import make_app
+from tests.support.broker import RabbitMQ
 from tests.support.processes import ROOT
 from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 WAIT = 30
+CONF = {"task_queue_max_priority": 10}
 CLIENT = """
 import os, sys, time
 import fastrpc
@@ -44,15 +46,15 @@ def worker(request, broker):
         queues=(name,),
         args=("-E",),
         install=True,
-        conf={"task_queue_max_priority": 10},
+        conf=CONF,
     ) as worker:
         yield worker
 
 
-def run(broker, worker, source: str) -> str:
+def run(broker, worker, source: str, first: str = "") -> str:
     """What a client program prints, in a process of its own: install() is for a whole process."""
     done = subprocess.run(
-        [sys.executable, "-c", CLIENT + textwrap.dedent(source)],
+        [sys.executable, "-c", first + CLIENT + textwrap.dedent(source)],
         cwd=ROOT,
         env={**os.environ, "URL": broker.url, "QUEUE": worker.queue, "NAME": worker.name},
         capture_output=True,
@@ -136,6 +138,67 @@ def test_events(broker, worker):
         """,
     )
     assert {"task-received", "task-started", "task-succeeded"} <= set(json.loads(said))
+
+
+@pytest.mark.parametrize(
+    ("green", "spawn"),
+    [
+        ("gevent", "lambda *call: gevent.spawn(*call).get"),
+        ("eventlet", "lambda *call: eventlet.spawn(*call).wait"),
+    ],
+)
+def test_green_clients(broker, green, spawn):
+    """Thirty greenlets send and wait over the connections of one pool."""
+    pytest.importorskip(green)
+    queue = f"fastrpc-tests-{green}-clients-{os.getpid()}"
+    patch = {
+        "gevent": "import gevent; from gevent import monkey; monkey.patch_all()",
+        "eventlet": "import eventlet; eventlet.monkey_patch()",
+    }
+    with Worker(
+        broker.url, "rpc://", pool="threads", queues=(queue,), install=True, conf=CONF
+    ) as worker:
+        run(
+            broker,
+            worker,
+            f"""
+            def call(n):
+                for i in range(10):
+                    assert task("echo").apply_async(([n, i],)).get(timeout={WAIT}) == [n, i]
+                return n
+
+            spawn = {spawn}
+            ends = [spawn(call, n) for n in range(30)]
+            assert [end() for end in ends] == list(range(30))
+            """,
+            patch[green],
+        )
+
+
+def test_the_smallest_frames():
+    """The broker allows frames of 4,096 bytes; messages of 100 kB go through both ways."""
+    queue = "fastrpc-tests-small-frames"
+    with (
+        RabbitMQ(config=["frame_max = 4096"]) as broker,
+        Worker(
+            broker.url, "rpc://", pool="threads", queues=(queue,), install=True, conf=CONF
+        ) as worker,
+    ):
+        said = run(
+            broker,
+            worker,
+            f"""
+            echo = task("echo")
+            values = [str(n) + "x" * 100_000 for n in range(20)]
+            one_by_one = [echo.apply_async((value,)) for value in values]
+            assert [result.get(timeout={WAIT}) for result in one_by_one] == values
+            many = fastrpc.apply_many(echo, ((value,) for value in values))
+            assert many.get(timeout={WAIT}) == values
+            with app.connection_for_write() as connection:
+                print(connection.connection.frame_max)
+            """,
+        )
+    assert said == "4096\n"
 
 
 @pytest.mark.slow
