@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.apps import make_app
 from tests.support.proxy import Proxy
+from tests.support.waiting import wait_until
 from tests.support.worker import Worker
 
 WAIT = 30
@@ -29,3 +30,17 @@ def test_it_works_on_after_its_connection_was_cut(broker, pool):
             proxy.cut(rst=bool(n % 2))
             many = [echo.apply_async((k,)) for k in range(50)]
             assert [r.get(timeout=WAIT) for r in many] == list(range(50)), worker.log
+
+
+def test_its_queue_is_deleted_while_it_consumes(broker):
+    """The broker cancels its consumer; it connects again and makes the queue, as on stock."""
+    queue = f"fastrpc-faults-installed-cancelled-{os.getpid()}"
+    app = make_app(broker.url, "fastrpc://", queue)
+    echo = app.tasks["tests.echo"]
+    with Worker(broker.url, "rpc://", pool="solo", queues=(queue,), install=True) as worker:
+        assert echo.apply_async((1,)).get(timeout=WAIT) == 1
+        with app.connection_for_write() as connection:
+            connection.default_channel.queue_delete(queue)
+        wait_until(lambda: "ConsumerCancelled" in worker.log, WAIT, "the consumer is cancelled")
+        wait_until(lambda: queue in broker.queues(), WAIT, "the queue is made")
+        assert echo.apply_async((2,)).get(timeout=WAIT) == 2
