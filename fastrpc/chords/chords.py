@@ -36,8 +36,9 @@ logger = logging.getLogger("fastrpc")
 #: The key, in the body that a header task carries, of the ``size`` of its ``Look``.
 SIZE = "chord_size"
 
-#: How long, in seconds, a task that is acknowledged late waits for the look at its chord.
-LOOK_TIMEOUT = 60.0
+#: How long, in seconds, a task that is acknowledged late waits for the look at its chord: longer
+#: than a look is repeated that cannot be decided.
+LOOK_TIMEOUT = 150.0
 
 PERSISTENT = 2
 
