@@ -106,7 +106,7 @@ class MockedChannel(Channel):
             connection.frame_writer.publish = self.published_by
             connection.frame_writer.acknowledge = self.acknowledged_by
             connection.look_in = lambda: Connection.look_in(connection)
-            connection.reader.receiving = False
+            connection.consumed_elsewhere = connection.reader.receiving = False
             connection.reading_lock.locked.return_value = False
 
     def published_by(
