@@ -16,6 +16,7 @@ from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
 
 from amqp import spec
+from amqp.exceptions import ChannelError
 from amqp.serialization import dumps
 
 from ..stats import SentStats
@@ -79,6 +80,9 @@ class Lost(Exception):
 
     #: No link was made, or the broker never answered on it: this uses up a retry.
     in_vain = False
+    #: The broker closed the channel over a message. It does not say which; it is one of those in
+    #: flight.
+    over_a_message = False
 
 
 class Silent(Lost):
@@ -166,7 +170,9 @@ class Link:
 
     def _lose(self, exc: BaseException) -> Lost:
         self.close()
-        return Lost(str(exc) or repr(exc))
+        lost = Lost(str(exc) or repr(exc))
+        lost.over_a_message = isinstance(exc, ChannelError) and exc.method_sig == spec.Basic.Publish
+        return lost
 
     def send(self, message: Message | Packed, window: ConfirmWindow) -> None:
         """Write ``message`` to the socket and add it to ``window``.

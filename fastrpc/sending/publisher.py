@@ -182,7 +182,11 @@ class KombuPublisher:
 
 
 class AMQPPublisher:
-    """Sends with pipelined publisher confirms over one connection. Thread-safe."""
+    """Sends with pipelined publisher confirms over one connection. Thread-safe.
+
+    ``singles_out``: find the message over which the broker closes the channel, and drop it. For
+    messages that name their exchange, which may be missing; results all have the default one.
+    """
 
     def __init__(
         self,
@@ -191,12 +195,14 @@ class AMQPPublisher:
         options: Options,
         stats: SentStats,
         substitute: Callable[[Message], Message | None],
+        singles_out: bool = False,
     ) -> None:
         self.app = app
         self.delivery_mode = delivery_mode
         self.options = options
         self.stats = stats
         self.substitute = substitute
+        self.singles_out = singles_out
         self._begin()
 
     def _begin(self) -> None:
@@ -213,6 +219,9 @@ class AMQPPublisher:
         #: Confirms since a time by time.monotonic(), to measure their rate.
         self._confirms, self._confirms_since = 0, 0.0
         self._sent_at = 0.0
+        #: So many messages are sent again one at a time, because the broker closes the channel over
+        #: one of them: the one that is alone in flight then.
+        self._suspects = 0
         #: The heartbeat of the next link.
         self._heartbeat = 0
         #: If the broker refuses results on a link of this age, the link is replaced.
@@ -273,6 +282,8 @@ class AMQPPublisher:
                 return
             except Lost as exc:
                 lost = exc
+            if self._is_over_one(lost):
+                continue  # without a pause: each time fewer can be to blame
             delays = delays or self.options.retry_policy.delays()
             pauses = pauses or backoff()
             delay = next(delays if lost.in_vain else pauses, None)
@@ -364,14 +375,21 @@ class AMQPPublisher:
             self.unconfirmed,
             lost,
         )
-        too_large = None
+        too_large, was_alone = None, False
         if TOO_LARGE in str(lost):
             # The broker does not say which message it was. It has not confirmed that message, so
             # the largest unconfirmed one is at least as large.
             too_large = max(self.window, key=lambda message: len(message.body), default=None)
+        elif self._is_over_one(lost):
+            # If the one is found it stays 1: the next one may well have the same fault.
+            self._suspects = self.window.in_flight
+            was_alone = self._suspects == 1
+        never_refused = list(self.window)
         self.window.lose()
         if too_large is not None:
             self._replace(too_large)
+        elif was_alone:
+            self._drop(never_refused, lost)
         self._heartbeat = HEARTBEAT if isinstance(lost, Silent) else 0
         self._link = None
         self._ensure_watched()
@@ -392,6 +410,19 @@ class AMQPPublisher:
             substitute = None  # `too_large` is a substitute already
         self.window.replace(too_large, substitute)
 
+    def _is_over_one(self, lost: Lost) -> bool:
+        """Whether one message is to blame, and not the connection of all."""
+        return self.singles_out and lost.over_a_message
+
+    def _drop(self, never_refused: list[Any], lost: Lost) -> None:
+        """Drop the message that was alone in flight. It is in the list, unless it was refused."""
+        if never_refused:
+            message = never_refused[0]
+            self.window.replace(message, None)
+        else:
+            _, message = self.window.give_up()
+        logger.error("the broker does not take task %s: %s", message.correlation_id, lost)
+
     def _send(self, link: Link, message: Message | Packed) -> None:
         if not self.window.in_flight:  # until now the broker had nothing to confirm
             link.heard_at = time.monotonic()
@@ -402,10 +433,15 @@ class AMQPPublisher:
     def _send_again(self, link: Link) -> None:
         """Send the messages of a lost link again, until the broker blocks the connection."""
         again = self.window.again
-        while again and not link.blocked:
+        while again and not link.blocked and not self._must_wait():
             self._send(link, again[0])
             self.stats.resent += 1
-            self._look(link)
+            self._look(link, MOMENT if self._suspects else 0)
+            self._suspects = max(self._suspects - 1, 0)
+
+    def _must_wait(self) -> bool:
+        """Whether the next message is a suspect, which must be alone in flight, and cannot be."""
+        return bool(self._suspects and self.window.in_flight)
 
     def _look(self, link: Link, timeout: float = 0) -> None:
         window, options = self.window, self.options
@@ -450,13 +486,14 @@ class AMQPPublisher:
             message = self.window.refused[0][2]
             self._send(link, message)
             self.stats.resent += 1
+            self._suspects = max(self._suspects - 1, 0)
             size += len(message.body)
             if size > SLICE_BYTES:
                 break
         return True
 
     def _can_send_refused(self, link: Link) -> bool:
-        return not link.blocked and self._is_refused_due()
+        return not link.blocked and not self._must_wait() and self._is_refused_due()
 
     def _is_refused_due(self) -> bool:
         """Drop messages that are out of retries; return whether the next one is due."""
@@ -517,7 +554,10 @@ class AMQPPublisher:
                     lost = cannot_connect(exc)
             if self.stats.confirmed != confirmed:
                 pauses = backoff()
-            pause = self._pause if lost is None else WATCH_INTERVAL + next(pauses)
+            if lost is None:
+                pause = self._pause
+            else:
+                pause = 0 if self._is_over_one(lost) else WATCH_INTERVAL + next(pauses)
         if unheeded is not None:
             unheeded.goodbye(LEAST_GOODBYE)
 
@@ -534,7 +574,8 @@ class AMQPPublisher:
         try:
             link = self._open_link()
             self._send_again(link)
-            self._pause = SLICE_INTERVAL if self._send_refused(link) else WATCH_INTERVAL
+            goes_on = self._send_refused(link) or self._must_wait()
+            self._pause = SLICE_INTERVAL if goes_on else WATCH_INTERVAL
             self._look(link, timeout)
             self._check_heard(link)
         except Lost as exc:
@@ -587,7 +628,7 @@ class AMQPPublisher:
                 if not self.unconfirmed:
                     return True
             lost = lost or self._renew()
-            if lost is not None:
+            if lost is not None and not self._is_over_one(lost):
                 time.sleep(min(next(pauses), left))
         return not self.unconfirmed
 

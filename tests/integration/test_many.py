@@ -694,6 +694,21 @@ class TestPipelined:
         one.add.delay(1, 2)
         assert len(one.ids(2)) == 2
 
+    @pytest.mark.parametrize("exchange", ["no-such-exchange", "amq.rabbitmq.trace"])
+    def test_a_task_that_the_broker_does_not_take_holds_up_no_other(self, sender, caplog, exchange):
+        """Its exchange is missing, or forbidden: the broker closes the channel."""
+        one = sender(**self.CONF)
+        bad = {"exchange": exchange, "routing_key": "key"}
+        results = [
+            one.add.apply_async((n, n), ignore_result=True, **(bad if n % 10 == 3 else {}))
+            for n in range(50)
+        ]
+        one.await_confirms()
+        dropped = [result.id for result in results[3::10]]
+        assert {*one.ids(45)} == {result.id for result in results} - {*dropped}
+        for id in dropped:
+            assert f"the broker does not take task {id}" in caplog.text
+
     def test_batches_have_one_wait(self, sender):
         one = sender(**self.CONF)
         fastrpc.apply_many(one.add, [(n, n) for n in range(30)])

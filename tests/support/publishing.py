@@ -26,6 +26,8 @@ class Broker:
         self.down = False
         self.refuses = False
         self.confirms_at_once = False
+        #: Correlation ids over which it closes the channel.
+        self.not_taken: set[str] = set()
 
     def connect(self, connection, delivery_mode, confirms, stats) -> FakeLink:
         if self.refuses:
@@ -56,6 +58,7 @@ class FakeLink:
         self.opened_at = time.monotonic()
         self.blocked = False
         self.reason = "cut"
+        self.closed_over: str | None = None
         self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
         self.heartbeat = heartbeat
         self.heard_at = 0.0
@@ -80,7 +83,9 @@ class FakeLink:
             self.on_send()
         self.sent += 1
         self.broker.got.append(message.correlation_id)
-        if self.broker.confirms_at_once:
+        if message.correlation_id in self.broker.not_taken:
+            self.closed_over = message.correlation_id
+        if self.broker.confirms_at_once and self.closed_over is None:
             self.frames.append((self.sent, False, True))
         if self.confirms:
             window.add(self.sent, message)
@@ -98,6 +103,10 @@ class FakeLink:
         self.looks += 1
         if self.cut:
             raise Lost(self.reason) from ConnectionResetError("cut")
+        if self.closed_over is not None:
+            lost = Lost("no such exchange")
+            lost.over_a_message = True
+            raise lost from AccessRefused("no such exchange")
         end = time.monotonic() + timeout
         while not self.frames:
             if time.monotonic() >= end:

@@ -499,6 +499,79 @@ class TestTooLarge:
 
 
 @pytest.mark.usefixtures("unwatched")
+class TestSinglingOut:
+    """The broker closes the channel over a task, and does not say which it was."""
+
+    @pytest.fixture
+    def publisher(self, make, broker) -> AMQPPublisher:
+        broker.confirms_at_once = True
+        publisher = make()
+        publisher.singles_out = True
+        return publisher
+
+    def test_the_others_are_sent_again_one_at_a_time_and_it_is_dropped(
+        self, publisher, broker, caplog
+    ):
+        broker.not_taken = {"bad"}
+        send(publisher, "a", "b", "bad", "c", "d")
+        for _ in range(3):
+            publisher._tend()
+        assert broker.got[5:] == ["a", "b", "bad", "c", "d"]
+        assert publisher.unconfirmed == publisher.window.bytes == 0
+        assert "the broker does not take task bad: no such exchange" in caplog.text
+
+    def test_a_suspect_waits_for_the_confirm_of_the_one_before(self, publisher, broker):
+        broker.not_taken = {"bad"}
+        send(publisher, "a", "bad")
+        publisher._tend()
+        broker.confirms_at_once = False
+        publisher._tend()
+        publisher._tend()
+        assert broker.got[2:] == ["a"]
+        assert publisher._pause == publisher_module.SLICE_INTERVAL
+        broker.link.confirm(1)
+        send(publisher, "c")
+        assert broker.got[3:] == ["bad", "c"]
+
+    def test_many_are_dropped_one_after_another(self, publisher, broker):
+        names = [f"{n}" for n in range(30)]
+        broker.not_taken = {*names[::3], *names[20:]}
+        send(publisher, *names)
+        publisher.close(30)
+        assert publisher.unconfirmed == 0
+        taken = [name for name in names if name not in broker.not_taken]
+        assert set(taken) <= {*broker.got}
+        assert len(broker.links) <= 1 + 2 * len(broker.not_taken)
+
+    def test_one_that_was_refused_before(self, publisher, broker, caplog):
+        broker.confirms_at_once = False
+        send(publisher, "bad", "a")
+        broker.link.refuse(1)
+        broker.link.confirm(2)
+        publisher._tend()
+        broker.not_taken = {"bad"}
+        wait_until(lambda: publisher._tend() or not publisher.unconfirmed, 5, "it is dropped")
+        assert publisher.window.refused_bytes == 0
+        assert "the broker does not take task bad" in caplog.text
+
+    def test_a_forbidden_exchange_does_not_fail_other_calls(self, publisher, broker):
+        broker.not_taken = {"bad"}
+        send(publisher, "bad")
+        publisher._sent_at = 0  # so that the next send reads first
+        send(publisher, "a")
+        assert broker.got == ["bad", "a"]
+
+    def test_a_result_is_kept(self, make, broker):
+        """They all have the default exchange: the fault is not theirs."""
+        publisher = make()
+        broker.not_taken = {"a"}
+        send(publisher, "a")
+        for _ in range(3):
+            publisher._tend()
+        assert publisher.unconfirmed == 1
+
+
+@pytest.mark.usefixtures("unwatched")
 class TestRefusals:
     """The broker refuses a message (basic.nack), and may accept it later."""
 
