@@ -46,6 +46,9 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
     they are sent again as ``task_publish_retry`` and its policy say, or ``retry`` and
     ``retry_policy`` of the calls: once one of them says ``retry=False``, no write is repeated.
 
+    Without confirms, a message to an exchange that does not exist closes the channel, and those
+    after it in the same write are lost without an error.
+
     Needs ``fastrpc.install()`` before the app is made. Otherwise each task is sent by itself, as
     without a batch, nothing is gained, and a ``RuntimeWarning`` says so.
 

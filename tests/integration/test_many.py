@@ -14,6 +14,7 @@ import celery._state
 import celery.local
 import kombu
 import pytest
+from amqp.exceptions import NotFound
 from celery import Celery, group, shared_task
 from celery.app.task import Task
 from celery.exceptions import SoftTimeLimitExceeded
@@ -457,6 +458,36 @@ class TestBatch:
                 one.add.delay(1, object())
             one.add.delay(3, 4)
         assert len(one.ids(2)) == 2
+
+    def to_a_missing_exchange(self, one: Sender) -> list[str]:
+        """Send five tasks in a batch, the third one to an exchange that does not exist."""
+        ids = [str(uuid.uuid4()) for _ in range(5)]
+        with fastrpc.batch(one.app):
+            for n, id in enumerate(ids):
+                to = {"exchange": "no-such-exchange", "routing_key": "key"} if n == 2 else {}
+                one.add.apply_async((n, n), task_id=id, ignore_result=True, **to)
+        return ids
+
+    def test_a_missing_exchange_without_confirms(self, sender):
+        """What follows it in the write is lost, and a later call is told, as on stock."""
+        one = sender()
+
+        def call() -> None:
+            one.add.apply_async((1, 2), ignore_result=True)
+
+        ids = self.to_a_missing_exchange(one)
+        assert one.ids(2) == ids[:2]
+        with pytest.raises(NotFound):
+            wait_until(call, WAIT, "a call is told")
+        last = one.add.apply_async((1, 2), ignore_result=True)
+        assert one.ids(1) == [last.id]
+
+    def test_a_missing_exchange_with_confirms(self, sender):
+        one = sender(**CONFIRMED)
+        with pytest.raises(NotAllSent, match="no-such-exchange") as raised:
+            self.to_a_missing_exchange(one)
+        assert isinstance(raised.value.__cause__, NotFound)
+        assert len(raised.value.in_doubt) >= 3
 
     def test_a_fork_sends_nothing_of_its_parents(self, sender):
         one = sender()
