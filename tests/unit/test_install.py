@@ -127,3 +127,24 @@ def test_the_log_says_what_it_did():
         "fastrpc installed: the serializer json uses orjson",
         "fastrpc installed: amqp, amqps, pyamqp, librabbitmq use fastrpc's transport",
     ]
+
+
+@pytest.mark.parametrize(
+    ("minor", "is_fast"), [("kombu.VERSION.minor", True), ("3", False), ("99", False)]
+)
+def test_the_fast_paths_are_for_versions_of_kombu_that_were_tried(minor, is_fast):
+    """With others kombu itself sends the tasks, and Celery makes each message."""
+    said = in_a_process(f"""
+        import kombu
+        kombu.VERSION = kombu.VERSION._replace(minor={minor})
+        fastrpc.install()
+        from fastrpc.tasks.many import is_traced
+        from fastrpc.tasks.producer import Producer
+        tries = []
+        Producer._ready_channel = lambda self, options: tries.append(options)
+        app = Celery(broker="memory://")
+        app.send_task("any")
+        arrived = app.connection_for_read().default_channel.basic_get("celery") is not None
+        print(arrived, bool(tries), not is_traced())
+    """)
+    assert said.split() == ["True", str(is_fast), str(is_fast)]
