@@ -119,6 +119,13 @@ class Channel(pyamqp.Channel):
             return super().basic_qos(prefetch_size, prefetch_count, a_global, argsig)
         return self.send_method(spec.Basic.Qos, argsig, (prefetch_size, prefetch_count, a_global))
 
+    def basic_consume(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin to consume, as py-amqp."""
+        connection = self.connection
+        if connection is not None:
+            connection.consumed, connection.lost_consumers = True, False
+        return super().basic_consume(*args, **kwargs)
+
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""
         self._unconfirmed = self._written()  # not after the wait, which may be interrupted

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
+from amqp.exceptions import RecoverableConnectionError
 from kombu.transport import pyamqp
 
 from .connection import Connection
@@ -18,6 +19,30 @@ class Transport(pyamqp.Transport):
 
     Connection = Connection
     implements = pyamqp.Transport.implements.extend(batch_publish=True)
+
+    #: The connection that was opened last.
+    _opened: Any = None
+
+    def establish_connection(self) -> Any:
+        before = self._opened
+        opened = self._opened = super().establish_connection()
+        # kombu has not closed the one before: it has found that it is lost.
+        if before is not None and before.client is not None:
+            opened.lost_consumers = before.consumed or before.lost_consumers
+        return opened
+
+    def drain_events(self, connection: Any, **kwargs: Any) -> Any:
+        """Handle what arrives, see :meth:`Connection.drain_events`.
+
+        If another thread has met the loss of a connection, when it acknowledged a task, kombu
+        connects again before it calls this method. A worker would wait for ever: nothing consumes.
+
+        Raises:
+            RecoverableConnectionError: the lost connection had consumers, and this one has none.
+        """
+        if connection.lost_consumers:
+            raise RecoverableConnectionError("the connection was lost, and its consumers with it")
+        return super().drain_events(connection, **kwargs)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         connection.transport.raise_on_initial_eintr = True

@@ -175,6 +175,24 @@ def test_threads_set_the_prefetch_count_while_one_consumes(connection, queue):
     assert not worker.is_alive()
 
 
+def test_a_loss_that_an_acknowledgement_met_is_not_hidden_from_the_consumer(connect, queue):
+    """kombu's drain_events() connects again, and nothing would consume."""
+    connection = connect()
+    got: list[kombu.Message] = []
+    consumer = connection.Consumer(queue, on_message=got.append)
+    consumer.consume()
+    connection.connection.sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(ConnectionError):
+        consumer.channel.basic_ack(1)
+    for _ in range(2):
+        with pytest.raises(RecoverableConnectionError, match="consumers"):
+            connection.drain_events(timeout=1)
+    consumer.revive(connection.channel())
+    consumer.consume()
+    connection.Producer().publish("hello", routing_key=queue.name)
+    wait_until(lambda: connection.drain_events(timeout=WAIT) or got, WAIT, "it consumes again")
+
+
 def test_a_publish_that_times_out_is_a_lost_connection(connect):
     connection = connect()
     producer = connection.Producer(connection.default_channel)
