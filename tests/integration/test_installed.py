@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from tests.support.apps import make_app
+from tests.support.authority import Authority
 from tests.support.broker import RabbitMQ
 from tests.support.processes import ROOT
 from tests.support.waiting import wait_until
@@ -56,7 +58,7 @@ def run(broker, worker, source: str, first: str = "") -> str:
     done = subprocess.run(
         [sys.executable, "-c", first + CLIENT + textwrap.dedent(source)],
         cwd=ROOT,
-        env={**os.environ, "URL": broker.url, "QUEUE": worker.queue, "NAME": worker.name},
+        env={**os.environ, "URL": worker.broker, "QUEUE": worker.queue, "NAME": worker.name},
         capture_output=True,
         text=True,
         timeout=90,
@@ -175,30 +177,35 @@ def test_green_clients(broker, green, spawn):
         )
 
 
-def test_the_smallest_frames():
-    """The broker allows frames of 4,096 bytes; messages of 100 kB go through both ways."""
-    queue = "fastrpc-tests-small-frames"
-    with (
-        RabbitMQ(config=["frame_max = 4096"]) as broker,
-        Worker(
-            broker.url, "rpc://", pool="threads", queues=(queue,), install=True, conf=CONF
-        ) as worker,
-    ):
-        said = run(
-            broker,
-            worker,
-            f"""
-            echo = task("echo")
-            values = [str(n) + "x" * 100_000 for n in range(20)]
-            one_by_one = [echo.apply_async((value,)) for value in values]
-            assert [result.get(timeout={WAIT}) for result in one_by_one] == values
-            many = fastrpc.apply_many(echo, ((value,) for value in values))
-            assert many.get(timeout={WAIT}) == values
-            with app.connection_for_write() as connection:
-                print(connection.connection.frame_max)
-            """,
-        )
-    assert said == "4096\n"
+def test_the_smallest_frames(tmp_path):
+    """The broker allows frames of 4,096 bytes; messages of 100 kB go through both ways, also with
+    TLS."""
+    authority = Authority(tmp_path)
+    server = authority.issue("server", "localhost")
+    trust = {"ca_certs": authority.cafile, "cert_reqs": int(ssl.CERT_REQUIRED)}
+    with RabbitMQ(config=["frame_max = 4096"], tls=server) as broker:
+        for url, conf in (broker.url, CONF), (broker.tls_url, {**CONF, "broker_use_ssl": trust}):
+            queue = f"fastrpc-tests-small-frames-{url[:5]}"
+            with Worker(
+                url, "rpc://", pool="threads", queues=(queue,), install=True, conf=conf
+            ) as worker:
+                said = run(
+                    broker,
+                    worker,
+                    f"""
+                    app.conf.update({conf!r})
+                    echo = task("echo")
+                    values = [str(n) + "x" * 100_000 for n in range(20)]
+                    one_by_one = [echo.apply_async((value,)) for value in values]
+                    assert [result.get(timeout={WAIT}) for result in one_by_one] == values
+                    many = fastrpc.apply_many(echo, ((value,) for value in values))
+                    assert many.get(timeout={WAIT}) == values
+                    with app.connection_for_write() as connection:
+                        amqp = connection.connection
+                        print(amqp.frame_max, hasattr(amqp.sock, "pending"))
+                    """,
+                )
+            assert said.split() == ["4096", str(url == broker.tls_url)]
 
 
 @pytest.mark.slow
