@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from ssl import SSLWantReadError, SSLWantWriteError
+from time import monotonic
 from typing import Any
 
 from amqp.exceptions import RecoverableConnectionError
@@ -119,8 +120,11 @@ class Connection(pyamqp.Connection):
         call, this method does not wait for more to arrive. Celery's workers on gevent and eventlet
         drain the connection of their events for 0.1 s after each task, which would slow them down.
 
+        Heartbeats do not prolong the wait, as they do in py-amqp: Celery's worker on gevent or
+        eventlet looks for its shutdown, and for the end of its connection, between two calls.
+
         Raises:
-            socket.timeout: no whole frame or delivery arrived within ``timeout`` seconds.
+            socket.timeout: nothing was handled within ``timeout`` seconds.
         """
         this_thread = threading.get_ident()
         if this_thread not in self._leaving:
@@ -130,8 +134,11 @@ class Connection(pyamqp.Connection):
                 return
         if timeout and self._seen_served != Connection.served and not self.awaits():
             timeout = 0
+        end = monotonic() + (timeout or 0)
         try:
-            super().drain_events(timeout)
+            while not self.blocking_read(timeout):
+                if timeout:
+                    timeout = max(end - monotonic(), 0)
             Connection.served += 1
         finally:
             self._seen_served = Connection.served

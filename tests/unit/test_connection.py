@@ -349,6 +349,25 @@ class TestTwoReaders:
         assert opened.connection.blocking_read(0.1) is True
 
 
+class TestDrainEvents:
+    def test_heartbeats_do_not_prolong_the_wait(self, opened, monkeypatch):
+        """One comes with each second of the wait."""
+        seconds = iter(range(100))
+        monkeypatch.setattr("fastrpc.transport.connection.monotonic", lambda: next(seconds))
+
+        def recv_into(self: Socket, view: memoryview) -> int:
+            if not self.gettimeout():
+                raise BlockingIOError(errno.EAGAIN, "the wait is over")
+            assert len(opened.frames) < 10
+            view[: len(HEARTBEAT)] = HEARTBEAT
+            return len(HEARTBEAT)
+
+        monkeypatch.setattr(Socket, "recv_into", recv_into)
+        with pytest.raises(TimeoutError):
+            opened.connection.drain_events(timeout=5)
+        assert len(opened.frames) == 5
+
+
 class TestTurns:
     """Two connections that are drained in turns, as Celery's synloop does."""
 
