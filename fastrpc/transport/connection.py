@@ -271,6 +271,8 @@ class Connection(pyamqp.Connection):
             if before != timeout:
                 sock.settimeout(timeout)
             return self.reader.recv(sock.recv_into)
+        except EOFError as exc:  # on eventlet: another greenlet has closed the socket
+            raise OSError(errno.EBADF, "the socket was closed") from exc
         except OSError as exc:
             if isinstance(exc, TimeoutError):
                 raise

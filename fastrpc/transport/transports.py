@@ -24,11 +24,16 @@ class Transport(pyamqp.Transport):
     _opened: Any = None
 
     def establish_connection(self) -> Any:
+        """Connect, as kombu, and close the lost connection that this one replaces.
+
+        kombu does not close it. Its channels would look open, and kombu would declare an exchange
+        on one of them again and again, connecting each time.
+        """
         before = self._opened
         opened = self._opened = super().establish_connection()
-        # kombu has not closed the one before: it has found that it is lost.
         if before is not None and before.client is not None:
             opened.lost_consumers = before.consumed or before.lost_consumers
+            before.collect()
         return opened
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:

@@ -193,6 +193,27 @@ def test_a_loss_that_an_acknowledgement_met_is_not_hidden_from_the_consumer(conn
     wait_until(lambda: connection.drain_events(timeout=WAIT) or got, WAIT, "it consumes again")
 
 
+def test_a_connection_that_kombu_replaces_is_closed(connect, queue):
+    """kombu would declare the exchange on the lost channel in each retry."""
+    connection = connect()
+    producer = connection.Producer()
+    channel, sock = producer.channel, connection.connection.sock
+    sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(ConnectionError):
+        channel.basic_ack(1)
+    assert connection.connection.sock is not sock
+    assert sock.fileno() == -1
+    assert channel.connection is None
+    producer.publish(
+        "hello",
+        routing_key=queue.name,
+        declare=[kombu.Exchange("celeryev", type="topic")],
+        retry=True,
+        retry_policy={"max_retries": 2, "interval_start": 0},
+    )
+    assert receive(queue).payload == "hello"
+
+
 def test_a_publish_that_times_out_is_a_lost_connection(connect):
     connection = connect()
     producer = connection.Producer(connection.default_channel)
