@@ -250,8 +250,8 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
                 assert [result.get(timeout=60) for result in results] == list(range(TASKS))
             except Exception:
                 print(cluster.nodes[1].ctl("list_queues", "name", "leader", "online", "messages"))
-                for log in (cluster.nodes[1].dir / "log").glob("*.log"):
-                    print(log, log.read_text(errors="replace")[-20_000:], sep="\n")
+                for node in cluster.nodes[1:]:
+                    print(node.log, node.log.read_text(errors="replace")[-20_000:], sep="\n")
                 raise
     assert app.backend.stats()["reconnects"] >= 1
 
