@@ -7,7 +7,7 @@ from typing import Any
 
 import kombu
 import kombu.messaging
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from .._borrowed import TRIED
 from ..serialization import encode
@@ -41,6 +41,19 @@ def is_replaced() -> bool:
     return not PROVED or any(methods.get(name) is not STOCK[name] for name in METHODS)
 
 
+class DefaultExchange(Exchange):
+    """The default exchange, for one producer alone.
+
+    A pool binds the exchange of a producer at each loan. kombu copies an exchange to bind it.
+    """
+
+    def bind(self, channel: Any) -> DefaultExchange:
+        """Bind this instance, not a copy."""
+        self._is_bound = False
+        self.maybe_bind(channel)
+        return self
+
+
 class Producer(kombu.Producer):
     """``kombu.Producer`` that writes a message at once if it needs nothing but a write.
 
@@ -48,9 +61,17 @@ class Producer(kombu.Producer):
     entity to be declared. It also retries a message whose connection was lost.
     """
 
-    def __init__(self, *args: Any, pipeline: Pipeline | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        channel: Any,
+        exchange: Any = None,
+        *args: Any,
+        pipeline: Pipeline | None = None,
+        **kwargs: Any,
+    ) -> None:
         """``pipeline`` sends the messages if the connection has ``confirm_publish="pipelined"``."""
-        super().__init__(*args, **kwargs)
+        exchange = DefaultExchange("") if exchange is None else exchange
+        super().__init__(channel, exchange, *args, **kwargs)
         self.pipeline = pipeline
 
     def publish(self, body: Any, *args: Any, **options: Any) -> Any:
