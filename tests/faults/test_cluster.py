@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import amqp
 import pytest
-from amqp.exceptions import AMQPError, NotFound
+from amqp.exceptions import NotFound
 from celery import Celery
 from celery.exceptions import TimeoutError
 from kombu import Connection
@@ -43,7 +41,7 @@ def cluster(broker) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def gone(node: RabbitMQ, go: Callable[[RabbitMQ], None]) -> Iterator[None]:
+def gone(node: RabbitMQ, go: Callable[[RabbitMQ], Any]) -> Iterator[None]:
     """Stop the node by `go` inside the block, and start it again afterwards."""
     go(node)
     try:
@@ -218,36 +216,6 @@ def transport_is_ours(request) -> Iterator[bool]:
         yield request.param
 
 
-def explain(nodes: list[RabbitMQ], queue: str) -> None:
-    """Expect the failure if py-amqp cannot consume the queue either, on any of the nodes.
-
-    Seldom RabbitMQ 3.10 answers each consumer of a quorum queue with INTERNAL_ERROR after the kill
-    of its leader: a channel crashes there. The queue has a new leader and two of its members.
-    """
-    print(nodes[0].ctl("list_queues", "name", "leader", "online", "messages"))
-    logs = [node.log.read_text(errors="replace") for node in nodes]
-    print(*(log[-20_000:] for log in logs), sep="\n\n")
-    answers = [consumed_by_py_amqp(node, queue) for node in nodes]
-    print(answers)
-    if all("INTERNAL_ERROR" in answer for answer in answers):
-        crash = re.search(r"exception (exit|error): .{0,300}", "".join(logs), re.DOTALL)
-        pytest.xfail(f"no node lets any client consume this queue: {crash}")
-
-
-def consumed_by_py_amqp(node: RabbitMQ, queue: str) -> str:
-    """What a consumer of the queue that is not ours gets: a message, or an error."""
-    got: list[Any] = []
-    with amqp.Connection(f"127.0.0.1:{node.port}") as connection:
-        channel = connection.channel()
-        try:
-            channel.basic_consume(queue, callback=got.append)
-            while not got:
-                connection.drain_events(timeout=10)
-        except (AMQPError, OSError) as exc:
-            return repr(exc)
-    return "a message"
-
-
 @pytest.mark.slow
 def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, transport_is_ours):
     """Each is sent with a confirm and acknowledged late; the results come over fastrpc://.
@@ -273,17 +241,11 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
         task = app.tasks["tests.started_then"]
         results = [task.apply_async((n, 0.01)) for n in range(TASKS // 3)]
         assert results[0].get(timeout=30) == 0
-        # The worker is busy, and the other two thirds are sent while the node goes.
-        sending = Background(
-            lambda: [task.apply_async((n, 0.01)) for n in range(len(results), TASKS)]
-        )
-        with gone(cluster.nodes[0], RabbitMQ.kill):
-            results += sending.result(60)
-            try:
-                assert [result.get(timeout=60) for result in results] == list(range(TASKS))
-            except TimeoutError:
-                explain(cluster.nodes[1:], app.backend.oid)
-                raise
+        # The worker is busy, and the other two thirds are sent while the node goes: by this thread,
+        # because a new quorum reply queue may not outlive its node ("What is not promised").
+        with gone(cluster.nodes[0], lambda node: Background(node.kill)):
+            results += [task.apply_async((n, 0.01)) for n in range(len(results), TASKS)]
+            assert [result.get(timeout=60) for result in results] == list(range(TASKS))
     assert app.backend.stats()["reconnects"] >= 1
 
 
