@@ -145,8 +145,10 @@ class _Completion:
         self._members = Members(self.left.values())
         #: Their leaves that are not known to be ready, by id().
         self.missing = {id(leaf): leaf for leaf in self._members.leaves}
-        #: The results of the tasks that they follow, and who follows each, by its id().
+        #: The results of the tasks that they follow, by id(). ``first`` removes those that are
+        #: ready when it looks; another one may become ready before it is awaited.
         self._parents: dict[int, Any] = {}
+        #: The id() of each of them -> who follows it.
         self._followers: dict[int, list[Any]] = {}
         for result in self.left.values():
             for parent in _earlier([result]):
@@ -158,15 +160,12 @@ class _Completion:
         yield from self._end(self._members.empty)
         for leaf in (*self._members.leaves, *self._parents.values()):
             if _is_ready(leaf):
+                self._parents.pop(id(leaf), None)
                 yield from self.ended_by(leaf)
 
     def awaited_parents(self) -> list[Any]:
-        """The results of the tasks that they follow, unless they are ready or among ``missing``."""
-        return [
-            parent
-            for parent in self._parents.values()
-            if id(parent) not in self.missing and not _is_ready(parent)
-        ]
+        """The results of the tasks that they follow, unless they are among ``missing``."""
+        return [parent for key, parent in self._parents.items() if key not in self.missing]
 
     def ended_by(self, leaf: Any) -> Iterator[Any]:
         """Those that end with ``leaf``, which is ready."""

@@ -580,6 +580,27 @@ class TestSeveral:
 
         assert run(main()) == ([0, 1, 2], 3)
 
+    def test_as_completed_sees_a_failure_that_comes_between_two_steps(self, app, sender):
+        """Another await has fetched it meanwhile, so it does not arrive a second time."""
+
+        async def main():
+            late, early, after_late, after_early = expect(app, 4)
+            after_late.parent, after_early.parent = late, early
+
+            async def fail(result: Any) -> None:
+                answer(sender, app.backend.oid, [result], ValueError("first"), states.FAILURE)
+                with pytest.raises(ValueError, match="first"):
+                    await aio.get(result, timeout=20)
+
+            await fail(early)
+            completed = aio.as_completed([after_late, after_early], timeout=20)
+            assert await anext(completed) is after_early
+            await fail(late)
+            assert [result async for result in completed] == [after_late]
+            assert inside.watched(app) == 0
+
+        run(main())
+
     def test_results_of_several_apps(self, app, sender):
         async def main():
             with pytest.raises(ValueError, match="several apps"):
