@@ -9,7 +9,6 @@ from .. import __version__
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import accepts, is_fastrpc, scheme_of
 from .subject import Subject
-from .texts import reason
 
 __all__ = ["SETUP_CHECKS"]
 
@@ -32,7 +31,7 @@ def check_backend(subject: Subject) -> Verdict:
         backend = subject.app.backend
     except Exception as exc:
         return fail(
-            f"the result backend cannot be made: {reason(exc)}",
+            f"the result backend cannot be made: {subject.reason(exc)}",
             "Correct result_backend, and result_backend_transport_options if there are any.",
         )
     shown = f"{type(backend).__module__}:{type(backend).__name__}"

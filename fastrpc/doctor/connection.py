@@ -12,7 +12,7 @@ from amqp.exceptions import AccessRefused, NotAllowed
 
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .subject import Node
-from .texts import milliseconds_since, reason, root_of
+from .texts import milliseconds_since, root_of
 
 __all__ = ["CONNECTION_CHECKS", "explain_url"]
 
@@ -77,7 +77,7 @@ def connect_to_port(node: Node) -> Verdict:
         )
     except OSError as exc:
         return fail(
-            f"cannot connect to {node.address}: {exc.strerror or reason(exc)}",
+            f"cannot connect to {node.address}: {exc.strerror or node.subject.reason(exc)}",
             "Look at the network and its routes between this machine and the broker.",
         )
     return ok(f"{node.address} accepts connections ({milliseconds_since(started):.1f} ms)")
@@ -101,7 +101,7 @@ def negotiate_tls(node: Node) -> Verdict | None:
             found = f"{wrapped.version()}, {cipher[0] if cipher else 'no cipher'}"
     except (OSError, ssl.SSLError) as exc:
         return fail(
-            f"no TLS on {node.address}: {reason(exc)}",
+            f"no TLS on {node.address}: {node.subject.reason(exc)}",
             "Use amqp:// if the port is for plain AMQP (5672), or the port for TLS (5671); "
             "if the broker asks for a client certificate, set broker_use_ssl.",
         )
@@ -129,7 +129,7 @@ def check_protocol(node: Node) -> Verdict:
             return ok("AMQP 0-9-1")
         return explain_answer(node, answer)
     except ssl.SSLError as exc:  # TLS 1.3 refuses a client only after the handshake
-        return explain_tls(exc)
+        return explain_tls(node, exc)
 
 
 def explain_answer(node: Node, answer: bytes) -> Verdict:
@@ -212,7 +212,7 @@ def explain_login(node: Node, exc: BaseException) -> Verdict:
     if isinstance(exc, AccessRefused):
         return explain_refused_user(node)
     if isinstance(exc, NotAllowed):
-        return explain_refused_vhost(node, reason(exc))
+        return explain_refused_vhost(node, node.subject.reason(exc))
     if isinstance(exc, ssl.SSLCertVerificationError):
         return fail(
             f"the broker's certificate is not trusted: {exc.verify_message}",
@@ -220,18 +220,18 @@ def explain_login(node: Node, exc: BaseException) -> Verdict:
             "and server_hostname, if it is set, to the host name that the certificate is for.",
         )
     if isinstance(exc, ssl.SSLError):
-        return explain_tls(exc)
+        return explain_tls(node, exc)
     return fail(
-        f"no login: {reason(exc)}",
+        f"no login: {node.subject.reason(exc)}",
         "Look at the broker's log; a broker that hangs up here may be out of memory or file "
         "descriptors (rabbitmqctl status).",
     )
 
 
-def explain_tls(exc: ssl.SSLError) -> Verdict:
+def explain_tls(node: Node, exc: ssl.SSLError) -> Verdict:
     """The handshake succeeded, but one side ends TLS afterwards."""
     return fail(
-        f"TLS fails after the handshake: {reason(exc)}",
+        f"TLS fails after the handshake: {node.subject.reason(exc)}",
         "The broker may ask for a client certificate that it trusts: set certfile and keyfile in "
         "broker_use_ssl.",
     )

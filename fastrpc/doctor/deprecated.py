@@ -13,7 +13,7 @@ import kombu
 from .findings import Checks, Verdict, fail, note, ok
 from .scratch import send
 from .subject import Subject
-from .texts import reason, version_in
+from .texts import version_in
 
 __all__ = ["DEPRECATION_CHECKS"]
 
@@ -57,7 +57,7 @@ def refuses_transient_queues(subject: Subject) -> str:
             bound.declare()
             bound.delete()
         except (*connection.connection_errors, *connection.channel_errors) as exc:
-            return reason(exc).splitlines()[0]
+            return subject.reason(exc).splitlines()[0]
     return ""
 
 

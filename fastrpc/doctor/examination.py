@@ -15,7 +15,7 @@ from .queues import QUEUE_CHECKS
 from .results import RESULT_CHECKS
 from .server import SERVER_CHECKS
 from .subject import Node, Subject
-from .texts import mask_urls, reason
+from .texts import mask_urls
 from .workers import WORKER_CHECKS
 
 __all__ = ["APP_CHECKS", "BROKER_CHECKS", "NODE_CHECKS", "examine"]
@@ -34,13 +34,12 @@ APP_CHECKS: list[Check] = [*SETUP_CHECKS, *WORKER_CHECKS, *GREEN_WORKER_CHECKS, 
 
 
 class Examination:
-    """One run over all checks; knows what failed, and keeps passwords out of the texts."""
+    """One run over all checks; knows what failed, and masks the URLs in the texts."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         #: Check -> the check that caused its failure: itself, or one that it needs.
         self.failed: dict[str, str] = {}
-        self.passwords = subject.passwords()
 
     def run(self) -> Iterator[Finding]:
         """Yield the finding of each check that applies."""
@@ -80,23 +79,16 @@ class Examination:
             yield Finding(
                 step.name + label,
                 verdict.mark,
-                self._clean(verdict.found),
-                self._clean(verdict.advice),
+                mask_urls(verdict.found),
+                mask_urls(verdict.advice),
             )
 
     def _verdict(self, step: Check, target: Any) -> Verdict | None:
         try:
             return step.run(target)
         except Exception as exc:
-            said = f"{type(exc).__name__}: {reason(exc)}"
+            said = f"{type(exc).__name__}: {self.subject.reason(exc)}"
             return fail(said, "This was not foreseen: look at the broker's log, or report it.")
-
-    def _clean(self, text: str) -> str:
-        """``text`` without passwords."""
-        text = mask_urls(text)
-        for password in self.passwords:
-            text = text.replace(password, "**")
-        return text
 
 
 def examine(subject: Subject) -> Iterator[Finding]:

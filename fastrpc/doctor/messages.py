@@ -13,7 +13,7 @@ from .findings import Checks, Verdict, fail, note, ok
 from .scratch import Receiver, send
 from .server import broker_version
 from .subject import Subject
-from .texts import milliseconds_since, reason
+from .texts import milliseconds_since
 
 __all__ = ["MESSAGE_CHECKS"]
 
@@ -44,7 +44,7 @@ def declare(subject: Subject) -> Verdict:
         return subject.forbidden(exc, "configure")
     except PreconditionFailed as exc:
         return fail(
-            reason(exc),
+            subject.reason(exc),
             "Delete queues that nobody needs, or raise the limit (rabbitmqctl set_vhost_limits).",
         )
     subject.scratch = queue(channel)
@@ -122,7 +122,7 @@ def send_large_message(subject: Subject) -> Verdict:
             send(subject, bytes(wanted), connection, max(subject.options.timeout, wanted / 1e6))
         except PreconditionFailed as exc:
             return fail(
-                reason(exc),
+                subject.reason(exc),
                 "Send a reference to large data in place of the data, or raise max_message_size "
                 "in rabbitmq.conf.",
             )

@@ -9,7 +9,7 @@ from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import is_fastrpc
 from .subject import Subject
-from .texts import counted, reason
+from .texts import counted
 
 __all__ = ["QUEUE_CHECKS"]
 
@@ -37,7 +37,7 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
             )
         except PreconditionFailed as exc:
             return fail(
-                f"{queue.name} exists with other arguments: {reason(exc)}",
+                f"{queue.name} exists with other arguments: {subject.reason(exc)}",
                 "Give all processes the same result_expires and queue_type, or delete the queue "
                 f"(rabbitmqctl delete_queue {queue.name}).",
             )

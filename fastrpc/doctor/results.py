@@ -9,7 +9,7 @@ import celery
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .settings import is_fastrpc, scheme_of
 from .subject import Subject
-from .texts import milliseconds_since, reason
+from .texts import milliseconds_since
 from .workers import ask_fastrpc
 
 __all__ = ["RESULT_CHECKS"]
@@ -46,7 +46,7 @@ def send_task(subject: Subject) -> Verdict | None:
         )
     except Exception as exc:
         return fail(
-            f"get() raises {type(exc).__name__}: {reason(exc)}",
+            f"get() raises {type(exc).__name__}: {subject.reason(exc)}",
             "Compare the settings of both sides: result_backend, serializers, accept_content. Look "
             "at the worker's log too.",
         )

@@ -94,8 +94,18 @@ class Subject:
         urls = given.split(";") if isinstance(given, str) else list(given)
         return urls or [""]
 
+    def reason(self, exc: BaseException) -> str:
+        """The text of an exception without passwords.
+
+        The doctor's own sentences are not searched: a gap in a known one would tell the password.
+        """
+        text = reason(exc)
+        for password in self.passwords():
+            text = text.replace(password, "**")
+        return text
+
     def passwords(self) -> set[str]:
-        """What no text may contain."""
+        """What no text of an exception may contain."""
         found = set()
         for url in self.urls():
             try:
@@ -103,7 +113,7 @@ class Subject:
             except Exception:  # not a URL: the check "url" says so
                 continue
             password = connection.password
-            # These are also words of the texts: a gap in a known sentence would tell them.
+            # Exceptions contain these for other reasons too.
             words = ("", "guest", "password", connection.userid)
             if isinstance(password, str) and password not in words:
                 found |= {password, quote(password, safe="")}
@@ -120,7 +130,8 @@ class Subject:
         """The user may log in, but lacks a permission: ``what`` is configure, write or read."""
         node = self.node
         return fail(
-            reason(exc), f"Give user {node.user} the {what} permission: {node.permit_command}."
+            self.reason(exc),
+            f"Give user {node.user} the {what} permission: {node.permit_command}.",
         )
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import pytest
 from celery import Celery
@@ -125,8 +126,23 @@ def test_a_host_without_an_address():
     assert "has no address" in findings("amqp://nosuch.invalid//")["address"].found
 
 
+@pytest.mark.parametrize("password", ["hunter2", "word", "#1"])
+def test_the_text_of_an_exception_is_without_the_password(password, monkeypatch):
+    def dial(node):
+        raise OSError(f"cannot use {node.link.password!r}")
+
+    monkeypatch.setattr(Node, "dial", dial)
+    found = findings(f"amqp://u:{quote(password)}@127.0.0.1//")["port"]
+    assert found.found == "cannot connect to 127.0.0.1:5672: cannot use '**'"
+
+
 @pytest.mark.parametrize(
-    "url", ["amqp://u:se#cret@127.0.0.1:x//", "nosuch://u:secret@host", "redis://:secret@host/0"]
+    "url",
+    [
+        "amqp://u:se#cret@127.0.0.1:x//",
+        "nosuch://u:secret@host",
+        "redis://:secret@host/0",
+    ],
 )
 def test_no_amqp_url(url):
     found = findings(url)
