@@ -7,7 +7,7 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import celery
 
@@ -154,6 +154,10 @@ class Node:
     url: str
 
     def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if ":" in parts.netloc and "@" not in parts.netloc and "@" in self.url:
+            # A "/", "?" or "#" in the password ends the host: the rest would be shown as the vhost.
+            raise ValueError("the password is not percent-encoded")
         self.link = self.subject.maker.connection_for_write(self.url)
         self.timeout = self.subject.options.timeout
 

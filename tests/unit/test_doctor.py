@@ -140,6 +140,7 @@ def test_the_text_of_an_exception_is_without_the_password(password, monkeypatch)
     "url",
     [
         "amqp://u:se#cret@127.0.0.1:x//",
+        "amqp://u:12/secret@127.0.0.1//",
         "nosuch://u:secret@host",
         "redis://:secret@host/0",
     ],
