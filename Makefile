@@ -158,7 +158,7 @@ STUBTEST := -m mypy.stubtest --mypy-config-file pyproject.toml --ignore-disjoint
 STUBS = $(subst /,.,$(basename $(shell find fastrpc -name '*.pyi')))
 
 .PHONY: lint
-lint: $(VENV)/.installed ## ruff, cython-lint, clang-format, mypy, stubs, spelling, shell scripts
+lint: $(VENV)/.installed ## ruff, cython-lint, clang-format, mypy, stubs, spelling, shell scripts, workflows
 	$(call say,'ruff')
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -173,6 +173,8 @@ lint: $(VENV)/.installed ## ruff, cython-lint, clang-format, mypy, stubs, spelli
 	@$(BIN)/codespell
 	$(call say,'shellcheck')
 	@$(BIN)/shellcheck .ci/run $(filter-out %.txt,$(wildcard tools/*))
+	$(call say,'zizmor')
+	@$(BIN)/zizmor --offline --quiet .github
 
 .PHONY: compile
 compile: ## compile the C code alone, with warnings as errors
