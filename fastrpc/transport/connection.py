@@ -56,8 +56,6 @@ class Connection(pyamqp.Connection):
     _transport: Any
     frame_writer: FrameWriter
 
-    #: kombu's connection; None once that has closed this one.
-    client: Any = None
     #: Whether a channel has begun to consume.
     consumed = False
     #: Whether a lost connection, which this one replaces, had consumers, and this one had none yet.

@@ -20,21 +20,33 @@ class Transport(pyamqp.Transport):
     Connection = Connection
     implements = pyamqp.Transport.implements.extend(batch_publish=True)
 
-    #: The connection that was opened last.
-    _opened: Any = None
-
     def establish_connection(self) -> Any:
         """Connect, as kombu, and close the lost connection that this one replaces.
 
         kombu does not close it. Its channels would look open, and kombu would declare an exchange
         on one of them again and again, connecting each time.
         """
-        before = self._opened
-        opened = self._opened = super().establish_connection()
-        if before is not None and before.client is not None:
-            opened.lost_consumers = before.consumed or before.lost_consumers
-            before.collect()
+        opened = super().establish_connection()
+        # Kept by kombu's connection: with several URLs, each failure makes a new transport.
+        lost = vars(self.client).get("_opened")
+        self.client._opened = opened
+        if lost is not None:
+            opened.lost_consumers = lost.consumed or lost.lost_consumers
+            lost.collect()
         return opened
+
+    def close_connection(self, connection: Any) -> None:
+        """Close a connection, as kombu, which also calls this for a lost one to change the URL."""
+        if connection.connected:
+            self._forget_opened()
+        super().close_connection(connection)
+
+    def _collect(self, connection: Any) -> None:
+        self._forget_opened()
+        super()._collect(connection)
+
+    def _forget_opened(self) -> None:
+        self.client._opened = None
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
         """Handle what arrives, see :meth:`Connection.drain_events`.

@@ -13,6 +13,8 @@ import pytest
 from amqp.exceptions import FrameSyntaxError, NotFound, RecoverableConnectionError
 from kombu.transport import pyamqp
 
+from fastrpc.transport.transports import use_our_transport
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 WAIT = 10
@@ -191,6 +193,33 @@ def test_a_loss_that_an_acknowledgement_met_is_not_hidden_from_the_consumer(conn
     consumer.consume()
     connection.Producer().publish("hello", routing_key=queue.name)
     wait_until(lambda: connection.drain_events(timeout=WAIT) or got, WAIT, "it consumes again")
+
+
+def test_nor_is_a_loss_after_which_kombu_changes_the_url(broker, queue):
+    """kombu then closes the lost connection, and connects with another transport."""
+    with Proxy(broker.host, broker.port) as proxy:
+        urls = f"{broker.url_for(proxy.port)};{broker.url}"
+        with use_our_transport(kombu.Connection(urls)) as connection:
+            consumer = connection.Consumer(queue)
+            consumer.consume()
+            proxy.refuse()
+            connection.connection.sock.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(ConnectionError):
+                consumer.channel.basic_ack(1)
+            with pytest.raises(RecoverableConnectionError, match="consumers"):
+                connection.drain_events(timeout=1)
+            assert connection.port == broker.port
+
+
+@pytest.mark.parametrize("end", [kombu.Connection.close, kombu.Connection.collect])
+def test_a_connection_that_was_closed_and_opened_again_may_wait_without_consumers(
+    connect, queue, end
+):
+    connection = connect()
+    connection.Consumer(queue).consume()
+    end(connection)
+    with pytest.raises(TimeoutError):
+        connection.connect().client.drain_events(timeout=0.1)
 
 
 def test_a_connection_that_kombu_replaces_is_closed(connect, queue):
