@@ -91,6 +91,9 @@ class ConfirmWindow:
     def give_up(self) -> tuple[int, Any]:
         """Drop the first message of ``refused``; return how often it was refused, and it."""
 
+    def drop_only(self) -> Any:
+        """Drop the only message in flight; return it."""
+
     def count_into(self, stats: SentStats) -> None:
         """Move ``confirmed`` to the counter of that name."""
 

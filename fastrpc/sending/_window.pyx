@@ -144,6 +144,17 @@ cdef class ConfirmWindow:
         self.refused_bytes -= len(message.body)
         return refusals, message
 
+    def drop_only(self):
+        """Drop the only message in flight; return it."""
+        (message,) = self.messages.values()
+        if self.retried:
+            self.refused_bytes -= len(message.body)
+        else:
+            self.bytes -= len(message.body)
+        self.messages.clear()
+        self.retried.clear()
+        return message
+
     def count_into(self, stats):
         """Move ``confirmed`` to the counter of that name."""
         stats.confirmed += self.confirmed

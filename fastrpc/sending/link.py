@@ -80,8 +80,9 @@ class Lost(Exception):
 
     #: No link was made, or the broker never answered on it: this uses up a retry.
     in_vain = False
-    #: The broker closed the channel over a message. It does not say which; it is one of those in
-    #: flight.
+    #: The broker closed the channel over a message that names its exchange, which may be missing.
+    #: It does not say which; it is one of those in flight. Never over a result: they all have the
+    #: default exchange.
     over_a_message = False
 
 
@@ -124,6 +125,8 @@ class Link:
         #: Messages sent; with confirms the delivery tag of the last one.
         self.sent = 0
         self._confirms = confirms
+        #: Whether messages were sent that name their exchange.
+        self._sent_packed = False
         self._in_frame = False
         self._encoders: dict[tuple[str, str, bool], PublishEncoder] = {}
         #: Reply queue that is gone -> the time, by time.monotonic(), until which it counts as gone.
@@ -171,7 +174,11 @@ class Link:
     def _lose(self, exc: BaseException) -> Lost:
         self.close()
         lost = Lost(str(exc) or repr(exc))
-        lost.over_a_message = isinstance(exc, ChannelError) and exc.method_sig == spec.Basic.Publish
+        lost.over_a_message = (
+            self._sent_packed
+            and isinstance(exc, ChannelError)
+            and exc.method_sig == spec.Basic.Publish
+        )
         return lost
 
     def send(self, message: Message | Packed, window: ConfirmWindow) -> None:
@@ -193,6 +200,7 @@ class Link:
             frames: Any = encoder.encode(message.routing_key, message.correlation_id, message.body)
         else:
             frames = message.frames(self._channel.channel_id)
+            self._sent_packed = True
         self.busy = True
         try:
             written = self._write(frames)

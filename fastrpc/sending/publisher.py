@@ -182,11 +182,7 @@ class KombuPublisher:
 
 
 class AMQPPublisher:
-    """Sends with pipelined publisher confirms over one connection. Thread-safe.
-
-    ``singles_out``: find the message over which the broker closes the channel, and drop it. For
-    messages that name their exchange, which may be missing; results all have the default one.
-    """
+    """Sends with pipelined publisher confirms over one connection. Thread-safe."""
 
     def __init__(
         self,
@@ -195,14 +191,12 @@ class AMQPPublisher:
         options: Options,
         stats: SentStats,
         substitute: Callable[[Message], Message | None],
-        singles_out: bool = False,
     ) -> None:
         self.app = app
         self.delivery_mode = delivery_mode
         self.options = options
         self.stats = stats
         self.substitute = substitute
-        self.singles_out = singles_out
         self._begin()
 
     def _begin(self) -> None:
@@ -282,7 +276,7 @@ class AMQPPublisher:
                 return
             except Lost as exc:
                 lost = exc
-            if self._is_over_one(lost):
+            if lost.over_a_message:
                 continue  # without a pause: each time fewer can be to blame
             delays = delays or self.options.retry_policy.delays()
             pauses = pauses or backoff()
@@ -375,21 +369,16 @@ class AMQPPublisher:
             self.unconfirmed,
             lost,
         )
-        too_large, was_alone = None, False
+        too_large = None
         if TOO_LARGE in str(lost):
             # The broker does not say which message it was. It has not confirmed that message, so
             # the largest unconfirmed one is at least as large.
             too_large = max(self.window, key=lambda message: len(message.body), default=None)
-        elif self._is_over_one(lost):
-            # If the one is found it stays 1: the next one may well have the same fault.
-            self._suspects = self.window.in_flight
-            was_alone = self._suspects == 1
-        never_refused = list(self.window)
+        elif lost.over_a_message:
+            self._single_out(lost)
         self.window.lose()
         if too_large is not None:
             self._replace(too_large)
-        elif was_alone:
-            self._drop(never_refused, lost)
         self._heartbeat = HEARTBEAT if isinstance(lost, Silent) else 0
         self._link = None
         self._ensure_watched()
@@ -410,18 +399,15 @@ class AMQPPublisher:
             substitute = None  # `too_large` is a substitute already
         self.window.replace(too_large, substitute)
 
-    def _is_over_one(self, lost: Lost) -> bool:
-        """Whether one message is to blame, and not the connection of all."""
-        return self.singles_out and lost.over_a_message
-
-    def _drop(self, never_refused: list[Any], lost: Lost) -> None:
-        """Drop the message that was alone in flight. It is in the list, unless it was refused."""
-        if never_refused:
-            message = never_refused[0]
-            self.window.replace(message, None)
-        else:
-            _, message = self.window.give_up()
-        logger.error("the broker does not take task %s: %s", message.correlation_id, lost)
+    def _single_out(self, lost: Lost) -> None:
+        """Have the messages in flight sent again one at a time. Drop one that was alone."""
+        self._suspects = self.window.in_flight
+        if self._suspects == 1:
+            message = self.window.drop_only()
+            # The next one may well have the same fault. If there is none, nobody is a suspect:
+            # what the broker refused would wait until nothing else is in flight.
+            self._suspects = int(bool(self.window.again))
+            logger.error("the broker does not take task %s: %s", message.correlation_id, lost)
 
     def _send(self, link: Link, message: Message | Packed) -> None:
         if not self.window.in_flight:  # until now the broker had nothing to confirm
@@ -434,10 +420,14 @@ class AMQPPublisher:
         """Send the messages of a lost link again, until the broker blocks the connection."""
         again = self.window.again
         while again and not link.blocked and not self._must_wait():
-            self._send(link, again[0])
-            self.stats.resent += 1
-            self._look(link, MOMENT if self._suspects else 0)
-            self._suspects = max(self._suspects - 1, 0)
+            moment = MOMENT if self._suspects else 0
+            self._resend(link, again[0])
+            self._look(link, moment)
+
+    def _resend(self, link: Link, message: Message | Packed) -> None:
+        self._send(link, message)
+        self.stats.resent += 1
+        self._suspects = max(self._suspects - 1, 0)
 
     def _must_wait(self) -> bool:
         """Whether the next message is a suspect, which must be alone in flight, and cannot be."""
@@ -484,9 +474,7 @@ class AMQPPublisher:
             if self._is_worn_out(link) or not self._can_send_refused(link):
                 return False
             message = self.window.refused[0][2]
-            self._send(link, message)
-            self.stats.resent += 1
-            self._suspects = max(self._suspects - 1, 0)
+            self._resend(link, message)
             size += len(message.body)
             if size > SLICE_BYTES:
                 break
@@ -557,7 +545,7 @@ class AMQPPublisher:
             if lost is None:
                 pause = self._pause
             else:
-                pause = 0 if self._is_over_one(lost) else WATCH_INTERVAL + next(pauses)
+                pause = 0 if lost.over_a_message else WATCH_INTERVAL + next(pauses)
         if unheeded is not None:
             unheeded.goodbye(LEAST_GOODBYE)
 
@@ -628,7 +616,7 @@ class AMQPPublisher:
                 if not self.unconfirmed:
                     return True
             lost = lost or self._renew()
-            if lost is not None and not self._is_over_one(lost):
+            if lost is not None and not lost.over_a_message:
                 time.sleep(min(next(pauses), left))
         return not self.unconfirmed
 

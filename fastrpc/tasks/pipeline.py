@@ -71,9 +71,7 @@ class Pipeline:
         (self._publisher or self._make_publisher()).publish(task)
 
     def _make_publisher(self) -> AMQPPublisher:
-        made = AMQPPublisher(
-            self, PERSISTENT, Options(), SentStats(), lambda too_large: None, singles_out=True
-        )
+        made = AMQPPublisher(self, PERSISTENT, Options(), SentStats(), lambda too_large: None)
         # First: what interrupts this must not leave a publisher that is never flushed.
         register(self)
         # No lock: a destructor or a signal handler that interrupts this may send a task too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from amqp.exceptions import AccessRefused
@@ -12,7 +13,8 @@ from amqp.exceptions import AccessRefused
 from fastrpc.sending import publisher
 from fastrpc.sending._window import ConfirmWindow
 from fastrpc.sending.link import Lost
-from fastrpc.sending.publisher import AMQPPublisher, Message
+from fastrpc.sending.message import Message, Packed
+from fastrpc.sending.publisher import AMQPPublisher
 from fastrpc.wire._reader import FrameReader
 from tests.support.amqp_bytes import QOS_OK
 
@@ -58,7 +60,7 @@ class FakeLink:
         self.opened_at = time.monotonic()
         self.blocked = False
         self.reason = "cut"
-        self.closed_over: str | None = None
+        self.closed_over: Message | Packed | None = None
         self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
         self.heartbeat = heartbeat
         self.heard_at = 0.0
@@ -73,7 +75,7 @@ class FakeLink:
         self.interrupt: BaseException | None = None
         self.on_send: Callable[[], object] | None = None
 
-    def send(self, message: Message, window: ConfirmWindow) -> None:
+    def send(self, message: Message | Packed, window: ConfirmWindow) -> None:
         if self.interrupt is not None:
             self.busy = True
             raise self.interrupt
@@ -84,7 +86,7 @@ class FakeLink:
         self.sent += 1
         self.broker.got.append(message.correlation_id)
         if message.correlation_id in self.broker.not_taken:
-            self.closed_over = message.correlation_id
+            self.closed_over = message
         if self.broker.confirms_at_once and self.closed_over is None:
             self.frames.append((self.sent, False, True))
         if self.confirms:
@@ -105,7 +107,7 @@ class FakeLink:
             raise Lost(self.reason) from ConnectionResetError("cut")
         if self.closed_over is not None:
             lost = Lost("no such exchange")
-            lost.over_a_message = True
+            lost.over_a_message = not isinstance(self.closed_over, Message)
             raise lost from AccessRefused("no such exchange")
         end = time.monotonic() + timeout
         while not self.frames:
@@ -144,6 +146,12 @@ class FakeLink:
 
 def message(name: str, size: int = 10) -> Message:
     return Message("queue", name, b"x" * size, "application/json", "utf-8")
+
+
+def send_tasks(publisher: AMQPPublisher, *names: str) -> None:
+    """Send messages that name their exchange."""
+    for name in names:
+        publisher.publish(SimpleNamespace(correlation_id=name, body=b"x" * 10))
 
 
 def apology(too_large: Message) -> Message:

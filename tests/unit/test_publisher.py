@@ -20,7 +20,15 @@ from fastrpc.sending.link import Lost
 from fastrpc.sending.publisher import REFUSED_FOR_GOOD, AMQPPublisher, Message
 from fastrpc.stats import SentStats
 from tests.support.inside import watching_publishers
-from tests.support.publishing import Broker, FakeLink, apology, connected_broker, message, send
+from tests.support.publishing import (
+    Broker,
+    FakeLink,
+    apology,
+    connected_broker,
+    message,
+    send,
+    send_tasks,
+)
 from tests.support.waiting import wait_until
 
 
@@ -505,15 +513,13 @@ class TestSinglingOut:
     @pytest.fixture
     def publisher(self, make, broker) -> AMQPPublisher:
         broker.confirms_at_once = True
-        publisher = make()
-        publisher.singles_out = True
-        return publisher
+        return make()
 
     def test_the_others_are_sent_again_one_at_a_time_and_it_is_dropped(
         self, publisher, broker, caplog
     ):
         broker.not_taken = {"bad"}
-        send(publisher, "a", "b", "bad", "c", "d")
+        send_tasks(publisher, "a", "b", "bad", "c", "d")
         for _ in range(3):
             publisher._tend()
         assert broker.got[5:] == ["a", "b", "bad", "c", "d"]
@@ -522,7 +528,7 @@ class TestSinglingOut:
 
     def test_a_suspect_waits_for_the_confirm_of_the_one_before(self, publisher, broker):
         broker.not_taken = {"bad"}
-        send(publisher, "a", "bad")
+        send_tasks(publisher, "a", "bad")
         publisher._tend()
         broker.confirms_at_once = False
         publisher._tend()
@@ -530,13 +536,13 @@ class TestSinglingOut:
         assert broker.got[2:] == ["a"]
         assert publisher._pause == publisher_module.SLICE_INTERVAL
         broker.link.confirm(1)
-        send(publisher, "c")
+        send_tasks(publisher, "c")
         assert broker.got[3:] == ["bad", "c"]
 
     def test_many_are_dropped_one_after_another(self, publisher, broker):
         names = [f"{n}" for n in range(30)]
         broker.not_taken = {*names[::3], *names[20:]}
-        send(publisher, *names)
+        send_tasks(publisher, *names)
         publisher.close(30)
         assert publisher.unconfirmed == 0
         taken = [name for name in names if name not in broker.not_taken]
@@ -545,7 +551,7 @@ class TestSinglingOut:
 
     def test_one_that_was_refused_before(self, publisher, broker, caplog):
         broker.confirms_at_once = False
-        send(publisher, "bad", "a")
+        send_tasks(publisher, "bad", "a")
         broker.link.refuse(1)
         broker.link.confirm(2)
         publisher._tend()
@@ -554,11 +560,22 @@ class TestSinglingOut:
         assert publisher.window.refused_bytes == 0
         assert "the broker does not take task bad" in caplog.text
 
+    def test_once_it_is_dropped_refused_ones_wait_for_no_other(self, publisher, broker):
+        broker.not_taken = {"bad"}
+        send_tasks(publisher, "bad")
+        publisher._tend()
+        assert not publisher.unconfirmed
+        broker.confirms_at_once = False
+        send_tasks(publisher, "a", "b")
+        broker.link.refuse(1)
+        publisher._tend()
+        wait_until(lambda: publisher._tend() or broker.got[3:] == ["a"], 5, "it is sent again")
+
     def test_a_forbidden_exchange_does_not_fail_other_calls(self, publisher, broker):
         broker.not_taken = {"bad"}
-        send(publisher, "bad")
+        send_tasks(publisher, "bad")
         publisher._sent_at = 0  # so that the next send reads first
-        send(publisher, "a")
+        send_tasks(publisher, "a")
         assert broker.got == ["bad", "a"]
 
     def test_a_result_is_kept(self, make, broker):

@@ -261,3 +261,16 @@ def test_the_window_equals_a_dict_wherever_the_bytes_are_cut(confirms, data):
     assert window.confirmed == 10 - len(plain) - len(nacked)
     assert window.refused_bytes == sum(nacked)
     assert window.bytes == sum(plain.values())
+
+
+def test_the_only_message_in_flight_is_dropped():
+    window = ConfirmWindow()
+    first, second = message(1), message(2)
+    window.add(1, first)
+    assert window.drop_only() is first
+    assert (len(window), window.bytes) == (0, 0)
+    window.add(2, second)
+    window.confirm(2, multiple=False, taken=False)
+    window.add(3, second)
+    assert window.drop_only() is second
+    assert (len(window), window.bytes, window.refused_bytes, window.refused_count) == (0, 0, 0, 0)
