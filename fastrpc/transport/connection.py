@@ -270,6 +270,7 @@ class Connection(pyamqp.Connection):
                 sock.settimeout(timeout)
             return self.reader.recv(sock.recv_into)
         except EOFError as exc:  # on eventlet: another greenlet has closed the socket
+            transport.connected = False
             raise OSError(errno.EBADF, "the socket was closed") from exc
         except OSError as exc:
             if isinstance(exc, TimeoutError):

@@ -109,6 +109,13 @@ class TestFill:
             opened.connection.fill(STICKY_TIMEOUT)
         assert opened.sock.timeouts == [STICKY_TIMEOUT]
 
+    def test_a_socket_that_another_greenlet_closed_is_a_lost_connection(self, opened):
+        """eventlet raises EOFError, which nobody takes for the loss of a connection."""
+        opened.sock.fails = EOFError()
+        with pytest.raises(OSError, match="the socket was closed"):
+            opened.connection.fill(1)
+        assert opened.transport.connected is False
+
     def test_a_timeout_of_none_is_reset_after_the_read(self, opened):
         """Otherwise a write could block for ever."""
         opened.sock.sock.settimeout(7)
