@@ -363,7 +363,7 @@ class Link:
             self._amqp.answer_timeout = timeout
             self._connection.close()
         except self._errors as exc:
-            logger.debug("closing the connection for sending results: %s", exc)
+            logger.debug("closing the connection for sending: %s", exc)
 
     def abandon(self) -> None:
         """Let go of the connection without writing to it: it belongs to the parent process."""
@@ -371,11 +371,11 @@ class Link:
 
     def _on_blocked(self, reason: str) -> None:
         self.blocked = True
-        logger.warning("the broker blocks publishing, results wait: %s", reason)
+        logger.warning("the broker blocks publishing, messages wait: %s", reason)
 
     def _on_unblocked(self) -> None:
         self.blocked = False
-        logger.warning("the broker takes results again")
+        logger.warning("the broker takes messages again")
 
     def _on_return(self, exc: Exception, exchange: str, routing_key: str, message: Any) -> None:
         self.stats.returned += 1

@@ -365,7 +365,7 @@ class AMQPPublisher:
         as_expected = isinstance(lost, Silent) and link.blocked and not link.heartbeat
         logger.log(
             logging.WARNING if self.unconfirmed and not as_expected else logging.INFO,
-            "lost the connection for sending results, %d are sent again: %s",
+            "lost the connection for sending, %d messages are sent again: %s",
             self.unconfirmed,
             lost,
         )
@@ -390,7 +390,7 @@ class AMQPPublisher:
         If it was sent again, the broker would close every further connection too.
         """
         logger.error(
-            "the broker does not take the result of task %s, its %d bytes are too many",
+            "the broker does not take the message of task %s, its %d bytes are too many",
             too_large.correlation_id,
             len(too_large.body),
         )
@@ -497,7 +497,7 @@ class AMQPPublisher:
     def _give_up(self) -> None:
         refusals, message = self.window.give_up()
         logger.error(
-            "the broker refused the result of task %s %d times, it is given up",
+            "the broker refused the message of task %s %d times, it is given up",
             message.correlation_id,
             refusals,
         )
@@ -595,7 +595,7 @@ class AMQPPublisher:
             with suppress(Lost):
                 self._look(link)  # so that messages confirmed by now are not sent twice
             link.close()
-            self._drop_link(Lost("the broker keeps refusing results on this connection"))
+            self._drop_link(Lost("the broker keeps refusing messages on this connection"))
             self._link = fresh
             self._patience = min(2 * self._patience, REFUSED_AT_MOST)
         return None
@@ -625,7 +625,7 @@ class AMQPPublisher:
         deadline = time.monotonic() + timeout
         if not self.drain(timeout):
             logger.error(
-                "%d results were not confirmed within %g s of shutting down and may be lost",
+                "%d messages were not confirmed within %g s of shutting down and may be lost",
                 self.unconfirmed,
                 timeout,
             )
@@ -640,5 +640,5 @@ class AMQPPublisher:
 
 def cannot_connect(exc: Exception) -> Lost:
     """Log what application code raised, for example a callable ``broker_password``."""
-    logger.error("cannot connect to send results, trying again", exc_info=exc)
+    logger.error("cannot connect to send, trying again", exc_info=exc)
     return Lost(str(exc))

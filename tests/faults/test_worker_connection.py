@@ -370,7 +370,7 @@ class TestTooLarge:
             with pytest.raises(ResultTooLarge, match=f"result of task {result.id} .* bytes"):
                 result.get(timeout=10)
         await_confirms(sender)
-        assert records.count("does not take the result of task") == 3
+        assert records.count("does not take the message of task") == 3
         assert app.backend.stats()["waiting"] == 0
 
     @pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
@@ -460,7 +460,7 @@ class TestRefused:
             time.sleep(0.1)
         assert (len(heard), heard.total()) == (1_000, 1_000)
         # Meanwhile the refused ones are sent over new connections, at most one a second.
-        given_up = records.count("the broker keeps refusing results on this connection")
+        given_up = records.count("the broker keeps refusing messages on this connection")
         assert 1 <= given_up <= time.monotonic() - started
 
     @pytest.mark.parametrize("retries", [3, None], ids=["given up", "tried for ever"])
@@ -514,7 +514,7 @@ class TestBlocked:
         alarm(False)
         sending.result(30)
         assert [result.get(timeout=10) for result in results] == [0, *([n] for n in range(1, 20))]
-        assert records.count("takes results again") == 1
+        assert records.count("takes messages again") == 1
 
     def test_without_confirms_they_wait_too(self, own_broker, make_client, alarm, records):
         app = make_client(own_broker.url)
@@ -667,4 +667,4 @@ class TestShutdown:
         answer(sender, oid, expect(app, 3))
         with stopwatch(5, "close()"):
             sender.backend.close()
-        assert records.count("3 results were not confirmed") == 1
+        assert records.count("3 messages were not confirmed") == 1

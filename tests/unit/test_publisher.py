@@ -739,7 +739,7 @@ class TestRefusals:
             publisher._tend()
         assert [m.correlation_id for _, _, m in publisher.window.refused] == ["c", "d", "e"]
         for name in "ab":
-            assert f"refused the result of task {name} 1 times, it is given up" in caplog.text
+            assert f"refused the message of task {name} 1 times, it is given up" in caplog.text
 
     def test_a_refused_result_larger_than_the_limit_is_still_sent_again(self, make, broker):
         publisher = make(confirm_window_bytes=10)
@@ -886,7 +886,7 @@ class TestWhileNobodySends:
         broker.link.cut = True
         wait_until(lambda: publisher.stats.confirmed == 1, 5, "it is confirmed")
         assert broker.got == ["a", "a"]
-        assert caplog.text.count("cannot connect to send results") == 2
+        assert caplog.text.count("cannot connect to send, trying again") == 2
 
     def test_without_unconfirmed_results_there_is_no_thread(self, make, broker):
         publisher = make(publisher_confirms=False)
@@ -922,7 +922,7 @@ class TestTheEnd:
         started = time.monotonic()
         publisher.close(0.1)
         assert 0.1 <= time.monotonic() - started < 2
-        assert "2 results were not confirmed" in caplog.text
+        assert "2 messages were not confirmed" in caplog.text
         wait_until(lambda: publisher._watcher is None, 5, "the watcher has ended")
         assert len(broker.links) == 1, "nobody connects for what is given up"
 
