@@ -192,7 +192,7 @@ class Joiner:
             if decided or not self._look_later(looks[0]):
                 for looked in looks[0].waiting:
                     looked.set()
-            looks.pop(0)  # last: close() must not find the look in neither place
+            looks.pop(0)  # last: close() must find the look in one place or the other
 
     def _look_later(self, look: Look) -> bool:
         """Have an undecided look made once more, after a pause; return False if it is given up."""

@@ -1,7 +1,7 @@
-"""One connection that sends results and reads their confirms.
+"""One connection that sends results, or tasks, and reads their confirms.
 
-A link lives as long as its socket. The window of unconfirmed results must outlive it, so it belongs
-to the publisher.
+A link lives as long as its socket. The window of unconfirmed messages must outlive it, so it
+belongs to the publisher.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Silent(Lost):
 
 
 class Link:
-    """An open connection for sending results. Not thread-safe: the publisher's lock guards it.
+    """An open connection for sending. Not thread-safe: the publisher's lock guards it.
 
     The socket is non-blocking, and an ordinary write is one system call. If the kernel does not
     take all bytes, the link waits until the socket takes more, and reads meanwhile: the broker may

@@ -1,5 +1,7 @@
 """Sends results to the broker and keeps them until it has confirmed them.
 
+Tasks too, with ``confirm_publish="pipelined"``: they are packed already.
+
 ``AMQPPublisher`` packs a result into one buffer and writes it at once. The window keeps the result
 until its confirm is read, which happens later and without waiting. When the connection is lost, the
 publisher opens another and sends everything in the window again; callers drop the duplicates. While

@@ -28,8 +28,8 @@ class Transport(pyamqp.Transport):
         """
         opened = super().establish_connection()
         # Kept by kombu's connection: with several URLs, each failure makes a new transport.
-        lost = vars(self.client).get("_opened")
-        self.client._opened = opened
+        lost = getattr(self.client, "_fastrpc_opened", None)
+        self.client._fastrpc_opened = opened
         if lost is not None:
             opened.lost_consumers = lost.consumed or lost.lost_consumers
             lost.collect()
@@ -46,7 +46,7 @@ class Transport(pyamqp.Transport):
         super()._collect(connection)
 
     def _forget_opened(self) -> None:
-        self.client._opened = None
+        self.client._fastrpc_opened = None
 
     def drain_events(self, connection: Any, **kwargs: Any) -> Any:
         """Handle what arrives, see :meth:`Connection.drain_events`.
