@@ -18,7 +18,7 @@ QUEUE_CHECKS = Checks()
 
 @QUEUE_CHECKS.add("reply queue", needs="publish")
 def check_reply_queue(subject: Subject) -> Verdict | None:
-    """Can the app's reply queue be made, or does one exist with other arguments?"""
+    """Can the app's reply queue be made? One that exists: its arguments, and does a caller read?"""
     if subject.app is None or not is_fastrpc(type(subject.backend)):
         return None
     queue = subject.backend.binding
@@ -27,8 +27,8 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
     with subject.connection.channel() as channel:
         bound = queue(channel)
         try:
-            if name:  # do not make one that is missing
-                bound.queue_declare(passive=True)
+            # Do not make one that is missing.
+            found = bound.queue_declare(passive=True) if name else None
             bound.declare()
         except NotFound:
             return note(
@@ -43,8 +43,14 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
             )
         except AccessRefused as exc:
             return subject.forbidden(exc, "configure")
-        if not name:
+        if found is None:
             bound.delete(if_unused=True, if_empty=True)
+        elif found.message_count and not found.consumer_count:
+            return warn(
+                f"nobody consumes {name} ({counted(found.message_count, 'message')})",
+                f"If its caller has ended, delete it: rabbitmqctl delete_queue {name}. "
+                "rabbitmqctl list_queues name consumers messages shows more like it.",
+            )
     return ok(f"{queue.name}, {describe(queue)}")
 
 

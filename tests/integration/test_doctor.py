@@ -172,6 +172,21 @@ def test_a_reply_queue_with_other_arguments(private_broker):
     assert "other-replies" not in private_broker.queues()
 
 
+def test_a_reply_queue_whose_caller_has_ended(private_broker):
+    app = make_app(private_broker.url, FAST)
+    queue = app.backend.binding
+    options = Options(timeout=2.0, reply_queue=queue.name, workers=False)
+    sure = {"confirm_publish": True}
+    with kombu.Connection(private_broker.url, transport_options=sure) as connection:
+        bound = queue(connection.default_channel)
+        bound.declare()
+        assert findings(app=app, options=options)["reply queue"].mark is Mark.OK
+        connection.Producer().publish("result", routing_key=queue.name)
+        found = findings(app=app, options=options)["reply queue"]
+        assert (found.mark, found.found) == (Mark.WARN, f"nobody consumes {queue.name} (1 message)")
+        bound.delete()
+
+
 @pytest.fixture(scope="module")
 def tls_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
