@@ -12,7 +12,7 @@ from amqp.exceptions import AccessRefused, NotAllowed
 
 from .findings import Checks, Verdict, fail, note, ok, warn
 from .subject import Node
-from .texts import milliseconds_since, root_of
+from .texts import milliseconds_since, reason, root_of
 
 __all__ = ["CONNECTION_CHECKS", "explain_url"]
 
@@ -212,7 +212,7 @@ def explain_login(node: Node, exc: BaseException) -> Verdict:
     if isinstance(exc, AccessRefused):
         return explain_refused_user(node)
     if isinstance(exc, NotAllowed):
-        return explain_refused_vhost(node, node.subject.reason(exc))
+        return explain_refused_vhost(node, reason(exc))
     if isinstance(exc, ssl.SSLCertVerificationError):
         return fail(
             f"the broker's certificate is not trusted: {exc.verify_message}",
@@ -261,7 +261,7 @@ def explain_refused_vhost(node: Node, said: str) -> Verdict:
         )
     if re.search(r"limit \(\d+\) is reached", said):
         return fail(
-            said,
+            node.subject.hide(said),
             "Close connections that are not needed, or raise the limit: rabbitmqctl "
             "set_vhost_limits, or set_user_limits.",
         )
@@ -270,4 +270,7 @@ def explain_refused_vhost(node: Node, said: str) -> Verdict:
             f"user {node.user} may not use vhost {node.vhost}",
             f"Allow it: {node.permit_command}.",
         )
-    return fail(said, "Look at the broker's log, and at the limits of the vhost and of the user.")
+    return fail(
+        node.subject.hide(said),
+        "Look at the broker's log, and at the limits of the vhost and of the user.",
+    )

@@ -18,7 +18,7 @@ QUEUE_CHECKS = Checks()
 
 @QUEUE_CHECKS.add("reply queue", needs="publish")
 def check_reply_queue(subject: Subject) -> Verdict | None:
-    """Can the app's reply queue be made? One that exists: its arguments, and does a caller read?"""
+    """Can the app's reply queue be made? One that was named: its arguments, and who consumes it."""
     if subject.app is None or not is_fastrpc(type(subject.backend)):
         return None
     queue = subject.backend.binding
@@ -48,7 +48,8 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
         elif found.message_count and not found.consumer_count:
             return warn(
                 f"nobody consumes {name} ({counted(found.message_count, 'message')})",
-                f"If its caller has ended, delete it: rabbitmqctl delete_queue {name}. "
+                f"If its caller has ended (one that has not waited yet does not consume either), "
+                f"delete it: rabbitmqctl delete_queue {name}. "
                 "rabbitmqctl list_queues name consumers messages shows more like it.",
             )
     return ok(f"{queue.name}, {describe(queue)}")

@@ -95,11 +95,14 @@ class Subject:
         return urls or [""]
 
     def reason(self, exc: BaseException) -> str:
-        """The text of an exception without passwords.
+        """The text of an exception without passwords."""
+        return self.hide(reason(exc))
+
+    def hide(self, text: str) -> str:
+        """``text``, which an exception has said, without passwords.
 
         The doctor's own sentences are not searched: a gap in a known one would tell the password.
         """
-        text = reason(exc)
         for password in self.passwords():
             text = text.replace(password, "**")
         return text
@@ -155,7 +158,7 @@ class Node:
 
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
-        if ":" in parts.netloc and "@" not in parts.netloc and "@" in self.url:
+        if ":" in parts.netloc and "@" in parts.path + parts.query + parts.fragment:
             # A "/", "?" or "#" in the password ends the host: the rest would be shown as the vhost.
             raise ValueError("the password is not percent-encoded")
         self.link = self.subject.maker.connection_for_write(self.url)

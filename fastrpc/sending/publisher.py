@@ -576,7 +576,7 @@ class AMQPPublisher:
         return None
 
     def _renew(self) -> Lost | None:
-        """Replace a link on which the broker keeps refusing results. Returns the error if it fails.
+        """Replace a link on which the broker refuses message after message; return a failure.
 
         The new link is opened first and without the lock, so that no sender waits for it.
         """

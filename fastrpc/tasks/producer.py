@@ -42,9 +42,9 @@ def is_replaced() -> bool:
 
 
 class DefaultExchange(Exchange):
-    """The default exchange, for one producer alone.
+    """The default exchange, owned by one producer.
 
-    A pool binds the exchange of a producer at each loan. kombu copies an exchange to bind it.
+    A pool binds it at each loan of the producer. kombu would copy it each time.
     """
 
     def bind(self, channel: Any) -> DefaultExchange:

@@ -7,7 +7,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 from amqp.exceptions import NotFound
@@ -41,12 +40,23 @@ def cluster(broker) -> Iterator[Cluster]:
 
 
 @contextlib.contextmanager
-def gone(node: RabbitMQ, go: Callable[[RabbitMQ], Any]) -> Iterator[None]:
+def gone(node: RabbitMQ, go: Callable[[RabbitMQ], None]) -> Iterator[None]:
     """Stop the node by `go` inside the block, and start it again afterwards."""
     go(node)
     try:
         yield
     finally:
+        node.start()
+
+
+@contextlib.contextmanager
+def dying(node: RabbitMQ) -> Iterator[None]:
+    """Kill the node while the block runs, and start it again afterwards."""
+    killing = Background(node.kill)
+    try:
+        yield
+    finally:
+        killing.result(10)
         node.start()
 
 
@@ -243,7 +253,7 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
         assert results[0].get(timeout=30) == 0
         # The worker is busy, and the other two thirds are sent while the node goes: by this thread,
         # because a new quorum reply queue may not outlive its node ("What is not promised").
-        with gone(cluster.nodes[0], lambda node: Background(node.kill)):
+        with dying(cluster.nodes[0]):
             results += [task.apply_async((n, 0.01)) for n in range(len(results), TASKS)]
             assert [result.get(timeout=60) for result in results] == list(range(TASKS))
     assert app.backend.stats()["reconnects"] >= 1

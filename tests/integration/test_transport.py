@@ -195,7 +195,7 @@ def test_a_loss_that_an_acknowledgement_met_is_not_hidden_from_the_consumer(conn
     wait_until(lambda: connection.drain_events(timeout=WAIT) or got, WAIT, "it consumes again")
 
 
-def test_nor_is_a_loss_after_which_kombu_changes_the_url(broker, queue):
+def test_a_loss_after_which_kombu_changes_the_url_is_not_hidden_either(broker, queue):
     """kombu then closes the lost connection, and connects with another transport."""
     with Proxy(broker.host, broker.port) as proxy:
         urls = f"{broker.url_for(proxy.port)};{broker.url}"

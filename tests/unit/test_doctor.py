@@ -114,6 +114,13 @@ def test_a_limit_of_connections(who):
     assert "raise the limit" in verdict.advice
 
 
+@pytest.mark.parametrize("password", ["found", "vhost"])
+def test_a_reason_is_understood_although_the_password_is_a_word_of_it(password):
+    url = f"amqp://u:{password}@127.0.0.1/nosuch"
+    said = "NOT_ALLOWED - vhost nosuch not found"
+    assert explain_refused_vhost(Node(Subject(url), url), said).found == "there is no vhost nosuch"
+
+
 def test_tls_to_a_port_without():
     with port(b"AMQP\x00\x00\x09\x01") as number:
         found = findings(f"amqps://127.0.0.1:{number}//")
@@ -141,6 +148,7 @@ def test_the_text_of_an_exception_is_without_the_password(password, monkeypatch)
     [
         "amqp://u:se#cret@127.0.0.1:x//",
         "amqp://u:12/secret@127.0.0.1//",
+        "amqp://u:p@x/secret@127.0.0.1//",
         "nosuch://u:secret@host",
         "redis://:secret@host/0",
     ],

@@ -569,7 +569,9 @@ class TestSinglingOut:
         send_tasks(publisher, "a", "b")
         broker.link.refuse(1)
         publisher._tend()
-        wait_until(lambda: publisher._tend() or broker.got[3:] == ["a"], 5, "it is sent again")
+        wait_until(
+            lambda: publisher._tend() is None and broker.got[3:] == ["a"], 5, "it is sent again"
+        )
 
     def test_a_forbidden_exchange_does_not_fail_other_calls(self, publisher, broker):
         broker.not_taken = {"bad"}
