@@ -87,7 +87,9 @@ class Worker:
     def __enter__(self) -> Worker:
         return self
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, exc_type: Any, *rest: Any) -> None:
+        if exc_type is not None:
+            print(self.log[-10_000:])
         self.close()
 
     @property
