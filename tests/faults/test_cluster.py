@@ -244,7 +244,12 @@ def test_tasks_go_on_while_the_connected_node_is_killed(cluster, make_client, tr
         ";".join(cluster.urls()),
         "fastrpc://",
         queues=(queue,),
-        conf={**conf, "task_acks_late": True, "result_backend_transport_options": options},
+        conf={
+            **conf,
+            "task_acks_late": True,
+            "result_backend_transport_options": options,
+            "broker_channel_error_retry": True,  # its own queue may still be locked
+        },
         install=transport_is_ours,
     ):
         app = make_client(cluster.urls(), queue, options=options, **conf)
