@@ -311,8 +311,9 @@ async def _all_ready(
             try:
                 arrived = await wait
             except (asyncio.CancelledError, TimeoutError):
-                if revoke:
-                    left = [leaf.id for leaf in missing.values()]
+                # One may be ready that this await has not been told of yet.
+                left = [leaf.id for leaf in missing.values() if not _is_ready(leaf)]
+                if revoke and left:
                     _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
                 raise
             if on_message is not None:

@@ -196,6 +196,24 @@ class TestRevoke:
         wait_until(lambda: not inside.threads_of_ours(), 10, "the threads have ended")
         assert revoked == ([[slow]] if revoke else [])
 
+    def test_one_that_is_ready_but_not_yet_told_of_is_not_revoked(self, app, sender, monkeypatch):
+        revoked = Mock()
+        monkeypatch.setattr(app.control, "revoke", revoked)
+
+        async def main():
+            [ready] = expect(app, 1)
+            waiting = asyncio.create_task(aio.gather(ready, revoke=True))
+            await asyncio.sleep(0.1)
+            answer(sender, app.backend.oid, [ready])
+            wait_until(ready.ready, 10, "it is ready")  # blocks the loop
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+        run(main())
+        wait_until(lambda: not inside.threads_of_ours(), 10, "the threads have ended")
+        revoked.assert_not_called()
+
     def test_one_that_times_out(self, working, revoked):
         async def main():
             slow = await aio.apply_async(working.tasks["tests.sleep"], (2,))
