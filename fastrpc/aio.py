@@ -312,8 +312,7 @@ async def _all_ready(
                 arrived = await wait
             except (asyncio.CancelledError, TimeoutError):
                 # One may be ready that this await has not been told of yet.
-                left = [leaf.id for leaf in missing.values() if not _is_ready(leaf)]
-                if revoke and left:
+                if revoke and (left := [n.id for n in missing.values() if not _is_ready(n)]):
                     _sender.send(partial(nodes[0].app.control.revoke, left), _log_failure)
                 raise
             if on_message is not None:
