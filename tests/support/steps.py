@@ -8,6 +8,7 @@ and at the jump back of a loop. Compiled code has no steps.
 from __future__ import annotations
 
 import dis
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +22,10 @@ CHECKED = frozenset(
     {"RESUME", "CALL", "CALL_KW", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
     | {"CALL_FUNCTION", "CALL_FUNCTION_KW", "CALL_METHOD", "JUMP_ABSOLUTE"}  # Python 3.10
 )
+
+#: Python 3.13.0 does not trace the opcodes of a function at its first call, nor at the first call
+#: after one that the trace function interrupted.
+TRACES_LATE = sys.version_info[:2] == (3, 13)
 
 
 @cache
@@ -76,22 +81,27 @@ def each_step(
     Only the steps in `files` (parts of paths) count. Yields the place of the step, what `prepare`
     returned and what `call` raised.
     """
-    number = 0
-    while True:
+    for number in itertools.count():
+        if TRACES_LATE:
+            _run(_Step(sys.maxsize, act, files), call, prepare())
         prepared = prepare()
-        step, error = _Step(number, act, files), None
-        usual = sys.gettrace()
-        # Python 3.12 traces opcodes only if some frame has asked for it before.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(step.trace)
-        try:
-            call(prepared)
-        except BaseException as exc:
-            error = exc
-        finally:
-            sys.settrace(usual)
+        step = _Step(number, act, files)
+        error = _run(step, call, prepared)
         if step.where is None:
             assert number, "there is no step at all"
             return
         yield step.where, prepared, error
-        number += 1
+
+
+def _run(step: _Step, call: Callable[[Any], Any], prepared: Any) -> BaseException | None:
+    usual = sys.gettrace()
+    # Python 3.12 traces opcodes only if some frame has asked for it before.
+    sys._getframe().f_trace_opcodes = True
+    sys.settrace(step.trace)
+    try:
+        call(prepared)
+    except BaseException as exc:
+        return exc
+    finally:
+        sys.settrace(usual)
+    return None

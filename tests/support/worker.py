@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from tests.support.processes import ROOT
@@ -49,32 +49,32 @@ class Worker:
     ) -> None:
         self.broker, self.backend, self.pool, self.queues = broker, backend, pool, queues
         self.name = f"w{next(_numbers)}-{os.getpid()}@{pool}"
-        handle, path = tempfile.mkstemp(prefix=f"fastrpc-worker-{pool}-", suffix=".log")
-        self.log_path = Path(path)
-        with os.fdopen(handle, "wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker"),
-                    *("-P", pool, "-c", str(concurrency), "-n", self.name, "-l", loglevel),
-                    *("-Q", ",".join(queues), "--without-gossip", "--without-mingle"),
-                    *args,
-                ],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "FASTRPC_TEST_BROKER": broker,
-                    "FASTRPC_TEST_BACKEND": backend,
-                    "FASTRPC_TEST_QUEUE": queues[0],
-                    "FASTRPC_TEST_CONF": json.dumps(conf or {}),
-                    "C_FORCE_ROOT": "1",
-                    **({"FASTRPC_TEST_INSTALL": "1"} if install else {}),
-                    **(env or {}),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        #: It has no name: nothing is left of it, however the test and the worker end.
+        self._log = tempfile.TemporaryFile()
+        weakref.finalize(self, self._log.close)
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "celery", "-A", "tests.support.worker_app", "worker"),
+                *("-P", pool, "-c", str(concurrency), "-n", self.name, "-l", loglevel),
+                *("-Q", ",".join(queues), "--without-gossip", "--without-mingle"),
+                *args,
+            ],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "FASTRPC_TEST_BROKER": broker,
+                "FASTRPC_TEST_BACKEND": backend,
+                "FASTRPC_TEST_QUEUE": queues[0],
+                "FASTRPC_TEST_CONF": json.dumps(conf or {}),
+                "C_FORCE_ROOT": "1",
+                **({"FASTRPC_TEST_INSTALL": "1"} if install else {}),
+                **(env or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             wait_until(self._is_ready, timeout, f"{self} is ready", 0.05)
         except BaseException:
@@ -102,7 +102,8 @@ class Worker:
 
     @property
     def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
+        fd = self._log.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode(errors="replace")
 
     def _is_ready(self) -> bool:
         if self.process.poll() is not None:
@@ -137,7 +138,7 @@ class Worker:
         return self.process.wait(timeout)
 
     def close(self) -> None:
-        """Stop, by force if necessary, and remove the log."""
+        """Stop, by force if necessary."""
         try:
             self.ask_to_stop()
             self.process.wait(15)
@@ -145,7 +146,6 @@ class Worker:
             pass
         finally:
             self.kill()
-            self.log_path.unlink(missing_ok=True)
 
 
 def close_all(workers: Iterable[Worker]) -> None:
