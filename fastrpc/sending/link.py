@@ -16,7 +16,7 @@ from ssl import SSLWantReadError, SSLWantWriteError
 from typing import Any
 
 from amqp import spec
-from amqp.exceptions import ChannelError
+from amqp.exceptions import ChannelError, PreconditionFailed
 from amqp.serialization import dumps
 
 from ..stats import SentStats
@@ -62,6 +62,10 @@ GONE_FOR = 1.0
 #: How many reply queues that are gone are remembered.
 MAX_GONE = 1000
 
+#: A part of the broker's text when it closes the channel over a message larger than its
+#: ``max_message_size``.
+TOO_LARGE = "message size"
+
 NO_HEADERS = dumps("F", [{}])
 
 HEARTBEAT_FRAME = b"\x08\x00\x00\x00\x00\x00\x00\xce"
@@ -84,6 +88,8 @@ class Lost(Exception):
     #: It does not say which; it is one of those in flight. Never over a result: they all have the
     #: default exchange.
     over_a_message = False
+    #: The broker closed the channel over a message larger than its ``max_message_size``.
+    too_large = False
 
 
 class Silent(Lost):
@@ -179,6 +185,7 @@ class Link:
             and isinstance(exc, ChannelError)
             and exc.method_sig == spec.Basic.Publish
         )
+        lost.too_large = isinstance(exc, PreconditionFailed) and TOO_LARGE in str(exc)
         return lost
 
     def send(self, message: Message | Packed, window: ConfirmWindow) -> None:

@@ -81,10 +81,6 @@ IDLE = 1.0
 #: Least time, in seconds, allowed for closing the connection in order.
 LEAST_GOODBYE = 1.0
 
-#: A part of the broker's text when it closes the channel over a message larger than its
-#: ``max_message_size``.
-TOO_LARGE = "message size"
-
 #: If the broker sends nothing for this many seconds, unconfirmed results are sent again over a new
 #: connection.
 SILENCE = 30.0
@@ -372,7 +368,7 @@ class AMQPPublisher:
             lost,
         )
         too_large = None
-        if TOO_LARGE in str(lost):
+        if lost.too_large:
             # The broker does not say which message it was. It has not confirmed that message, so
             # the largest unconfirmed one is at least as large.
             too_large = max(self.window, key=lambda message: len(message.body), default=None)

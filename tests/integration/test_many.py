@@ -725,7 +725,7 @@ class TestPipelined:
         one.add.delay(1, 2)
         assert len(one.ids(2)) == 2
 
-    @pytest.mark.parametrize("exchange", ["no-such-exchange", "amq.rabbitmq.trace"])
+    @pytest.mark.parametrize("exchange", ["no-such-exchange", "amq.rabbitmq.trace", "message size"])
     def test_a_task_that_the_broker_does_not_take_holds_up_no_other(self, sender, caplog, exchange):
         """Its exchange is missing, or forbidden: the broker closes the channel."""
         one = sender(**self.CONF)

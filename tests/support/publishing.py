@@ -59,9 +59,10 @@ class FakeLink:
         self.sent = 0
         self.opened_at = time.monotonic()
         self.blocked = False
-        self.reason = "cut"
         self.closed_over: Message | Packed | None = None
-        self.cut = self.closed = self.busy = self.said_goodbye = self.abandoned = False
+        #: The connection is lost; if `too_large`, over a message larger than the broker takes.
+        self.cut = self.too_large = False
+        self.closed = self.busy = self.said_goodbye = self.abandoned = False
         self.heartbeat = heartbeat
         self.heard_at = 0.0
         self.answered = True
@@ -80,7 +81,7 @@ class FakeLink:
             self.busy = True
             raise self.interrupt
         if self.cut:
-            raise Lost(self.reason) from ConnectionResetError("cut")
+            raise self._lost()
         if self.on_send is not None:
             self.on_send()
         self.sent += 1
@@ -94,6 +95,12 @@ class FakeLink:
         else:
             self.asked += window.forget(message, len(message.body))
 
+    def _lost(self) -> Lost:
+        lost = Lost("cut")
+        lost.too_large = self.too_large
+        lost.__cause__ = ConnectionResetError("cut")
+        return lost
+
     def keep_alive(self, window: ConfirmWindow) -> None:
         self.heartbeats += 1
 
@@ -104,7 +111,7 @@ class FakeLink:
     def read(self, window, timeout=0) -> bool:
         self.looks += 1
         if self.cut:
-            raise Lost(self.reason) from ConnectionResetError("cut")
+            raise self._lost()
         if self.closed_over is not None:
             lost = Lost("no such exchange")
             lost.over_a_message = not isinstance(self.closed_over, Message)

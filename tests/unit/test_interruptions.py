@@ -99,8 +99,7 @@ def tried_again_elsewhere(publisher: AMQPPublisher, broker: Broker) -> Callable[
 
 def too_large(publisher: AMQPPublisher, broker: Broker) -> Callable[[], object]:
     publisher.publish(message("large", 99))
-    broker.link.cut = True
-    broker.link.reason = "(406) PRECONDITION_FAILED - message size 99 is larger than 50"
+    broker.link.cut = broker.link.too_large = True
     return publisher._tend
 
 
