@@ -123,8 +123,11 @@ class Channel(pyamqp.Channel):
         """Begin to consume, as py-amqp."""
         connection = self.connection
         if connection is not None:
-            connection.consumed, connection.lost_consumers = True, False
-        return super().basic_consume(*args, **kwargs)
+            connection.consumed = True  # a delivery may arrive before the answer
+        answer = super().basic_consume(*args, **kwargs)
+        if connection is not None:
+            connection.lost_consumers = False
+        return answer
 
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
         """Turn on confirm mode, in which delivery tags count from 1."""

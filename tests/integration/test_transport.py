@@ -189,6 +189,10 @@ def test_a_loss_that_an_acknowledgement_met_is_not_hidden_from_the_consumer(conn
     for _ in range(2):
         with pytest.raises(RecoverableConnectionError, match="consumers"):
             connection.drain_events(timeout=1)
+    with pytest.raises(NotFound):
+        connection.Consumer(kombu.Queue("no-such-queue"), auto_declare=False).consume()
+    with pytest.raises(RecoverableConnectionError, match="consumers"):
+        connection.drain_events(timeout=1)
     consumer.revive(connection.channel())
     consumer.consume()
     connection.Producer().publish("hello", routing_key=queue.name)
