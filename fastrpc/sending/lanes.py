@@ -12,8 +12,9 @@ from typing import Any
 from ..options import Options
 from ..stats import SentStats
 from ..transport.transports import is_amqp
+from .kombu_publisher import KombuPublisher
 from .message import Message
-from .publisher import AMQPPublisher, KombuPublisher
+from .publisher import AMQPPublisher
 
 __all__ = ["Lanes", "make_publisher"]
 

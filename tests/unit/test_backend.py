@@ -32,7 +32,7 @@ from fastrpc.chords.chords import Chords
 from fastrpc.client.names import QueueNames
 from fastrpc.client.reader import ResultConsumer
 from fastrpc.client.side import ClientSide
-from fastrpc.sending.publisher import KombuPublisher
+from fastrpc.sending.kombu_publisher import KombuPublisher
 from fastrpc.worker.side import WorkerSide
 from tests.support.apps import make_app
 from tests.support.installed import installed
