@@ -7,7 +7,7 @@ from typing import Any
 
 from amqp import spec
 from amqp.basic_message import Message
-from amqp.exceptions import RecoverableConnectionError
+from amqp.exceptions import MessageNacked, RecoverableConnectionError
 from kombu.transport import pyamqp
 from vine import promise
 
@@ -122,11 +122,9 @@ class Channel(pyamqp.Channel):
     def basic_consume(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to consume, as py-amqp."""
         connection = self.connection
-        if connection is not None:
-            connection.consumed = True  # a delivery may arrive before the answer
         answer = super().basic_consume(*args, **kwargs)
-        if connection is not None:
-            connection.lost_consumers = False
+        if connection is not None:  # not before: the broker may refuse the consumer
+            connection.consumed, connection.lost_consumers = True, False
         return answer
 
     def confirm_select(self, *args: Any, **kwargs: Any) -> Any:
@@ -153,7 +151,10 @@ class Channel(pyamqp.Channel):
         """Publish and wait for the confirm, as py-amqp does. A batch waits once for all of its
         messages."""
         if self.batch is None:
-            return super().basic_publish_confirm(*args, **kwargs)
+            try:
+                return super().basic_publish_confirm(*args, **kwargs)
+            except MessageNacked:  # py-amqp's says nothing
+                raise MessageNacked("the broker refused the message (basic.nack)") from None
         self.confirm_mode()
         return self._basic_publish(*args, **kwargs)
 
