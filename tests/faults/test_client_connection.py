@@ -507,8 +507,7 @@ def test_results_for_others_do_not_move_the_deadline(app, sender):
     later.start()
     with stopwatch(1.2 + LATE, "get"), pytest.raises(TimeoutError):
         result.get(timeout=1.2)
-    later.join()
-    assert other.ready()
+    wait_until(other.ready, 5, "the other has come")
 
 
 @contextmanager

@@ -108,6 +108,7 @@ class TestPlainFork:
             app = make_client(private_broker.url_for(proxy.port))
             call(app, app, 5)
             wait_until(lambda: app.backend.stats()["unconfirmed"] == 0, 10, "all is confirmed")
+            wait_until(lambda: not inside.owes_acknowledgement(app), 10, "all is acknowledged")
             before = proxy.stats
             Child(lambda: None, sys_exit_with_atexit).result()
             Child(lambda: None).result()

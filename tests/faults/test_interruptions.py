@@ -282,7 +282,8 @@ class TestThrownIn:
         for where, _, exc in each_step(lambda: never, wait, strike, FILES):
             assert isinstance(exc, SoftTimeLimitExceeded), where
             wait(never)
-            assert leftovers(app) == {}, where
+            # The sender's watching thread may begin only now; what was left behind stays.
+            wait_until(lambda: not leftovers(app), 5, where)
 
     def test_each_step_of_a_wait_for_what_comes(self, app, sender):
         oid = app.backend.oid
@@ -295,12 +296,16 @@ class TestThrownIn:
         def wait(result: Any) -> None:
             assert result.get(timeout=5) == result.id
 
+        def only_usual_leftovers() -> bool:
+            return leftovers(app).keys() <= {"timers", "threads", "unacknowledged"}
+
         wait(send())
         for where, result, exc in each_step(send, wait, strike, FILES):
             assert isinstance(exc, SoftTimeLimitExceeded), where
-            assert not role_is_taken(app), where
+            # The thread that acknowledges holds it for a moment; one that was left stays taken.
+            wait_until(lambda: not role_is_taken(app), 5, where)
             wait(result)
-            assert leftovers(app).keys() <= {"timers", "threads", "unacknowledged"}, where
+            wait_until(only_usual_leftovers, 5, where)
         nothing_is_left(app)
 
     def test_each_step_of_a_look(self, app, sender):
@@ -311,8 +316,7 @@ class TestThrownIn:
         other = app.AsyncResult("other")
         for where, _, exc in each_step(lambda: other, AsyncResult.ready, strike, FILES):
             assert isinstance(exc, SoftTimeLimitExceeded), where
-            # The sender's watching thread may begin only now; what was left behind stays.
-            wait_until(lambda: not leftovers(app), 5, where)
+            wait_until(lambda: not leftovers(app), 5, where)  # as above
 
     def test_each_step_of_a_send(self, app, sender):
         """The result is sent or not; the next send works, and may send it again."""

@@ -199,7 +199,6 @@ class TestHandingOver:
             sent[n] = time.monotonic()
             answer(sender, oid, [results[n]])
         latencies = sorted(waiters.result(30))
-        assert latencies[16] < 0.3
         assert latencies[-1] < 0.9, latencies
 
     def test_every_timeout_is_kept_while_another_thread_reads(self, app):

@@ -23,8 +23,8 @@ CHECKED = frozenset(
     | {"CALL_FUNCTION", "CALL_FUNCTION_KW", "CALL_METHOD", "JUMP_ABSOLUTE"}  # Python 3.10
 )
 
-#: Python 3.13.0 does not trace the opcodes of a function at its first call, nor at the first call
-#: after one that the trace function interrupted.
+#: Python 3.13 (seen with 3.13.0) does not trace the opcodes of a function at its first call, nor at
+#: the first call after one that the trace function interrupted.
 TRACES_LATE = sys.version_info[:2] == (3, 13)
 
 

@@ -49,7 +49,8 @@ class Worker:
     ) -> None:
         self.broker, self.backend, self.pool, self.queues = broker, backend, pool, queues
         self.name = f"w{next(_numbers)}-{os.getpid()}@{pool}"
-        #: It has no name: nothing is left of it, however the test and the worker end.
+        #: It has no name, so nothing is left of it, however the test and the worker end. `log` is
+        #: read after close() too.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._log.close)
         self.process = subprocess.Popen(
