@@ -453,6 +453,7 @@ class Squall:
 
     def on_give_up(self, signum: int, frame: Any) -> None:
         if not self.main_ended.is_set():
+            faulthandler.dump_traceback(all_threads=True)
             raise GaveUp
 
     def poll(self) -> None:

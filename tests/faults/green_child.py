@@ -22,6 +22,7 @@ from itertools import pairwise  # noqa: E402
 
 from celery.exceptions import TimeoutError  # noqa: E402
 
+from fastrpc.client import reader  # noqa: E402
 from fastrpc.transport import connection  # noqa: E402
 from tests.support import inside  # noqa: E402
 from tests.support.apps import client  # noqa: E402
@@ -69,7 +70,8 @@ def call_and_wait():
 
 
 def latency():
-    """As in threads, a result reaches a sleeper without one-second delays."""
+    """As in threads, a result reaches a sleeper, though no step wakes it."""
+    reader.INTERVAL = 60.0
     app, sender = client(URL), client(URL)
     results = expect(app, 100)
     oid = app.backend.oid
@@ -84,8 +86,7 @@ def latency():
     for n in reversed(range(100)):
         sent[n] = time.monotonic()
         answer(sender, oid, [results[n]])
-    taken = sorted(wait() for wait in waits)
-    assert taken[-1] < 0.9, taken
+    assert max(wait() for wait in waits) < 5
 
 
 def callbacks():

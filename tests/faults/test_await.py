@@ -366,7 +366,7 @@ class TestThreads:
                 answer(sender, app.backend.oid, [theirs])
                 await asyncio.to_thread(thread.result, 20)
                 answer(sender, app.backend.oid, [mine], n)
-                with stopwatch(0.9, "the loop reads"):  # the step of one second is what must not be
+                with stopwatch(0.9, "the loop reads"):  # a missed handover takes a second
                     assert await waiting == n
 
         run(main())

@@ -183,8 +183,9 @@ class TestHandingOver:
         assert value == "second"
         assert at - sent < 0.5
 
-    def test_replies_come_without_steps_however_many_wait(self, app, sender):
-        """Each answer is for a sleeping thread and reaches it at once."""
+    def test_replies_come_without_steps_however_many_wait(self, app, sender, monkeypatch):
+        """Each answer is for a sleeping thread and reaches it, though no step wakes it."""
+        monkeypatch.setattr("fastrpc.client.reader.INTERVAL", 60.0)
         results = expect(app, 32)
         oid = app.backend.oid
         sent: dict[int, float] = {}
@@ -198,8 +199,7 @@ class TestHandingOver:
         for n in random.Random(1).sample(range(32), 32):
             sent[n] = time.monotonic()
             answer(sender, oid, [results[n]])
-        latencies = sorted(waiters.result(30))
-        assert latencies[-1] < 0.9, latencies
+        assert max(waiters.result(30)) < 5
 
     def test_every_timeout_is_kept_while_another_thread_reads(self, app):
         results = expect(app, 16)

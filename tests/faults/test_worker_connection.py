@@ -339,7 +339,7 @@ class TestWindow:
     def test_the_bytes_are_counted_correctly_after_cuts(
         self, private_broker, make_client, app, proxy
     ):
-        # The proxy may cut it before it is open, again and again.
+        # The proxy may cut the connection before it is open, again and again.
         options = {"retry_policy": {"max_retries": None}}
         cut_sender = make_client(private_broker.url_for(proxy.port), options=options)
         oid = app.backend.oid
