@@ -55,8 +55,19 @@ COLOURS = {
     "raw": "#2d9a6b",
 }
 
-#: The benchmarks in the plots, and their labels.
+#: The benchmarks in the plots and the table, in this order, and their labels.
 SHOWN = {
+    ("test_round_solo", ""): "whole round, solo worker",
+    ("test_round_many", ""): "whole round, sent at once",
+    ("test_round", "threads"): "whole round, threads",
+    ("test_round", "prefork"): "whole round, prefork",
+    ("test_group", ""): "group(1,000)().get()",
+    ("test_call", ""): "apply_async",
+    ("test_call_many", ""): "many tasks at once",
+    ("test_call_group", ""): "group(1,000)()",
+    ("test_call_large", "arguments 1048576"): "1 MiB of arguments",
+    ("test_call_large", "headers 65536"): "64 KiB of headers",
+    ("test_call_and_wait", ""): "one task and its reply",
     ("test_intake_many", "50000"): "receive 50,000 results",
     ("test_intake", "10000"): "receive 10,000 results",
     ("test_intake", "1000"): "receive 1,000 results",
@@ -68,17 +79,6 @@ SHOWN = {
     ("test_store_transient", "1048576"): "store_result, 1 MiB",
     ("test_store_persistent", "100"): "store_result, persistent",
     ("test_latency", ""): "one reply there and back",
-    ("test_call", ""): "apply_async",
-    ("test_call_many", ""): "many tasks at once",
-    ("test_call_group", ""): "group(1,000)()",
-    ("test_call_large", "arguments 1048576"): "1 MiB of arguments",
-    ("test_call_large", "headers 65536"): "64 KiB of headers",
-    ("test_call_and_wait", ""): "one task and its reply",
-    ("test_round_solo", ""): "whole round, solo worker",
-    ("test_round_many", ""): "whole round, sent at once",
-    ("test_round", "threads"): "whole round, threads",
-    ("test_round", "prefork"): "whole round, prefork",
-    ("test_group", ""): "group(1,000)().get()",
 }
 
 
