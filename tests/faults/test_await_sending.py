@@ -146,6 +146,31 @@ class TestApplyAsync:
         finally:
             own_broker.set_alarm(False)
 
+    def test_a_full_window(self, private_broker, proxy, make_client):
+        """Calls with pipelined confirms wait in their thread once 1,000 tasks are unconfirmed."""
+        with installed():
+            app = make_client(
+                private_broker.url_for(proxy.port),
+                "fastrpc-full-window",
+                broker_transport_options={"confirm_publish": "pipelined"},
+            )
+            echo = app.tasks["tests.echo"]
+
+            async def main():
+                for _ in range(2):  # the second opens the connection of the window
+                    await aio.apply_async(echo, ignore_result=True)
+                proxy.freeze()
+                async with Watchdog():
+                    calls = [aio.apply_async(echo, ignore_result=True) for _ in range(1_100)]
+                    sending = [asyncio.create_task(call) for call in calls]
+                    done, pending = await asyncio.wait(sending, timeout=2)
+                    assert len(done) > 900
+                    assert len(pending) > 90
+                proxy.thaw()
+                return len(await asyncio.gather(*sending))
+
+            assert run(main(), debug=False) == 1_100
+
     def test_a_broker_that_cannot_be_reached(self, private_broker, proxy, make_client):
         app = make_client(
             private_broker.url_for(proxy.port),
