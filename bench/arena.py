@@ -247,13 +247,15 @@ class Arena:
                 env = {**env, **settings.env()}
                 self._workers[who] = Answering(queue, command, env, processes)
             else:
+                concurrency = 16 if pool in ("gevent", "eventlet") else 2
                 self._workers[who] = Worker(
                     broker.url,
                     self.backend(who),
                     pool=pool,
+                    concurrency=concurrency,
                     queues=(queue,),
                     # With few, Celery's event loop may sleep before it acknowledges short tasks.
-                    conf={"worker_prefetch_multiplier": 64},
+                    conf={"worker_prefetch_multiplier": 128 // concurrency},
                     env=env,
                     install=who in INSTALLED,
                 )

@@ -17,6 +17,20 @@ def test_call(race, arena, who):
     race(lambda who: arena.client(who).call(count=200 if QUICK else 1_000), rounds(5))
 
 
+@full_only
+@contestants("rpc", "installed")
+def test_call_confirmed(race, arena, who):
+    """The same with `confirm_publish`: each call waits for its confirm."""
+    race(lambda who: arena.client(who).call(count=1_000, confirm=True), rounds(5))
+
+
+@full_only
+@contestants("installed")
+def test_call_pipelined(race, arena, who):
+    """The same with `confirm_publish="pipelined"`: no call waits for its confirm."""
+    race(lambda who: arena.client(who).call(count=1_000, confirm="pipelined"), rounds(5))
+
+
 @contestants("rpc", "fastrpc", "installed", "raw")
 def test_call_many(race, arena, who):
     """Thousands of tasks at once, until all are in the queue: apply_many() after install()."""
@@ -82,3 +96,14 @@ def test_call_and_wait(race, arena, who):
 def test_round(race, arena, who, pool):
     """The same with the other pools, two threads or processes each."""
     whole(race, arena, "whole", pool, 4_000, 3)
+
+
+@full_only
+@pytest.mark.parametrize("pool", ["threads", "gevent", "eventlet"])
+@contestants("installed")
+def test_round_green(race, arena, who, pool):
+    """The same sent by apply_many(), with two threads, or with 16 greenlets.
+
+    Stock's greenlet workers do ten tasks a second.
+    """
+    whole(race, arena, "whole_many", pool, 4_000, 3)

@@ -42,7 +42,8 @@ class CeleryClient(Awaiting, Neighbours, Messages):
         # Kept: stock's reply queue is named after the address of the app.
         self.apps: list[Celery] = []
         self.senders: dict[bool, Celery] = {}
-        self.caller: Celery | None = None
+        #: The apps that only send, by their `confirm_publish`.
+        self.callers: dict[bool | str, Celery] = {}
         self.many: Celery | None = None
         self.outstanding_app: Celery | None = None
 
@@ -253,11 +254,12 @@ class CeleryClient(Awaiting, Neighbours, Messages):
 
     # -- calls
 
-    def call(self, count: int) -> dict[str, Any]:
-        """`count` calls of send_task, until all are in the queue."""
-        if self.caller is None:
-            self.caller = self.app()
-        app, queue = self.caller, f"bench-sink-{os.getpid()}"
+    def call(self, count: int, confirm: bool | str = False) -> dict[str, Any]:
+        """`count` calls of send_task, until all are in the queue; with that `confirm_publish`."""
+        if confirm not in self.callers:
+            options = {"confirm_publish": confirm} if confirm else {}
+            self.callers[confirm] = self.app(broker_transport_options=options)
+        app, queue = self.callers[confirm], f"bench-sink-{os.getpid()}"
         app.send_task("bench.none", (1,), queue=queue)
         self.wire.channel.queue_purge(queue)
         with self.meter(count) as sample:
