@@ -74,7 +74,7 @@ demo: system $(or $(wildcard $(VENV)/.installed),$(VENV)/.installed-demo) ## a t
 
 .PHONY: test
 test: NEEDS += clang
-test: build lint compile ## everything: lint, C warnings as errors, all tests but the long ones
+test: build lint compile $(LIBRABBITMQ)/.tried ## everything: lint, C warnings as errors, all tests but the long ones
 	$(call say,'running the tests')
 	@$(PY) -m pytest $(TESTS) $(AT_ONCE) -m 'not long'
 
