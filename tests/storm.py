@@ -98,6 +98,7 @@ FAILURES = {
     "spared": "workers in which no send was interrupted",
     "watchers": "threads that are counted on and do not run",
     "threads": "threads that stay",
+    "imported": "modules of ours that were imported where an exception may strike",
     "crashed": "processes that died of a signal",
     "died": "processes that ended with an error",
     "hung": "processes that did not end",
@@ -172,7 +173,8 @@ class Squall:
         #: No exception is thrown into this one.
         self.calm_sender = client(url, options=OPTIONS)
         for app in (self.app, self.sender, self.calm_sender):
-            _ = app.amqp  # imported at its first use, and a finalizer may be the second
+            import_now(app)
+        self.imported = set(sys.modules)
         self.to_send: queue.SimpleQueue[tuple[str, str, int] | None] = queue.SimpleQueue()
         self.pace = self.rng.choice(PACES)
         self.thrower = Thrower(random.Random(self.rng.random()))
@@ -219,6 +221,7 @@ class Squall:
         self.end(senders)
         self.count(swallowed=sum(target.swallowed for target in Target.all.values()))
         self.count(thrown=self.thrower.thrown)
+        self.count(imported=len(late_imports(self.imported)))
         return self.judge()
 
     def start(self, target: Callable[[Target, random.Random], None]) -> threading.Thread:
@@ -532,6 +535,25 @@ def block_librabbitmq() -> None:
     kombu tries it for each connection, and an interrupted import leaves its lock locked.
     """
     sys.modules.setdefault("librabbitmq", None)  # type: ignore[arg-type]
+
+
+def import_now(app: Any) -> None:
+    """Import what a process otherwise imports at its first call.
+
+    An exception thrown into an import can leave CPython's import lock locked, and then every thread
+    that imports something hangs. The worker has imported it before it forks.
+    """
+    _ = app.amqp
+    app.backend.load()
+    "localhost".encode("idna")  # the first connection does
+
+
+def late_imports(before: set[str]) -> set[str]:
+    """Modules of ours that were imported since, where an exception may strike."""
+    late = {name for name in sys.modules.keys() - before if name.startswith("fastrpc.")}
+    if late:
+        print(f"imported in the storm: {', '.join(sorted(late))}", file=sys.stderr)
+    return late
 
 
 # -- the worker, and its callers -----------------------------------------------------------------
