@@ -11,6 +11,7 @@ from tests.support.broker import Redis
 from tests.support.session import session_broker, started
 
 from .arena import QUICK, ROOT, Arena, Race, replayed_time
+from .report import NAMES
 
 #: Seconds: the first parameter of a benchmark runs all of its implementations.
 TIMEOUT = 1800
@@ -22,6 +23,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        spec = getattr(item, "callspec", None)
+        if spec is not None and (who := spec.params.get("who", "raw")) not in NAMES:
+            raise pytest.UsageError(f"{item.nodeid}: bench/report.py has no label for {who}")
         item.add_marker(pytest.mark.benchmark(timer=replayed_time))
         if config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(TIMEOUT))

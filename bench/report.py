@@ -31,6 +31,11 @@ NAMES = {
     "raw": "raw bytes (limit)",
     "kombu": "kombu (stock)",
     "py-amqp": "py-amqp (stock)",
+    "join_native": "join_native()",
+    "get": "get()",
+    "executor": "get() in an executor",
+    "await": "await, a task for each",
+    "aio.gather": "aio.gather()",
     "orjson": "bare orjson (limit)",
     "dict": "dict",
     "table": "fastrpc's table",
@@ -128,8 +133,9 @@ class Run:
         found: dict[tuple[str, str], dict[str, Entry]] = {}
         for entry in self.entries:
             found.setdefault(entry.key, {})[entry.who] = entry
+        order = list(NAMES).index
         for key, entries in found.items():
-            yield key, {who: entries[who] for who in NAMES if who in entries}
+            yield key, {who: entries[who] for who in sorted(entries, key=order)}
 
     def group(self, what: str, arguments: str = "") -> dict[str, Entry]:
         """`arguments` may be "*", which selects the first group."""
@@ -291,8 +297,27 @@ def against(group: tuple[str, str], inverse: bool = False) -> Callable[..., floa
     return measure
 
 
-def info(name: str) -> Callable[[dict[str, Entry], Run], float]:
-    return lambda entries, run: entries["fastrpc"].info[name]
+def info(name: str, who: str = "fastrpc") -> Callable[[dict[str, Entry], Run], float]:
+    return lambda entries, run: entries[who].info[name]
+
+
+def times(slow: str, fast: str) -> Measure:
+    """How many times the rate of `slow` is that of `fast`."""
+    return lambda entries, run: entries[slow].us / entries[fast].us
+
+
+def of_collected(entries: dict[str, Entry], run: Run) -> float:
+    """The rate of a chord's parts, in rates of the same group whose client collects the results."""
+    [size] = entries["installed-chords"].arguments.values()
+    group = run.group("test_collected", str(size))
+    return group["installed-chords"].us / entries["installed-chords"].us
+
+
+def more_worker_cpu(entries: dict[str, Entry], run: Run) -> float:
+    """The worker's CPU for a part of a chord beyond that for the same task in a group."""
+    [size] = entries["installed-chords"].arguments.values()
+    group = run.group("test_collected", str(size))
+    return entries["installed-chords"].cpu("worker") - group["installed-chords"].cpu("worker")
 
 
 peak = info("peak_per_body")
@@ -313,6 +338,7 @@ BUSY = "fastrpc-busywait"
 CALL, AT_ONCE, ROUND_MANY = ("test_call", ""), ("test_call_many", ""), ("test_round_many", "")
 ARGUMENTS = ("test_call_large", "arguments 1048576")
 HEADERS = ("test_call_large", "headers 65536")
+AWAITS = ("test_await_many", "")
 MOST, FEW = ("test_outstanding", "1000000"), ("test_outstanding", "1000")
 
 TARGETS = (
@@ -410,6 +436,51 @@ TARGETS = (
         "peak <= 4.1 bodies",
         info("peak_bodies"),
         at_most(4.1),
+    ),
+    Target(
+        "10,000 in one aio.gather()",
+        AWAITS,
+        ">= 1/1.3 of join_native",
+        times("join_native", "aio.gather"),
+        at_least(1 / 1.3),
+    ),
+    Target(
+        "10,000 tasks that await",
+        AWAITS,
+        ">= 1/1.3 of join_native",
+        times("join_native", "await"),
+        at_least(1 / 1.3),
+    ),
+    Target(
+        "await one reply, p50",
+        ("test_await_latency", ""),
+        "<= 1.2 x get()",
+        p50("get", "await"),
+        at_most(1.2),
+    ),
+    Target(
+        "an await",
+        ("test_await_memory", ""),
+        "<= 1 KiB",
+        info("bytes_each", "await"),
+        at_most(1024),
+        " bytes",
+    ),
+    *(
+        Target(f"chord of {size:,}", ("test_chord", str(size)), text, measure, met, unit)
+        for size in (10, 100, 1_000)
+        for text, measure, met, unit in (
+            ("faster than redis", times("redis", "installed-chords"), at_least(1), " x"),
+            (">= 0.7 x the group", of_collected, at_least(0.7), " x"),
+        )
+    ),
+    Target(
+        "a part of a chord of 1,000",
+        ("test_chord", "1000"),
+        "<= 60 µs more worker CPU",
+        more_worker_cpu,
+        at_most(60),
+        " µs",
     ),
     Target(
         "parser alone, C",
