@@ -11,7 +11,7 @@ from tests.support.broker import Redis
 from tests.support.session import session_broker, started
 
 from .arena import QUICK, ROOT, Arena, Race, replayed_time
-from .report import NAMES
+from .entries import NAMES
 
 #: Seconds: the first parameter of a benchmark runs all of its implementations.
 TIMEOUT = 1800
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         spec = getattr(item, "callspec", None)
         if spec is not None and (who := spec.params.get("who", "raw")) not in NAMES:
-            raise pytest.UsageError(f"{item.nodeid}: bench/report.py has no label for {who}")
+            raise pytest.UsageError(f"{item.nodeid}: bench/entries.py has no label for {who}")
         item.add_marker(pytest.mark.benchmark(timer=replayed_time))
         if config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(TIMEOUT))
