@@ -20,7 +20,7 @@ from kombu.exceptions import DecodeError
 from fastrpc import aio
 from fastrpc.errors import ResultDropped
 from tests.support import inside
-from tests.support.loops import run
+from tests.support.loops import run, until
 from tests.support.resources import growth, open_files
 from tests.support.results import answer, expect, new_ids, publish
 from tests.support.threads import Background, run_threads
@@ -43,13 +43,6 @@ async def turns(count: int = 3) -> None:
     """Let everything else in the loop go on a little."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def until(condition, what: str, timeout: float = 10) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {timeout:g} s"
-        await asyncio.sleep(0.005)
 
 
 def await_rest(app) -> None:
@@ -353,11 +346,13 @@ class TestThreads:
         assert run(main()) == list(range(21))
         await_rest(app)
 
-    def test_a_thread_that_leaves_hands_over_at_once(self, app, sender):
+    def test_a_thread_that_leaves_hands_over_at_once(self, app, sender, monkeypatch):
         """The loop reads again at once, without waiting for a message."""
+        monkeypatch.setattr("fastrpc.client.aio.INTERVAL", 5.0)
 
         async def main():
             await aio.get(sent(app, sender, 1)[0], timeout=20)
+            inside.intake(app).interval = 5.0
             for n in range(20):
                 mine, theirs = expect(app, 2)
                 waiting = asyncio.create_task(aio.get(mine, timeout=20))
@@ -366,7 +361,7 @@ class TestThreads:
                 answer(sender, app.backend.oid, [theirs])
                 await asyncio.to_thread(thread.result, 20)
                 answer(sender, app.backend.oid, [mine], n)
-                with stopwatch(0.9, "the loop reads"):  # a missed handover takes a second
+                with stopwatch(3, "the loop reads"):  # a missed handover takes five seconds
                     assert await waiting == n
 
         run(main())

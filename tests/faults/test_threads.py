@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from contextlib import suppress
-from functools import partial
+from functools import partial, partialmethod
 
 import pytest
 from celery import states
@@ -17,6 +17,7 @@ from celery.result import denied_join_result
 from fastrpc.backend import RPCBackend
 from fastrpc.client import side
 from fastrpc.client._wait import Wait
+from fastrpc.client.reader import ResultConsumer
 from tests.support import inside
 from tests.support.resources import growth
 from tests.support.results import answer, expect, new_ids
@@ -183,23 +184,27 @@ class TestHandingOver:
         assert value == "second"
         assert at - sent < 0.5
 
-    def test_replies_come_without_steps_however_many_wait(self, app, sender, monkeypatch):
-        """Each answer is for a sleeping thread and reaches it, though no step wakes it."""
+    def test_the_reader_wakes_each_sleeper_and_reads_on(self, app, sender, monkeypatch):
+        """No step wakes them, and nobody hands over: the reader's own answer comes last."""
         monkeypatch.setattr("fastrpc.client.reader.INTERVAL", 60.0)
-        results = expect(app, 32)
+        monkeypatch.setattr(
+            ResultConsumer, "read", partialmethod(ResultConsumer.read, patience=60.0)
+        )
+        first, mine, *others = expect(app, 33)
         oid = app.backend.oid
-        sent: dict[int, float] = {}
-
-        def wait(n: int) -> float:
-            results[n].get(timeout=60)
-            return time.monotonic() - sent[n]
-
-        waiters = Background(lambda: run_threads(32, wait))
-        wait_until(lambda: inside.sleepers(app) == 31, 10, "all wait")
-        for n in random.Random(1).sample(range(32), 32):
-            sent[n] = time.monotonic()
-            answer(sender, oid, [results[n]])
-        assert max(waiters.result(30)) < 5
+        answer(sender, oid, [first])
+        assert first.get(timeout=5) == 0
+        inside.intake(app).interval = 60.0
+        reader = Background(lambda: mine.get(timeout=60))
+        wait_until(lambda: inside.role_is_taken(app), 10, "it reads")
+        sleepers = Background(lambda: run_threads(31, lambda n: others[n].get(timeout=60)))
+        wait_until(lambda: inside.sleepers(app) == 31, 10, "all others sleep")
+        for n in random.Random(1).sample(range(31), 31):
+            answer(sender, oid, [others[n]], n)
+        assert sleepers.result(20) == list(range(31))
+        assert reader.running
+        answer(sender, oid, [mine], "mine")
+        assert reader.result(20) == "mine"
 
     def test_every_timeout_is_kept_while_another_thread_reads(self, app):
         results = expect(app, 16)

@@ -480,7 +480,8 @@ class TestRefused:
         results = new_ids(400)
         oid, full_oid = app.backend.oid, full.backend.oid  # a thread has its own
         Background(lambda: answer(sender, full_oid, results)).result(3)
-        assert inside.publisher(sender).window.refused_count > 100
+        window = inside.publisher(sender).window
+        wait_until(lambda: window.refused_count > 100, 10, "more are refused than it holds")
         for _ in range(10):
             results = expect(app, 50)
             with stopwatch(2, "all of them"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.machinery import EXTENSION_SUFFIXES
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.support.worker import Worker
 FOLDER = ROOT / ".make" / "librabbitmq"
 
 pytestmark = pytest.mark.skipif(
-    not (FOLDER / "librabbitmq").exists(),
+    not any((FOLDER / f"_librabbitmq{suffix}").exists() for suffix in EXTENSION_SUFFIXES),
     reason="`make test` fetches librabbitmq-fork; there are wheels for Python 3.10 to 3.12",
 )
 

@@ -16,7 +16,7 @@ from typing import Any
 import fastrpc
 from tests.support.logs import Records
 
-__all__ = ["Watchdog", "run"]
+__all__ = ["Watchdog", "run", "until"]
 
 FASTRPC = str(Path(fastrpc.__file__).parent)
 
@@ -108,3 +108,11 @@ def is_ours(frame: Any) -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+async def until(condition: Callable[[], Any], what: str, timeout: float = 10) -> None:
+    """Wait, without blocking the loop, until ``condition()`` is true."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout:g} s"
+        await asyncio.sleep(0.005)
