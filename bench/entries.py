@@ -45,7 +45,6 @@ SHOWN = {
     ("test_group", ""): "group(1,000)().get()",
     ("test_call", ""): "apply_async",
     ("test_call_confirmed", ""): "apply_async, confirmed",
-    ("test_call_pipelined", ""): "apply_async, pipelined confirms",
     ("test_call_many", ""): "many tasks at once",
     ("test_call_group", ""): "group(1,000)()",
     ("test_call_large", "arguments 1048576"): "1 MiB of arguments",

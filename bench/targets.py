@@ -100,6 +100,11 @@ def more_worker_cpu(entries: dict[str, Entry], run: Run) -> float:
 peak = info("peak_per_body")
 
 
+def of_threads(entries: dict[str, Entry], run: Run) -> float:
+    """The rate of greenlets, in rates of two threads."""
+    return run.group("test_round_green", "threads")["installed"].us / entries["installed"].us
+
+
 def at_least(least: float) -> Callable[[float], bool]:
     return lambda value: value >= least
 
@@ -162,6 +167,23 @@ TARGETS = (
         installed(less_worker_cpu),
         at_least(2),
     ),
+    Target(
+        "broker CPU, solo",
+        SOLO,
+        "below stock's",
+        lambda entries, run: entries["installed"].cpu("servers") / entries["rpc"].cpu("servers"),
+        at_most(1),
+    ),
+    *(
+        Target(
+            f"whole round, {pool}",
+            ("test_round_green", pool),
+            ">= 0.8 x threads",
+            of_threads,
+            at_least(0.8),
+        )
+        for pool in ("gevent", "eventlet")
+    ),
     Target("whole round, solo", SOLO, ">= 1.4 x", faster, at_least(1.4)),
     Target("whole round, threads", ("test_round", "threads"), ">= 1.4 x", faster, at_least(1.4)),
     Target("whole round, prefork", ("test_round", "prefork"), ">= 1.4 x", faster, at_least(1.4)),
@@ -208,6 +230,14 @@ TARGETS = (
         " x",
     ),
     Target(
+        "beside a caller that is stopped",
+        ("test_beside_a_caller_that_reads_nothing", ""),
+        "keeps >= 30 %",
+        info("kept_percent"),
+        at_least(30),
+        " %",
+    ),
+    Target(
         "sending 1 MiB results",
         ("test_sender_memory", "1048576"),
         "peak <= 4.1 bodies",
@@ -215,18 +245,25 @@ TARGETS = (
         at_most(4.1),
     ),
     Target(
-        "10,000 in one aio.gather()",
+        "many in one aio.gather()",
         AWAITS,
         ">= 1/1.3 of join_native",
         times("join_native", "aio.gather"),
         at_least(1 / 1.3),
     ),
     Target(
-        "10,000 tasks that await",
+        "many tasks that await",
         AWAITS,
         ">= 1/1.3 of join_native",
         times("join_native", "await"),
         at_least(1 / 1.3),
+    ),
+    Target(
+        "1,000 awaits",
+        ("test_await_executor", ""),
+        ">= 5 x get() in an executor",
+        times("executor", "await"),
+        at_least(5),
     ),
     Target(
         "await one reply, p50",
