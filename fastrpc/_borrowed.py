@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import kombu.pools
 import kombu.transport
@@ -173,7 +173,7 @@ def stands_for(task: Any) -> Any:
     return task._get_current_object() if isinstance(task, Proxy) else task
 
 
-def is_leaf(result: Any) -> bool:
+def is_leaf(result: Any) -> TypeGuard[Any]:
     """Whether ``result`` is the result of one task, not a group."""
     return hasattr(result, "_cache")
 

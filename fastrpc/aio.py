@@ -22,7 +22,7 @@ import queue
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from celery import states as celery_states
 from celery.exceptions import TimeoutError
@@ -48,15 +48,33 @@ FLUSH_TIMEOUT = 2.0
 #: Called with the meta of each message about one of the awaited tasks.
 OnMessage = Callable[[dict[str, Any]], Any]
 
+AnyResult = TypeVar("AnyResult")
+Value = TypeVar("Value")
+Returned = TypeVar("Returned", covariant=True)
+
+
+class Result(Protocol[Returned]):
+    """To a type checker: what has a ``get()``, whose type is then that of the awaited value."""
+
+    def get(self) -> Returned:
+        """The value."""
+
+
+class Call(Protocol[Returned]):
+    """To a type checker: a task, or a signature."""
+
+    def apply_async(self, args: Any, kwargs: Any, /) -> Returned:
+        """The result."""
+
 
 async def get(
-    result: Any,
+    result: Result[Value],
     timeout: float | None = None,
     propagate: bool = True,
     *,
     on_message: OnMessage | None = None,
     revoke: bool = False,
-) -> Any:
+) -> Value:
     """Wait for a result and return its value; for a group or a ResultSet the list of values.
 
     Args:
@@ -77,23 +95,23 @@ async def get(
     """
     if not is_leaf(result) or result.parent is not None or on_message is not None or revoke:
         await _all_ready([result], timeout, propagate, on_message, revoke)
-        return _value(result, propagate)
-    # A single result takes a shorter way: ten thousand may be awaited at once.
-    assert_will_not_block()
-    if not _is_ready(result):
-        with _wait_for([result], timeout) as wait:
-            while not _is_ready(result):
-                await wait
-    return _value(result, propagate)
+    else:  # a shorter way: ten thousand may be awaited at once
+        assert_will_not_block()
+        if not _is_ready(result):
+            with _wait_for([result], timeout) as wait:
+                while not _is_ready(result):
+                    await wait
+    value: Value = _value(result, propagate)
+    return value
 
 
 async def gather(
-    *results: Any,
+    *results: Result[Value],
     return_exceptions: bool = False,
     timeout: float | None = None,
     on_message: OnMessage | None = None,
     revoke: bool = False,
-) -> list[Any]:
+) -> list[Value]:
     """Wait for all ``results`` and return their values, in the order of ``results``.
 
     The first exception that arrives is raised at once; the other results can be fetched later. With
@@ -105,8 +123,8 @@ async def gather(
 
 
 async def as_completed(
-    results: Iterable[Any], timeout: float | None = None
-) -> AsyncGenerator[Any, None]:
+    results: Iterable[AnyResult], timeout: float | None = None
+) -> AsyncGenerator[AnyResult, None]:
     """Yield each of ``results`` once, when it becomes ready.
 
     A group is ready when all its members are. One that follows a task of a chain that has failed
@@ -232,8 +250,8 @@ def _those_after(state: dict[str, Any], states: list[dict[str, Any]]) -> list[di
 
 
 async def apply_async(
-    task: Any, args: Any = None, kwargs: Mapping[str, Any] | None = None, **options: Any
-) -> Any:
+    task: Call[AnyResult], args: Any = None, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> AnyResult:
     """Call a task, or a signature, without blocking the loop: ``task.apply_async`` in a thread.
 
     One thread sends for all loops, in the order of the calls. The loops go on while it connects,
@@ -248,7 +266,8 @@ async def apply_async(
     Raises:
         Exception: what ``task.apply_async`` raises.
     """
-    return await _send(partial(task.apply_async, args, kwargs, **options))
+    result: AnyResult = await _send(partial(task.apply_async, args, kwargs, **options))
+    return result
 
 
 async def apply_many(
