@@ -47,7 +47,7 @@ WORKER_COLUMNS = ("tasks", "tasks/s", "results/s", "published", "unconfirmed", "
 #: Those with most results in them.
 MOST_REPLY_QUEUES = 20
 
-SECONDS = click.FloatRange(min=0)
+SECONDS = click.FloatRange(min=0, min_open=True)
 AT_LEAST_ONE = click.IntRange(min=1)
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1024, "mi": 1024**2, "gi": 1024**3}
@@ -59,6 +59,13 @@ def size(text: str) -> int:
     if not found or found[2] not in UNITS:
         raise click.BadParameter(f"{text!r} is no size, such as 1000, 20MB or 16MiB")
     return int(found[1]) * UNITS[found[2]]
+
+
+def web_address(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
+    """The URL of the management plugin."""
+    if text is not None and not re.match(r"https?://[^/]", text):
+        raise click.BadParameter("it begins with http:// or https:// and a host")
+    return text
 
 
 def console(**options: Any) -> Any:
@@ -99,14 +106,22 @@ class Target:
         return self.app
 
     def load_or_fail(self) -> Any:
-        """The app; a sentence for the user if it cannot be loaded."""
-        from .doctor import explain_import
+        """The app, or one for the broker; a sentence for the user if either cannot be used."""
+        import celery
+
+        from .doctor import explain_import, explain_url
 
         try:
-            return self.load()
+            app = self.load()
         except Exception as exc:
             finding = explain_import(str(self.app_name), exc)
             raise click.ClickException(f"{finding.found}\n{finding.advice}") from None
+        app = app or celery.Celery(broker=self.broker, set_as_current=False)
+        try:
+            app.connection_for_write().get_transport_cls()
+        except (KeyError, ImportError, ValueError) as exc:
+            raise click.ClickException("\n".join(explain_url(exc))) from None
+        return app
 
 
 def target_options(command: Any) -> Any:
@@ -328,7 +343,11 @@ def rates_table(outcomes: list[Outcome]) -> Any:
 @click.argument("url", required=False)
 @target_options
 @click.option("--queue", "queues", multiple=True, help="Show this queue too; can be repeated.")
-@click.option("--management", help="List the reply queues: http://user:password@host:15672.")
+@click.option(
+    "--management",
+    callback=web_address,
+    help="List the reply queues: http://user:password@host:15672.",
+)
 @click.option(
     "--interval", type=SECONDS, default=2.0, show_default=True, help="Seconds between two looks."
 )
@@ -356,12 +375,10 @@ def top(
     Workers answer by Celery's remote control. One that the command celery has started, with fastrpc
     installed, knows how; other workers need `import fastrpc.contrib.control`.
     """
-    import celery
-
     from .top import Management, Sampler
 
     target = Target(ctx, app, url or broker)
-    loaded = target.load_or_fail() or celery.Celery(broker=target.broker, set_as_current=False)
+    loaded = target.load_or_fail()
     sampler = Sampler(loaded, queues)
     if management:
         vhost = loaded.connection_for_read().virtual_host or "/"

@@ -10,6 +10,7 @@ that is broken in any way that can be imported. Its texts never contain a passwo
 
 from __future__ import annotations
 
+from .connection import explain_url
 from .examination import APP_CHECKS, BROKER_CHECKS, NODE_CHECKS, examine
 from .findings import Finding, Mark
 from .loading import explain_import, load_app
@@ -27,5 +28,6 @@ __all__ = [
     "accepts",
     "examine",
     "explain_import",
+    "explain_url",
     "load_app",
 ]

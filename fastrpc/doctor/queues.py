@@ -23,6 +23,11 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
         return None
     queue = subject.backend.binding
     if name := subject.options.reply_queue:
+        if name in subject.app.amqp.queues:
+            return fail(
+                f"{name} is a queue of tasks",
+                "Name a reply queue, the app.backend.oid of a caller.",
+            )
         queue.name = queue.routing_key = name
     with subject.connection.channel() as channel:
         bound = queue(channel)

@@ -24,6 +24,15 @@ def run(*args):
     return CliRunner().invoke(cli.main, [str(arg) for arg in args], env={"COLUMNS": "140"})
 
 
+@pytest.mark.parametrize("command", [("bench",), ("top", "--count", 1)], ids=lambda c: c[0])
+@pytest.mark.parametrize("url", ["http://user:hunter2@host/", "amqp://user:hunter2@host:99999//"])
+def test_what_is_not_the_url_of_a_broker(command, url):
+    done = run(*command, url)
+    assert done.exit_code == 1
+    assert "Write amqp://user:password@host:5672/vhost" in done.output
+    assert "hunter2" not in done.output
+
+
 class TestBench:
     @pytest.mark.slow
     def test_stock_and_fast_take_turns(self, private_broker, tmp_path):
@@ -96,6 +105,11 @@ class TestTop:
         assert worker.name in screen.export_text()
         json.dumps(sampler.as_dict())
         sampler.close()
+
+    def test_what_is_not_the_url_of_the_management_plugin(self):
+        done = run("top", "amqp://host//", "--management", "host:15672")
+        assert done.exit_code == 2
+        assert "it begins with http:// or https://" in done.output
 
     def test_a_stock_worker(self, own_vhost):
         queue = "fastrpc-tests-top-stock"

@@ -172,6 +172,15 @@ def test_a_reply_queue_with_other_arguments(private_broker):
     assert "other-replies" not in private_broker.queues()
 
 
+def test_a_queue_of_tasks_is_no_reply_queue(private_broker):
+    """Nobody is told to delete it."""
+    app = make_app(private_broker.url, FAST, "some-tasks")
+    options = Options(timeout=2.0, reply_queue="some-tasks", workers=False)
+    found = findings(app=app, options=options)["reply queue"]
+    assert (found.mark, found.found) == (Mark.FAIL, "some-tasks is a queue of tasks")
+    assert "delete" not in found.advice
+
+
 def test_a_reply_queue_whose_caller_has_ended(private_broker):
     app = make_app(private_broker.url, FAST)
     queue = app.backend.binding
