@@ -113,12 +113,18 @@ class DictTable:
         self.evicted += evicted
         return evicted
 
-    def take(self, task_id):
-        kept = self._unclaimed.pop(task_id, None) or self._progress.pop(task_id, None)
-        if kept is None:
-            return None
+    def peek(self, task_id):
+        kept = self._unclaimed.get(task_id) or self._progress.get(task_id)
+        return None if kept is None else kept[:2]
+
+    def drop(self, task_id, kept):
+        place = self._unclaimed if task_id in self._unclaimed else self._progress
+        found = place.get(task_id)
+        if found is None or found[:2] != kept:
+            return False
+        del place[task_id]
         self.unclaimed_bytes -= len(kept[0]) + len(kept[1])
-        return kept[:2]
+        return True
 
 
 class Waiter:
@@ -148,17 +154,17 @@ def fulfil(table, ids):
             pass
 
 
-def prepare_store_take(make, count=COUNT):
+def prepare_store_drop(make, count=COUNT):
     ids = wire_ids(count)
     return make(), ids, [task_id.decode() for task_id in ids]
 
 
-def store_take(table, ids, asked):
-    store, take, arrived = table.store, table.take, bytearray(BODY)
+def store_drop(table, ids, asked):
+    store, peek, drop, arrived = table.store, table.peek, table.drop, bytearray(BODY)
     for task_id in ids:
         store(task_id, bytes(arrived), b"", 1.0)
     for task_id in asked:
-        take(task_id)
+        drop(task_id, peek(task_id))
 
 
 def prepare_discard_unknown(make, count=COUNT):
@@ -193,7 +199,7 @@ def churn(table, fresh, finished):
 
 WORK = {
     "fulfil": (prepare_fulfil, fulfil),
-    "store_take": (prepare_store_take, store_take),
+    "store_drop": (prepare_store_drop, store_drop),
     "discard_unknown": (prepare_discard_unknown, discard_unknown),
     "outstanding_1e3": (lambda make: prepare_outstanding(make, 1_000), churn),
     "outstanding_1e6": (lambda make: prepare_outstanding(make, 1_000_000), churn),
