@@ -41,7 +41,8 @@ def batch(app: Any, max_size: int = MAX_SIZE) -> Batch:
             results = [add.apply_async((n, n)) for n in range(1000)]
 
     The collected messages are written when there are ``max_size`` of them, or 128 KiB, and at the
-    end of the ``with`` block. An exception in the block discards the rest. With
+    end of the ``with`` block; before a ``get()`` inside it call ``flush()``, or the result never
+    comes. An exception in the block discards the rest. With
     ``confirm_publish`` there is one wait for all messages of a write. If the connection is lost,
     they are sent again as ``task_publish_retry`` and its policy say, or ``retry`` and
     ``retry_policy`` of the calls: once one of them says ``retry=False``, no write is repeated.
