@@ -189,12 +189,12 @@ bench-deps: build $(AMQP_SPEEDUPS)/.tried $(LIBRABBITMQ)/.tried
 
 .PHONY: bench
 bench: bench-deps ## compare stock, redis, fastrpc, other task queues and raw bytes; report and plots in .make/bench
-	$(call say,'running the benchmarks: about ten minutes')
+	$(call say,'running the benchmarks: about twenty minutes')
 	@tools/run-benchmarks $(PY) $(BENCH_OUT)
 
 .PHONY: bench-quick
-bench-quick: bench-deps ## as bench, in a minute: small sizes, few rounds
-	$(call say,'running the benchmarks quickly: about a minute')
+bench-quick: bench-deps ## as bench, in two minutes: small sizes, few rounds
+	$(call say,'running the benchmarks quickly: about two minutes')
 	@tools/run-benchmarks $(PY) $(BENCH_OUT) quick
 
 .PHONY: bench-instructions
