@@ -106,12 +106,12 @@ async def get(
 
 
 async def gather(
-    *results: Result[Value],
+    *results: Any,
     return_exceptions: bool = False,
     timeout: float | None = None,
     on_message: OnMessage | None = None,
     revoke: bool = False,
-) -> list[Value]:
+) -> list[Any]:
     """Wait for all ``results`` and return their values, in the order of ``results``.
 
     The first exception that arrives is raised at once; the other results can be fetched later. With

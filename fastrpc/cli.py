@@ -64,7 +64,7 @@ def size(text: str) -> int:
 def web_address(ctx: click.Context, param: click.Parameter, text: str | None) -> str | None:
     """The URL of the management plugin."""
     if text is not None and not re.match(r"https?://[^/]", text):
-        raise click.BadParameter("it begins with http:// or https:// and a host")
+        raise click.BadParameter("must begin with http:// or https:// and name a host")
     return text
 
 
@@ -112,15 +112,17 @@ class Target:
         from .doctor import explain_import, explain_url
 
         try:
-            app = self.load()
+            app = self.load() or celery.Celery(broker=self.broker, set_as_current=False)
+            _ = app.conf.broker_url  # loads the settings
         except Exception as exc:
             finding = explain_import(str(self.app_name), exc)
             raise click.ClickException(f"{finding.found}\n{finding.advice}") from None
-        app = app or celery.Celery(broker=self.broker, set_as_current=False)
         try:
             app.connection_for_write().get_transport_cls()
-        except (KeyError, ImportError, ValueError) as exc:
+        except (KeyError, ValueError) as exc:
             raise click.ClickException("\n".join(explain_url(exc))) from None
+        except ImportError as exc:
+            raise click.ClickException(f"the broker's URL needs a package: {exc}") from None
         return app
 
 

@@ -53,8 +53,8 @@ def resolve_host(node: Node) -> Verdict:
     except socket.gaierror as exc:
         return fail(
             f"{node.host} has no address: {exc.strerror}",
-            "Correct the host in the URL, or the name service of this machine or container. The "
-            "name of an app follows -A.",
+            "Correct the host in the URL, or the name service of this machine or container. To "
+            "name an app, write -A before it.",
         )
     return ok(f"{node.host} is {', '.join(sorted({str(entry[4][0]) for entry in found}))}")
 

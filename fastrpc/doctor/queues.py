@@ -43,8 +43,8 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
         except PreconditionFailed as exc:
             return fail(
                 f"{queue.name} exists with other arguments: {subject.reason(exc)}",
-                "Give all processes the same result_expires and queue_type, or delete the queue "
-                f"(rabbitmqctl delete_queue {queue.name}).",
+                "Give all processes the same result_expires and queue_type. If it is a reply "
+                f"queue, it can also be deleted: rabbitmqctl delete_queue {queue.name}.",
             )
         except AccessRefused as exc:
             return subject.forbidden(exc, "configure")
@@ -53,8 +53,8 @@ def check_reply_queue(subject: Subject) -> Verdict | None:
         elif found.message_count and not found.consumer_count:
             return warn(
                 f"nobody consumes {name} ({counted(found.message_count, 'message')})",
-                f"If its caller has ended (one that has not waited yet does not consume either), "
-                f"delete it: rabbitmqctl delete_queue {name}. "
+                "If it is a reply queue, and its caller has ended (one that has not waited yet "
+                f"does not consume either), delete it: rabbitmqctl delete_queue {name}. "
                 "rabbitmqctl list_queues name consumers messages shows more like it.",
             )
     return ok(f"{queue.name}, {describe(queue)}")

@@ -361,7 +361,7 @@ class TestThreads:
                 answer(sender, app.backend.oid, [theirs])
                 await asyncio.to_thread(thread.result, 20)
                 answer(sender, app.backend.oid, [mine], n)
-                with stopwatch(3, "the loop reads"):  # a missed handover takes five seconds
+                with stopwatch(3, "the loop reads"):  # a missed handover takes up to five
                     assert await waiting == n
 
         run(main())

@@ -18,7 +18,10 @@ WAIT = 30
 
 @pytest.mark.parametrize("pool", ["solo", "threads", "prefork", "gevent", "eventlet"])
 def test_it_works_on_after_its_connection_was_cut(broker, pool):
-    """Before it gets tasks, and at a random moment while it runs them."""
+    """Before it gets tasks, and at a random moment while it runs them.
+
+    Not so on stock, whose worker may wait for ever then: see docs/promises.md.
+    """
     if pool in ("gevent", "eventlet"):
         pytest.importorskip(pool)
     rng = random.Random(5)
@@ -39,30 +42,6 @@ def test_it_works_on_after_its_connection_was_cut(broker, pool):
             many = [echo.apply_async((k,)) for k in range(50)]
             time.sleep(rng.uniform(0, 0.05))
             proxy.cut(rst=bool(n % 2))
-            assert [r.get(timeout=WAIT) for r in many] == list(range(50)), worker.log
-
-
-@pytest.mark.parametrize("install", [True, False], ids=["installed", "stock"])
-@pytest.mark.parametrize("pool", ["solo", "prefork"])
-def test_its_connection_is_cut_before_it_gets_tasks(broker, pool, install):
-    """There stock, too, never waits for ever; while it runs tasks it may (docs/promises.md)."""
-    queue = f"fastrpc-faults-cut-{pool}-{install}-{os.getpid()}"
-    app = make_app(broker.url, "fastrpc://", queue)
-    echo = app.tasks["tests.echo"]
-    with (
-        Proxy(broker.host, broker.port) as proxy,
-        Worker(
-            broker.url_for(proxy.port),
-            "rpc://" if install else "fastrpc://",
-            pool=pool,
-            queues=(queue,),
-            install=install,
-        ) as worker,
-    ):
-        for n in range(3):
-            assert echo.apply_async((n,)).get(timeout=WAIT) == n
-            proxy.cut(rst=bool(n % 2))
-            many = [echo.apply_async((k,)) for k in range(50)]
             assert [r.get(timeout=WAIT) for r in many] == list(range(50)), worker.log
 
 

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from contextlib import suppress
-from functools import partial, partialmethod
+from functools import partial
 
 import pytest
 from celery import states
@@ -187,9 +187,13 @@ class TestHandingOver:
     def test_the_reader_wakes_each_sleeper_and_reads_on(self, app, sender, monkeypatch):
         """No step wakes them, and nobody hands over: the reader's own answer comes last."""
         monkeypatch.setattr("fastrpc.client.reader.INTERVAL", 60.0)
-        monkeypatch.setattr(
-            ResultConsumer, "read", partialmethod(ResultConsumer.read, patience=60.0)
-        )
+        reads, usual = [], ResultConsumer.read
+
+        def read(consumer, wait, patience=60.0):
+            reads.append(wait)
+            return usual(consumer, wait, patience)
+
+        monkeypatch.setattr(ResultConsumer, "read", read)
         first, mine, *others = expect(app, 33)
         oid = app.backend.oid
         answer(sender, oid, [first])
@@ -199,9 +203,11 @@ class TestHandingOver:
         wait_until(lambda: inside.role_is_taken(app), 10, "it reads")
         sleepers = Background(lambda: run_threads(31, lambda n: others[n].get(timeout=60)))
         wait_until(lambda: inside.sleepers(app) == 31, 10, "all others sleep")
+        begun = len(reads)
         for n in random.Random(1).sample(range(31), 31):
             answer(sender, oid, [others[n]], n)
         assert sleepers.result(20) == list(range(31))
+        assert len(reads) == begun
         assert reader.running
         answer(sender, oid, [mine], "mine")
         assert reader.result(20) == "mine"

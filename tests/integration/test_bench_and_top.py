@@ -109,7 +109,7 @@ class TestTop:
     def test_what_is_not_the_url_of_the_management_plugin(self):
         done = run("top", "amqp://host//", "--management", "host:15672")
         assert done.exit_code == 2
-        assert "it begins with http:// or https://" in done.output
+        assert "must begin with http:// or https://" in done.output
 
     def test_a_stock_worker(self, own_vhost):
         queue = "fastrpc-tests-top-stock"
@@ -186,7 +186,7 @@ class TestTop:
         assert screen.export_text().splitlines()[1].split()[-7:] == ["5", "1", *"-----"]
 
     def test_each_look_in_a_pipe(self, private_broker):
-        done = run("top", private_broker.url, "--count", 2, "--interval", 0)
+        done = run("top", private_broker.url, "--count", 2, "--interval", 0.01)
         assert done.exit_code == 0, done.output
         assert done.output.count("grows/s") == 2
         assert done.output.endswith("\n")

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         assert_type(await aio.apply_async(task, (1,)), AsyncResult[int])
         assert_type(await aio.get(await aio.apply_async(task)), int)
         assert_type(await aio.get(result, timeout=1), str)
-        assert_type(await aio.gather(result, result), list[str])
         async for ready in aio.as_completed([result]):
             assert_type(ready, AsyncResult[str])
         assert_type(await aio.get(untyped), Any)

@@ -301,9 +301,11 @@ def test_a_url_in_place_of_the_apps(tmp_path, monkeypatch):
     "args",
     [
         ("doctor", "--timeout", "-1"),
+        ("doctor", "--timeout", "0"),
         ("bench", "--tasks", "0"),
         ("bench", "--rounds", "0"),
         ("top", "--interval", "-1"),
+        ("top", "--interval", "0"),
         ("top", "--count", "-1"),
     ],
 )
