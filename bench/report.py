@@ -56,11 +56,15 @@ def group_table(entries: dict[str, Entry]) -> str:
 
 
 EXTRAS = {
-    "bytes_each": "bytes for each, its AsyncResult included",
+    "bytes_each": "bytes for each",
     "bytes_beyond_body": "bytes for each beyond its body",
     "lost": "lost",
     "claim_us": "µs to get() one of them later",
     "peak_per_body": "peak memory, in bodies",
+    "peak_bodies": "peak memory, in bodies",
+    "worst_ms": "slowest call, in ms",
+    "p99_ms": "p99 of a call, in ms",
+    "kept_percent": "% of the rate kept",
     "returned_us": "µs until the calls returned, per call",
 }
 
