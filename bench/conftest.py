@@ -10,7 +10,7 @@ import pytest
 from tests.support.broker import Redis
 from tests.support.session import session_broker, started
 
-from .arena import QUICK, ROOT, Arena, Race, replayed_time
+from .arena import QUICK, ROOT, Arena, Race, replayed_time, selected
 from .entries import NAMES
 
 #: Seconds: the first parameter of a benchmark runs all of its implementations.
@@ -21,11 +21,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than a few seconds; not in test-quick")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    if unnamed := selected(session) - NAMES.keys():
+        raise pytest.UsageError(f"bench/entries.py has no label for {', '.join(sorted(unnamed))}")
     for item in items:
-        spec = getattr(item, "callspec", None)
-        if spec is not None and (who := spec.params.get("who", "raw")) not in NAMES:
-            raise pytest.UsageError(f"{item.nodeid}: bench/entries.py has no label for {who}")
         item.add_marker(pytest.mark.benchmark(timer=replayed_time))
         if config.pluginmanager.hasplugin("timeout"):
             item.add_marker(pytest.mark.timeout(TIMEOUT))
