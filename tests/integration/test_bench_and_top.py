@@ -87,7 +87,7 @@ class TestTop:
     def test_workers_and_queues(self, own_vhost):
         queue = "fastrpc-tests-top"
         app = make_app(own_vhost, FAST, queue)
-        sampler = Sampler(app, ("fastrpc-tests-nosuch",))
+        sampler = Sampler(app, ("fastrpc-tests-nosuch",), timeout=3.0)
         with Worker(own_vhost, FAST, pool="solo", queues=(queue,)) as worker:
             sampler.sample()
             assert app.tasks["tests.add"].delay(1, 2).get(timeout=20) == 3
@@ -114,7 +114,7 @@ class TestTop:
     def test_a_stock_worker(self, own_vhost):
         queue = "fastrpc-tests-top-stock"
         with Worker(own_vhost, STOCK, pool="solo", queues=(queue,)) as worker:
-            sampler = Sampler(make_app(own_vhost, STOCK, queue))
+            sampler = Sampler(make_app(own_vhost, STOCK, queue), timeout=3.0)
             sampler.sample()
             sampler.close()
         assert sampler.workers[worker.name].stats == {}

@@ -7,12 +7,11 @@ import uuid
 
 import pytest
 from celery import chain, chord, group, signature
-from celery.backends.redis import RedisBackend
-from celery.exceptions import ChordError, TimeoutError
+from celery.exceptions import ChordError
 
+from tests.support.reference import WAIT, value_of
 from tests.support.waiting import wait_until
 
-WAIT = 30
 FAST = "fastrpc://?chords=1"
 
 
@@ -43,17 +42,11 @@ def si(app):
 
 
 def ends_with(canvas):
-    result = canvas.apply_async()
-    try:
-        return result.get(timeout=WAIT)
-    except TimeoutError:
-        if isinstance(result.backend, RedisBackend):  # seen once in some 15 runs of all tests
-            pytest.xfail("Celery's redis backend has lost a chord, or a result")
-        raise
+    return value_of(canvas.apply_async())
 
 
 def error_of(result):
-    return result.get(timeout=WAIT, propagate=False)
+    return value_of(result, propagate=False)
 
 
 class TestShapes:
@@ -121,7 +114,7 @@ class TestShapes:
         canvas = chord([s("echo", 1), s("echo", 2)], s("total"))
         canvas.link(s("add", 10))
         result = canvas.apply_async()
-        assert result.get(timeout=WAIT) == 3
+        assert value_of(result) == 3
         wait_until(lambda: result.children, WAIT, "the callback was sent")
 
     def test_from_json(self, s, app):
@@ -181,7 +174,7 @@ class TestReplace:
 
     def test_a_task_by_a_group(self, s):
         by = group(s("echo", 1), s("echo", 2))
-        assert s("replaced_by", by).delay().get(timeout=WAIT) == [1, 2]
+        assert value_of(s("replaced_by", by).delay()) == [1, 2]
 
     def test_a_body_by_a_chord(self, s, si):
         inner = chord([s("echo", 1), s("echo", 2)], s("total"))

@@ -8,9 +8,9 @@ import pytest
 from celery import chain, chord, group
 from celery.exceptions import ChordError
 
+from tests.support.reference import WAIT, value_of
 from tests.support.waiting import wait_until
 
-WAIT = 30
 FAST = "fastrpc://?chords=1"
 
 
@@ -38,41 +38,41 @@ def sig(app):
 
 
 def test_a_body_gets_the_results_of_the_header(sig):
-    assert chord([sig("add", n, n) for n in range(10)])(sig("total")).get(timeout=WAIT) == 90
+    assert value_of(chord([sig("add", n, n) for n in range(10)])(sig("total"))) == 90
 
 
 def test_results_are_in_the_order_of_the_header(sig):
     header = [sig("sleep", delay) for delay in (0.3, 0, 0.2, 0.1)]
-    assert chord(header)(sig("collect")).get(timeout=WAIT) == [[0.3, 0, 0.2, 0.1]]
+    assert value_of(chord(header)(sig("collect"))) == [[0.3, 0, 0.2, 0.1]]
 
 
 def test_a_group_chained_into_a_task(sig):
     canvas = group(sig("add", n, 1) for n in range(5)) | sig("total")
-    assert canvas.apply_async().get(timeout=WAIT) == 15
+    assert value_of(canvas.apply_async()) == 15
 
 
 def test_a_chord_of_one(sig):
-    assert chord([sig("add", 1, 1)])(sig("collect")).get(timeout=WAIT) == [[2]]
+    assert value_of(chord([sig("add", 1, 1)])(sig("collect"))) == [[2]]
 
 
 def test_an_empty_header(sig):
-    assert chord([])(sig("collect")).get(timeout=WAIT) == [[]]
+    assert value_of(chord([])(sig("collect"))) == [[]]
 
 
 def test_a_generator(sig):
-    assert chord(sig("add", n, n) for n in range(20))(sig("total")).get(timeout=WAIT) == 380
+    assert value_of(chord(sig("add", n, n) for n in range(20))(sig("total"))) == 380
 
 
 def test_the_parts_are_the_callers_too(sig):
     result = chord([sig("add", n, n) for n in range(3)])(sig("total"))
-    assert result.get(timeout=WAIT) == 6
-    assert result.parent.get(timeout=WAIT) == [0, 2, 4]
+    assert value_of(result) == 6
+    assert value_of(result.parent) == [0, 2, 4]
 
 
 def test_a_part_that_fails(sig):
     result = chord([sig("add", 1, 1), sig("fail", "of a part"), sig("add", 2, 2)])(sig("total"))
     # Otherwise get() raises the error of the part, where it comes first.
-    error = result.get(timeout=WAIT, propagate=False)
+    error = value_of(result, propagate=False)
     assert isinstance(error, ChordError)
     assert re.fullmatch(r"Dependency [\w-]+ raised ValueError\('of a part'\)", str(error))
     assert result.state == "FAILURE"
@@ -80,7 +80,7 @@ def test_a_part_that_fails(sig):
 
 def test_many_chords_at_once(sig):
     results = [chord([sig("add", n, m) for m in range(5)])(sig("total")) for n in range(30)]
-    assert [r.get(timeout=WAIT) for r in results] == [5 * n + 10 for n in range(30)]
+    assert [value_of(result) for result in results] == [5 * n + 10 for n in range(30)]
 
 
 @pytest.mark.parametrize("pool", ["solo", "prefork", "gevent", "eventlet"])

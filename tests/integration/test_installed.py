@@ -127,13 +127,12 @@ def test_events(broker, worker):
                         receiver.should_stop = True
                         done.set()
                 receiver = app.events.Receiver(connection, handlers={{"*": caught}})
-                ready.set()
+                receiver.on_consume_ready = lambda *_, **__: ready.set()
                 receiver.capture(limit=None, timeout={WAIT}, wakeup=False)
         ready = threading.Event()
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-        ready.wait()
-        time.sleep(1)
+        assert ready.wait({WAIT})
         task("echo").apply_async(("seen",)).get(timeout={WAIT})
         assert done.wait({WAIT}), seen
         print(json.dumps(seen))

@@ -170,9 +170,9 @@ def test_threads_set_the_prefetch_count_while_one_consumes(connection, queue):
         consume()
         return len(ended) == 3
 
-    worker = threading.Thread(target=wait_until, args=(work, WAIT, "all are set"), daemon=True)
+    worker = threading.Thread(target=wait_until, args=(work, 60, "all are set"), daemon=True)
     worker.start()
-    worker.join(2 * WAIT)
+    worker.join(70)
     assert len(ended) == 3
     assert not worker.is_alive()
 

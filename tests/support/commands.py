@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import kombu
@@ -47,8 +48,9 @@ class Command:
             )
 
     def close(self) -> None:
+        """Stop it. A worker may take long to stop: one that does is killed."""
         self.process.terminate()
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(30)
-        finally:
-            self.process.kill()
+        self.process.kill()
+        self.process.wait(10)

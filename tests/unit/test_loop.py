@@ -14,6 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from kombu.asynchronous import Hub
 
 from fastrpc._lock import Lock
+from fastrpc.transport import loop
 from fastrpc.transport.loop import LONGEST_TURN, Alarm, LoopReader
 from fastrpc.wire._poll import readable
 from fastrpc.wire._reader import FrameReader
@@ -66,10 +67,17 @@ def served(connection, hub) -> Iterator[LoopReader]:
     served.close()
 
 
+@pytest.fixture
+def long_turns(monkeypatch) -> None:
+    """A busy machine does not end a turn of the test."""
+    monkeypatch.setattr(loop, "LONGEST_TURN", 60.0)
+
+
 def wants_a_turn(served: LoopReader) -> bool:
     return readable(served.alarm.fileno())
 
 
+@pytest.mark.usefixtures("long_turns")
 def test_what_arrives_while_others_are_served_is_served_in_the_same_turn(served, connection):
     connection.peer.sendall(numbered(1) + numbered(2))
     more = [numbered(3), numbered(4)]
@@ -79,6 +87,7 @@ def test_what_arrives_while_others_are_served_is_served_in_the_same_turn(served,
     assert not wants_a_turn(served)
 
 
+@pytest.mark.usefixtures("long_turns")
 def test_what_a_delivery_asks_for_is_done_before_the_next(served, connection, hub):
     """A solo pool asks the loop to acknowledge the task that has run."""
     connection.peer.sendall(numbered(1) + numbered(2))
@@ -124,6 +133,7 @@ def test_what_another_thread_leaves_at_the_end_of_a_turn_wants_another(served, c
     assert not wants_a_turn(served)
 
 
+@pytest.mark.usefixtures("long_turns")
 def test_part_of_a_frame_wants_no_turn(served, connection):
     connection.peer.sendall(numbered(1) + numbered(2)[:-1])
     served.alarm.set()

@@ -183,8 +183,8 @@ class TestTheWindow:
         publisher = make(confirm_window=3)
         send(publisher, *"abc")
         timer = threading.Timer(0.1, lambda: broker.link.confirm(2, multiple=True))
-        timer.start()
         started = time.monotonic()
+        timer.start()
         send(publisher, "d")
         assert time.monotonic() - started >= 0.09
         assert publisher.unconfirmed == 2
@@ -254,8 +254,8 @@ class TestTheWindow:
         publisher.publish(message("a", 60))
         publisher.publish(message("b", 60))
         timer = threading.Timer(0.1, lambda: broker.link.confirm(1))
-        timer.start()
         started = time.monotonic()
+        timer.start()
         publisher.publish(message("c", 1))
         assert time.monotonic() - started >= 0.09
         timer.join()
@@ -271,8 +271,8 @@ class TestTheWindow:
         link = broker.link
         link.blocked = True
         timer = threading.Timer(0.1, lambda: setattr(link, "blocked", False))
-        timer.start()
         started = time.monotonic()
+        timer.start()
         send(publisher, "b")
         assert time.monotonic() - started >= 0.09
         timer.join()
