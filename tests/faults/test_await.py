@@ -516,6 +516,7 @@ class TestSeveral:
 
     def test_as_completed_has_one_deadline_and_may_be_left(self, app, sender):
         async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)  # the connection is there
             results = expect(app, 3)
             answer(sender, app.backend.oid, results[:1])
             completed = aio.as_completed(results, timeout=0.5)
@@ -742,6 +743,7 @@ class TestStates:
 
     def test_the_newest_earlier_state_comes_first(self, app, sender):
         async def main():
+            await aio.get(sent(app, sender, 1)[0], timeout=20)  # the connection is there
             [result] = expect(app, 1)
             answer(sender, app.backend.oid, [result], {"step": 7}, "PROGRESS")
             with pytest.raises(TimeoutError):

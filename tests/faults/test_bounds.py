@@ -14,8 +14,9 @@ from celery.exceptions import TimeoutError
 from fastrpc.errors import ResultDropped
 from tests.support import inside
 from tests.support.inside import threads_of_ours
+from tests.support.queues import queue_exists
 from tests.support.resources import growth, open_files
-from tests.support.results import answer, await_confirms, expect
+from tests.support.results import answer, await_confirms, call, expect
 from tests.support.threads import Background, run_threads
 from tests.support.waiting import stopwatch, wait_until
 
@@ -168,6 +169,7 @@ class TestNothingIsLeftBehind:
         assert [result.get(timeout=10) for result in results] == list(range(200))
 
     def test_by_get_many_that_timed_out(self, app, sender):
+        call(app, sender, 1)  # the connection is there
         results = expect(app, 3)
         answer(sender, app.backend.oid, results[:1])
         came = app.backend.get_many([result.id for result in results], timeout=0.5)
@@ -290,8 +292,8 @@ def test_reply_queues_are_gone_after_close(private_broker, make_client, sender):
 
 
 def test_reply_queues_of_a_process_that_was_killed_expire(private_broker, make_client, sender):
-    app = make_client(private_broker.url, result_expires=5)  # rabbitmqctl may take a second or two
+    app = make_client(private_broker.url, result_expires=5)
     oid = app.backend.oid
     expect(app, 1)
-    assert oid in private_broker.queues()
+    assert queue_exists(private_broker.url, oid)  # at once: rabbitmqctl may take seconds
     wait_until(lambda: oid not in private_broker.queues(), 20, "it has expired")

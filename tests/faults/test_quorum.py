@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from amqp.exceptions import NotFound
 from celery import group
 from kombu import Connection
 
 from tests.support import inside
+from tests.support.queues import queue_exists
 from tests.support.results import answer, await_confirms, expect
 from tests.support.waiting import wait_until
 
@@ -24,15 +24,6 @@ def quorum(private_broker, make_client):
         return make_client(url, "fastrpc-faults", options={"queue_type": "quorum"}, **conf)
 
     return make
-
-
-def exists(url: str, queue: str) -> bool:
-    with Connection(url) as connection:
-        try:
-            connection.default_channel.queue_declare(queue, passive=True)
-        except NotFound:
-            return False
-        return True
 
 
 def fetch_and_hang_up(url: str, queue: str, count: int) -> None:
@@ -89,18 +80,18 @@ def test_it_is_deleted_at_a_clean_exit(quorum, private_broker):
     app = quorum()
     expect(app, 1)
     oid = app.backend.oid
-    assert exists(private_broker.url, oid)
+    assert queue_exists(private_broker.url, oid)
     app.backend.close()
-    assert not exists(private_broker.url, oid)
+    assert not queue_exists(private_broker.url, oid)
 
 
 def test_it_expires_unused(quorum, private_broker, sender):
-    app = quorum(result_expires=1)
+    app = quorum(result_expires=3)  # it must outlive the sender's connecting
     [result] = expect(app, 1)
     oid = app.backend.oid
     answer(sender, oid, [result], "used")
     assert result.get(timeout=WAIT) == "used"
-    time.sleep(1.5)  # longer than it may be unused, but it is in use
-    assert exists(private_broker.url, oid)
+    time.sleep(3.5)  # longer than it may be unused, but it is in use
+    assert queue_exists(private_broker.url, oid)
     inside.hang_up(app)
-    wait_until(lambda: not exists(private_broker.url, oid), WAIT, "it has expired")
+    wait_until(lambda: not queue_exists(private_broker.url, oid), WAIT, "it has expired")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -18,7 +18,7 @@ from tests.support.apps import make_app
 from tests.support.backends import BACKENDS, FAST
 from tests.support.processes import ROOT
 from tests.support.proxy import Proxy
-from tests.support.results import answer, call, expect
+from tests.support.results import answer, answer_once_consumed, call, expect
 from tests.support.threads import Background, run_threads
 from tests.support.waiting import wait_until
 
@@ -49,6 +49,15 @@ def run(private_broker, worker):
                 child.kill()
 
     return start
+
+
+def soonest(leave: Callable[[], float], at_most: float) -> float:
+    """The shortest of three times; one that is short enough will do. The machine may be busy."""
+    took = leave()
+    for _ in range(2):
+        if took >= at_most:
+            took = min(took, leave())
+    return took
 
 
 def finish(child: subprocess.Popen, status: int = 0) -> float:
@@ -139,12 +148,16 @@ def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client
     """It cannot run any code at its end, as after kill -9."""
     pid = os.fork()
     if not pid:
-        expect(make_client(private_broker.url, result_expires=5), 1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            # rabbitmqctl may take seconds to look whether it is there.
+            expect(make_client(private_broker.url, result_expires=10), 1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os._exit(1)
     assert os.waitpid(pid, 0)[1] == signal.SIGTERM
     assert len(queues()) == 1
-    wait_until(lambda: not queues(), 20, "it has expired")
+    wait_until(lambda: not queues(), 30, "it has expired")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -180,7 +193,8 @@ class TestThreads:
         assert [result.get(timeout=10) for result in first + second] == [0, 1, 2] * 2
 
     def test_concurrent_threads_have_one_each(self, app):
-        names = run_threads(6, lambda n: (app.backend.oid, time.sleep(0.2))[0])
+        all_have_one = threading.Barrier(6)
+        names = run_threads(6, lambda n: (app.backend.oid, all_have_one.wait(20))[0])
         assert len(set(names)) == 6
 
     def test_those_of_an_app_whose_backend_was_made_late(self, private_broker, sender):
@@ -199,8 +213,8 @@ class TestThreads:
 
         def freeze_and_wait() -> str:
             result = app.signature("tests.echo").freeze()
-            answer_later = threading.Timer(0.5, answer, (sender, app.thread_oid, [result], "there"))
-            answer_later.start()
+            oid = app.thread_oid
+            Background(lambda: answer_once_consumed(app, sender, oid, result, "there"))
             return result.get(timeout=10)
 
         assert Background(freeze_and_wait).result(20) == "there"
@@ -209,17 +223,24 @@ class TestThreads:
 class TestLeavingSoon:
     @pytest.mark.parametrize("scenario", ["waiting_daemon", "waiting_daemons"])
     def test_while_a_daemon_thread_waits(self, run, scenario):
-        with run(scenario) as child:
-            assert finish(child) < EXIT
+        def leave() -> float:
+            with run(scenario) as child:
+                return finish(child)
+
+        assert soonest(leave, EXIT) < EXIT
 
     def test_while_the_broker_is_silent(self, run, private_broker):
-        with (
-            Proxy(private_broker.host, private_broker.port) as proxy,
-            run("silent_broker", url=private_broker.url_for(proxy.port)) as child,
-        ):
-            assert child.stdout.readline() == "silence, please\n"
-            proxy.freeze()
-            assert finish(child) < EXIT + 0.2  # the interpreter's own end
+        def leave() -> float:
+            with (
+                Proxy(private_broker.host, private_broker.port) as proxy,
+                run("silent_broker", url=private_broker.url_for(proxy.port)) as child,
+            ):
+                assert child.stdout.readline() == "silence, please\n"
+                proxy.freeze()
+                return finish(child)
+
+        at_most = EXIT + 0.2  # the interpreter's own end
+        assert soonest(leave, at_most) < at_most
 
     def test_other_threads_continue_if_only_a_backend_is_closed(self, app, sender):
         """They connect again."""

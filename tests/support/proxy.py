@@ -180,6 +180,8 @@ class _Serve:
         self.next_share = 0.0
         self.port = 0
         self.listener: socket.socket | None = None
+        #: Has the port while there is no listener.
+        self.holder: socket.socket | None = None
         self.commands = b""
         self.do_listen()
         os.set_blocking(0, False)
@@ -285,11 +287,18 @@ class _Serve:
             self.selector.unregister(self.listener)
             self.listener.close()
             self.listener = None
+            # Bound, but not listening: nobody else gets the port meanwhile.
+            self.holder = socket.socket()
+            self.holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.holder.bind(("127.0.0.1", self.port))
 
     def do_listen(self) -> None:
         if self.listener is None:
             self.listener = socket.create_server(("127.0.0.1", self.port), backlog=1024)
             self.listener.setblocking(False)
+            if self.holder is not None:
+                self.holder.close()
+                self.holder = None
             self.port = self.listener.getsockname()[1]
             self.selector.register(self.listener, selectors.EVENT_READ, self.on_accept)
 

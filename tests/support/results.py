@@ -56,6 +56,17 @@ def call(app: Celery, sender: Celery, count: int) -> list[Any]:
     return [result.get(timeout=20) for result in results]
 
 
+def answer_once_consumed(app: Celery, sender: Celery, queue: str, result: Any, value: Any) -> None:
+    """Send a result when the reply queue exists, which a wait of the client has to declare."""
+
+    def is_consumed() -> bool:
+        intake = app.backend.result_consumer.intake
+        return intake is not None and queue in intake.consumed
+
+    wait_until(is_consumed, 30, "the client consumes from its reply queue")
+    answer(sender, queue, [result], value)
+
+
 def await_confirms(sender: Celery, timeout: float = 30) -> None:
     wait_until(lambda: sender.backend.stats()["unconfirmed"] == 0, timeout, "all is confirmed")
 
