@@ -83,13 +83,6 @@ class Fulfiller:
         then kept as unclaimed.
         """
 
-def make_room_for_listener(result: Any) -> None:
-    """Have the next ``then`` of ``result`` call its listener, also if a thread makes it ready now.
-
-    vine's promise makes a deque for its second listener, and Python may switch threads there. A
-    thread that makes the promise ready meanwhile never sees that listener.
-    """
-
 class Delivery:
     """A message from the broker, copied out of the reader's buffer."""
 

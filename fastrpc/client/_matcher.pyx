@@ -322,23 +322,6 @@ cdef bint fulfil_promise(object result, dict meta) except -1:
     return not has_listeners(result)
 
 
-def make_room_for_listener(result):
-    """Have the next ``then`` of ``result`` call its listener, also if a thread makes it ready now.
-
-    vine's promise makes a deque for its second listener, and Python may switch threads there. A
-    thread that makes the promise ready meanwhile never sees that listener. So the deque is made
-    here, before ``then`` looks whether the promise is ready.
-    """
-    promise = result.on_ready
-    first = promise._svpending
-    if first is None:
-        return
-    listeners = deque((first,))
-    if promise._svpending is first and not promise.ready:
-        promise._lvpending = listeners
-        promise._svpending = None
-
-
 cdef int call_listeners(object result) except -1:
     """Do what vine's promise does once it is ready."""
     promise = result.on_ready

@@ -13,7 +13,6 @@ from kombu.utils.compat import detect_environment
 from .._borrowed import is_leaf, task_join_will_block
 from ..options import Options
 from ..stats import ReceivedStats
-from ._matcher import make_room_for_listener
 from ._pending import PendingTable
 from ._wait import ReadingRole, Wait, Watchers
 from .matcher import ResultMatcher
@@ -130,7 +129,6 @@ class ClientSide:
         if result.on_ready.ready:
             return
         self.matcher.add(result, weak=weak)
-        make_room_for_listener(result)  # Celery adds one next
         if read and detect_environment() != "default" and not result._cache:
             self.reader.read_in_background(self.names.lease().name)
 

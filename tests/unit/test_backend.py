@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from importlib.metadata import entry_points
 from types import SimpleNamespace
 
@@ -563,22 +562,6 @@ class TestWaiting:
 
         monkeypatch.setattr(backend.client.matcher, "add", interrupted)
         assert result.get(timeout=5) == "just now"
-
-    def test_it_arrives_while_a_second_callback_is_added(self, app, backend, monkeypatch):
-        """vine makes a deque for the second listener of a promise; threads may switch there."""
-        called = []
-        result = app.AsyncResult("id")
-        result.then(lambda result: called.append("first"))
-
-        def interrupted(*args):
-            arrives(backend, "id")
-            return deque(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr("vine.promises.deque", interrupted)
-            result.then(lambda result: called.append("second"))
-        arrives(backend, "id")
-        assert called == ["first", "second"]
 
     def test_the_task_is_sent_again_under_the_same_id(self, app, backend):
         arrives(backend, "id", "first")
