@@ -125,12 +125,11 @@ class TestGet:
     def test_timeout_0_finds_an_arrived_result(self, app, sender):
         async def main():
             await aio.get(sent(app, sender, 1)[0], timeout=20)
-            [result] = sent(app, sender, 1, "there")
-            await until(inside.intake(app).readable, "it has come")
-            with suppress(TimeoutError):  # the thread that keeps the connection may just read it
-                return await aio.get(result, timeout=0)
-            await until(lambda: not inside.role_is_taken(app), "that thread has read it")
-            return await aio.get(result, timeout=0)
+            for _ in range(3):
+                [result] = sent(app, sender, 1, "there")
+                await until(inside.intake(app).readable, "it has come")
+                with suppress(TimeoutError):  # the keeper of the connection may just read it
+                    return await aio.get(result, timeout=0)
 
         assert run(main()) == "there"
 

@@ -52,7 +52,10 @@ def run(private_broker, worker):
 
 
 def soonest(leave: Callable[[], float], at_most: float) -> float:
-    """The shortest of three times; one that is short enough will do. The machine may be busy."""
+    """The shortest of up to three times: one may be long on a busy machine.
+
+    A process that waits for something at its end does so each time.
+    """
     took = leave()
     for _ in range(2):
         if took >= at_most:
@@ -149,7 +152,7 @@ def test_of_a_process_that_sigterm_kills_they_expire(private_broker, make_client
     pid = os.fork()
     if not pid:
         try:
-            # rabbitmqctl may take seconds to look whether it is there.
+            # rabbitmqctl may take seconds to list the queues.
             expect(make_client(private_broker.url, result_expires=10), 1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)

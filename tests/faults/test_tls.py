@@ -216,7 +216,7 @@ def test_the_wrong_host_is_refused(tls_broker, make_client, trusting, more):
     url = tls_broker.tls_url.replace("localhost", "127.0.0.1")
     app = make_client(url, broker_use_ssl={**trusting, **more})
     with stopwatch(5, "get()"), pytest.raises(OperationalError, match=r"(?i)mismatch"):
-        app.AsyncResult("some-id").get(timeout=20)
+        app.AsyncResult("some-id").get(timeout=4)
     with stopwatch(5, "store_result"), pytest.raises(OperationalError, match=r"(?i)mismatch"):
         answer(app, "some-queue", ["some-id"])
 

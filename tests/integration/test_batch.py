@@ -130,6 +130,6 @@ def test_a_fork_sends_nothing_of_its_parents_batch(connect, queue):
         producer.publish("once", routing_key=queue.name)
         Child(batch.flush).result()
     wait_until(lambda: size(queue), WAIT, "it has arrived")
-    # The channel that it came by answers after all that was sent by it.
-    sent_by = queue(connection.default_channel)
-    assert size(sent_by) == 1
+    # This channel answers after it has handled all that was sent on it.
+    bound = queue(connection.default_channel)
+    assert size(bound) == 1

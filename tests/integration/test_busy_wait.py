@@ -17,7 +17,7 @@ def slept(monkeypatch) -> list[bool]:
 
     def patient(self, busy_wait=0.0):
         """Ten milliseconds become a second: a reply that is late on a busy machine is awaited."""
-        return readable(self, 100 * busy_wait)
+        return readable(self, 1.0 if busy_wait == 0.01 else busy_wait)
 
     def watched(self, timeout=None, **options):
         reads.append(not self.readable())

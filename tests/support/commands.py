@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import kombu
@@ -48,9 +47,10 @@ class Command:
             )
 
     def close(self) -> None:
-        """Stop it. A worker may take long to stop: one that does is killed."""
+        """Stop it. A worker may take long: billiard alone may need 30 seconds for a child."""
         self.process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
-        self.process.kill()
-        self.process.wait(10)
+        try:
+            self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.process.wait(10)

@@ -59,7 +59,7 @@ class Watchdog:
     """
 
     #: How many times in a row the loop must be found at the same instruction.
-    LOOKS = 12
+    LOOKS = 7
 
     def __init__(self, at_most: float = 0.01) -> None:
         self._at_most = at_most

@@ -180,7 +180,7 @@ class _Serve:
         self.next_share = 0.0
         self.port = 0
         self.listener: socket.socket | None = None
-        #: Has the port while there is no listener.
+        #: Keeps the port while there is no listener.
         self.holder: socket.socket | None = None
         self.commands = b""
         self.do_listen()

@@ -15,8 +15,8 @@ WAIT = 30
 def value_of(result: Any, propagate: bool = True) -> Any:
     """result.get(). The redis backend may lose what a test waits for; ours may not.
 
-    A result that redis publishes before it reads the subscription is never heard of, so its key is
-    asked for. A wait in vain was seen once in some 15 runs of all tests.
+    A result that redis publishes before it reads the subscription is never noticed, so this polls
+    its key. A wait in vain was seen once in some 15 runs of all tests.
     """
     if isinstance(result.backend, RedisBackend):
         try:

@@ -63,7 +63,7 @@ def answer_once_consumed(app: Celery, sender: Celery, queue: str, result: Any, v
         intake = app.backend.result_consumer.intake
         return intake is not None and queue in intake.consumed
 
-    wait_until(is_consumed, 30, "the client consumes from its reply queue")
+    wait_until(is_consumed, 8, "the client consumes from its reply queue")
     answer(sender, queue, [result], value)
 
 
