@@ -171,7 +171,7 @@ class TestHandingOver:
 
         def time_out() -> None:
             with pytest.raises(TimeoutError):
-                first.get(timeout=2)
+                first.get(timeout=0.9)  # less than a read: it leaves the role once, at its end
 
         reader = Background(time_out)
         wait_until(lambda: inside.role_is_taken(app), 10, "somebody reads")

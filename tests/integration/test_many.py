@@ -64,9 +64,14 @@ class Sender:
             found.append(raw.properties["correlation_id"])
         return found
 
+    @property
+    def pipeline(self) -> Any:
+        """Of pipelined tasks: what sends them."""
+        return self.app.amqp.producer_pool.Producer.keywords["pipeline"]
+
     def await_confirms(self) -> None:
         """Of pipelined tasks: nothing is to be sent again over a proxy that is gone."""
-        self.app.amqp.producer_pool.Producer.keywords["pipeline"].flush()
+        self.pipeline.flush()
 
     def close(self) -> None:
         self.channel.queue_delete(self.queue)
@@ -678,8 +683,7 @@ class TestPipelined:
         one.add.apply_async((0, 0), ignore_result=True)
         one.add.apply_async((0, 0), ignore_result=True)
         assert len(one.ids(2)) == 2
-        pipeline = one.app.amqp.producer_pool.Producer.keywords["pipeline"]
-        wait_until(lambda: not pipeline._publisher.unconfirmed, WAIT, "both are confirmed")
+        wait_until(lambda: not one.pipeline._publisher.unconfirmed, WAIT, "both are confirmed")
         proxy.freeze()
         return one, [one.add.apply_async((n, n), ignore_result=True) for n in range(30)]
 

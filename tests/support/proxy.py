@@ -287,7 +287,7 @@ class _Serve:
             self.selector.unregister(self.listener)
             self.listener.close()
             self.listener = None
-            # Bound, but not listening: nobody else gets the port meanwhile.
+            # It is bound, but does not listen: nobody else gets the port meanwhile.
             self.holder = socket.socket()
             self.holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.holder.bind(("127.0.0.1", self.port))

@@ -17,6 +17,7 @@ from amqp.basic_message import Message
 from celery import Celery, states
 from celery.app.task import Context
 
+from tests.support import inside
 from tests.support.waiting import wait_until
 
 _numbers = itertools.count(1)
@@ -60,7 +61,7 @@ def answer_once_consumed(app: Celery, sender: Celery, queue: str, result: Any, v
     """Send a result when the reply queue exists, which a wait of the client has to declare."""
 
     def is_consumed() -> bool:
-        intake = app.backend.result_consumer.intake
+        intake = inside.intake(app)
         return intake is not None and queue in intake.consumed
 
     wait_until(is_consumed, 8, "the client consumes from its reply queue")
